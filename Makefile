@@ -1,0 +1,43 @@
+# Each target is one or two plain commands; the README shows them for those without make.
+# `make setup PYTHON=python3.13` builds the environment with another Python.
+
+PYTHON ?= python3
+# Written last, so that an interrupted setup starts over.
+STAMP := .venv/complete
+
+.PHONY: setup run test test-all test-more lint format lock
+
+setup: $(STAMP)
+	@:
+
+$(STAMP): requirements/development.txt
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed; $(PYTHON) is ' + sys.version.split()[0] + '. Name another one: make $(MAKECMDGOALS) PYTHON=python3.13')"
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --require-hashes -r requirements/development.txt
+	@touch $(STAMP)
+
+run: setup
+	.venv/bin/python -m app
+
+test: setup
+	.venv/bin/python -m pytest
+
+test-all: test test-more
+
+# What `make test` skips because it needs more than Python; HEIC pictures in an environment that
+# has their decoder, so that the usual one shows how the service does without.
+test-more: setup
+	.venv/bin/python -m pytest -m "container or network or slow"
+	.venv/bin/python -m uv run --quiet --no-project --isolated --python .venv/bin/python --with-requirements requirements/development.txt --with-requirements requirements/heic.txt python -m pytest -k heic
+
+lint: setup
+	.venv/bin/python -m ruff check && .venv/bin/python -m ruff format --check
+	.venv/bin/python -m mypy .
+
+format: setup
+	.venv/bin/python -m ruff check --fix
+	.venv/bin/python -m ruff format
+
+# Keeps the versions that still fit; `make lock LOCK_OPTIONS=--upgrade` takes the newest.
+lock: setup
+	scripts/lock $(LOCK_OPTIONS)

@@ -1,0 +1,15 @@
+"""Plain `pytest` needs Python alone: tests that need more are skipped, and say what runs them."""
+
+import pytest
+
+NEEDS_MORE = ("container", "network", "slow")  # markers, explained in pyproject.toml
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs more unless `-m` chooses."""
+    if config.option.markexpr:
+        return
+    for item in items:
+        for marker in NEEDS_MORE:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: `make test-all` runs it"))
