@@ -1,0 +1,193 @@
+"""The sizes that an AVIF file names, of the picture and of the streams it is coded in.
+
+Its decoder believes the streams: a file of 1 kB can promise 64 × 64 pixels and hold a stream of
+16,384 × 16,384, which is decoded whole before anybody compares. So the streams' own headers are
+read here. Formats: ISO/IEC 14496-12 (boxes), 23008-12 (items), and the AV1 bitstream
+specification, sections 5.3 to 5.5 (OBUs and the sequence header).
+"""
+
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+
+_MAX_BOXES = 10_000
+_SEQUENCE_HEADER = 1
+_PLAIN_CONTAINERS = frozenset({b"iprp", b"ipco", b"moov", b"trak", b"mdia", b"minf", b"stbl"})
+Size = tuple[int, int]
+
+
+def sizes(data: bytes) -> tuple[list[Size], list[Size]]:
+    """Return the (width, height) of every picture promised, and of every AV1 stream held.
+
+    Raises struct.error or IndexError where the file is cut off or makes no sense.
+    """
+    promised: list[Size] = []
+    streams: list[bytes] = []
+    stored = b""  # the box idat, in which items may lie
+    items: list[tuple[int, list[Size]]] = []
+    sample_sizes: list[int] = []
+    sample_starts: list[int] = []
+    for name, start, end in _boxes(data):
+        if name == b"ispe":
+            promised.append(struct.unpack_from(">II", data, start + 4))
+        elif name == b"idat":
+            stored = data[start:end]
+        elif name == b"iloc":
+            items += _item_places(data, start)
+        elif name == b"stsz":
+            common, count = struct.unpack_from(">II", data, start + 4)
+            first = struct.unpack_from(">I", data, start + 12)[0] if count and not common else 0
+            sample_sizes.append(common or first)
+        elif name in (b"stco", b"co64"):
+            form = ">Q" if name == b"co64" else ">I"
+            sample_starts.append(struct.unpack_from(form, data, start + 8)[0])
+    for inside, extents in items:
+        source = stored if inside else data
+        if sum(length or len(source) for _, length in extents) > len(data):
+            raise IndexError("extents of more bytes than there are")
+        pieces = (source[at : at + length if length else None] for at, length in extents)
+        streams.append(b"".join(pieces))
+    for at, length in zip(sample_starts, sample_sizes, strict=False):
+        streams.append(data[at : at + length])
+    return promised, [size for stream in streams for size in _stream_sizes(stream)]
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (name, start of content, end) of the boxes, also of those inside others."""
+    ends = [(0, len(data))]
+    for _ in range(_MAX_BOXES):
+        while ends and ends[-1][0] + 8 > ends[-1][1]:
+            ends.pop()
+        if not ends:
+            return
+        at, limit = ends.pop()
+        length, name = struct.unpack_from(">I4s", data, at)
+        start = at + 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, start)
+            start += 8
+        end = at + length if length else limit
+        if not start <= end <= limit:
+            raise IndexError(f"a box {name!r} that ends outside")
+        ends.append((end, limit))
+        if name == b"meta":
+            ends.append((start + 4, end))
+        elif name in _PLAIN_CONTAINERS:
+            ends.append((start, end))
+        yield name, start, end
+    raise IndexError("more boxes than any picture needs")
+
+
+def _item_places(data: bytes, start: int) -> list[tuple[int, list[Size]]]:
+    """Read the box iloc: for each item whether it lies in idat, and its (start, length) pieces."""
+    version, packed = struct.unpack_from(">B3xH", data, start)
+    offset_size, length_size, base_size = packed >> 12, packed >> 8 & 15, packed >> 4 & 15
+    index_size = packed & 15 if version else 0
+    at = start + 6
+    wide = 4 if version == 2 else 2
+
+    def number(size: int) -> int:
+        nonlocal at
+        at += size
+        if at > len(data):
+            raise IndexError("a list of items that is cut off")
+        return int.from_bytes(data[at - size : at], "big")
+
+    items: list[tuple[int, list[Size]]] = []
+    pieces = 0
+    for _ in range(number(wide)):
+        number(wide)
+        inside = number(2) & 15 if version else 0
+        number(2)
+        base = number(base_size)
+        extents = []
+        count = number(2)
+        pieces += 1 + count
+        if pieces > _MAX_BOXES:  # they may take no room in the list, so its end is no bound
+            raise IndexError("more items than any picture needs")
+        for _ in range(count):
+            number(index_size)
+            offset = number(offset_size)
+            extents.append((base + offset, number(length_size)))
+        items.append((inside, extents))
+    return items
+
+
+def _stream_sizes(stream: bytes) -> list[Size]:
+    """Return the largest frame size of each sequence header in a series of OBUs."""
+    found: list[Size] = []
+    with suppress(IndexError):  # EXIF, a grid, or a stream that no decoder follows further either
+        found.extend(_sequence_sizes(stream))
+    return found
+
+
+def _sequence_sizes(stream: bytes) -> Iterator[Size]:
+    at = 0
+    while at < len(stream):
+        header = stream[at]
+        at += 2 if header & 4 else 1
+        length = len(stream) - at
+        if header & 2:
+            length = 0
+            for shift in range(0, 56, 7):
+                length |= (stream[at] & 0x7F) << shift
+                at += 1
+                if not stream[at - 1] & 0x80:
+                    break
+        if header >> 3 == _SEQUENCE_HEADER:
+            yield _sequence_size(stream[at : at + length])
+        at += length
+
+
+class _Bits:
+    """Bits read one after the other, the highest of each byte first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._value = int.from_bytes(data, "big")
+        self._left = 8 * len(data)
+
+    def take(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise IndexError("a sequence header that is cut off")
+        return self._value >> self._left & ((1 << count) - 1)
+
+    def take_uvlc(self) -> int:
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros) if zeros < 32 else 2**32 - 1
+
+
+def _sequence_size(header: bytes) -> Size:
+    """Read a sequence header (AV1 5.5.1) as far as the largest frame size."""
+    bits = _Bits(header[:512])
+    bits.take(4)  # seq_profile, still_picture
+    if bits.take(1):  # reduced_still_picture_header
+        bits.take(5)
+    else:
+        _skip_timing_and_operating_points(bits)
+    width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
+    return bits.take(width_bits) + 1, bits.take(height_bits) + 1
+
+
+def _skip_timing_and_operating_points(bits: _Bits) -> None:
+    delay_bits = 0
+    has_decoder_model = 0
+    if bits.take(1):  # timing_info
+        bits.take(64)
+        if bits.take(1):  # equal_picture_interval
+            bits.take_uvlc()
+        has_decoder_model = bits.take(1)
+        if has_decoder_model:
+            delay_bits = bits.take(5) + 1
+            bits.take(42)
+    has_display_delay = bits.take(1)
+    for _ in range(bits.take(5) + 1):
+        bits.take(12)  # operating_point_idc
+        if bits.take(5) > 7:  # seq_level_idx
+            bits.take(1)
+        if has_decoder_model and bits.take(1):
+            bits.take(2 * delay_bits + 1)
+        if has_display_delay and bits.take(1):
+            bits.take(4)

@@ -1,0 +1,263 @@
+"""Pictures for tests, good and hostile, made in code."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Turn = Callable[[Image.Image], Image.Image]
+
+LOSSLESS = ("PNG", "GIF", "BMP", "TIFF", "WEBP")
+FORMATS = ("JPEG", *LOSSLESS, "AVIF")
+
+# What a camera does to the upright picture before it writes the orientation beside it
+STORED_AS: dict[int, Turn] = {
+    1: lambda image: image,
+    2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
+}
+
+
+def scene(width: int = 160, height: int = 120, mode: str = "RGB") -> Image.Image:
+    """A smooth picture without any symmetry, so that every wrong turn and crop shows."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    channels = (x, y * (1 - 0.4 * x), 0.5 + 0.5 * np.sin(5 * x + 3 * y))
+    image = Image.fromarray((np.stack(channels, axis=-1) * 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((width * 0.1, height * 0.15, width * 0.4, height * 0.4), fill=(250, 220, 30))
+    draw.rectangle((width * 0.6, height * 0.7, width * 0.95, height * 0.8), fill=(20, 40, 160))
+    return image if mode == "RGB" else image.convert(mode)
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:  # noqa: A002
+    """The bytes of the image in that format; lossless where the format can be."""
+    settings: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}}.get(format, {})
+    if format == "WEBP":
+        settings = {"lossless": True}
+    if format == "AVIF":
+        settings = {"quality": 95, "speed": 9, "subsampling": "4:4:4"}
+    buffer = io.BytesIO()
+    image.save(buffer, format, **(settings | options))
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> Image.Image:
+    """What Pillow alone makes of the bytes."""
+    return Image.open(io.BytesIO(data))
+
+
+def picture(format: str = "JPEG", width: int = 160, height: int = 120) -> bytes:  # noqa: A002
+    """An ordinary picture in that format."""
+    return encode(scene(width, height), format)
+
+
+def exif(orientation: int) -> bytes:
+    """An EXIF block that holds this orientation."""
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+def turned(orientation: int, format: str = "JPEG", width: int = 160, height: int = 120) -> bytes:  # noqa: A002
+    """`scene`, stored as a camera stores it that was held that way."""
+    stored = STORED_AS[orientation](scene(width, height))
+    return encode(stored, format, exif=exif(orientation))
+
+
+def animation(format: str, frames: int = 3) -> bytes:  # noqa: A002
+    """`scene` first, then frames of one colour each."""
+    rest = [Image.new("RGB", (160, 120), (i % 256, 0, 90)) for i in range(1, frames)]
+    options = {"GIF": {}, "TIFF": {}}.get(format, {"duration": 100})
+    return encode(scene(), format, save_all=True, append_images=rest, **options)
+
+
+def png(
+    width: int,
+    height: int,
+    rows: bytes,
+    *,
+    depth: int = 8,
+    colour: int = 2,
+    before: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
+    """A PNG of raw rows, each begun by its filter byte, with other chunks before the pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(name, content)
+        for name, content in (
+            (b"IHDR", header),
+            *before,
+            (b"IDAT", zlib.compress(rows, 1)),
+            (b"IEND", b""),
+        )
+    )
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """One chunk of a PNG, with its checksum."""
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I4s", len(content), name) + content + struct.pack(">I", checksum)
+
+
+def with_chunks(data: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """The PNG with further chunks after its header."""
+    return data[:33] + b"".join(chunk(name, content) for name, content in chunks) + data[33:]
+
+
+def with_segments(data: bytes, *segments: tuple[int, bytes]) -> bytes:
+    """The JPEG with further segments (marker, content) after its start."""
+    added = b"".join(
+        struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+        for marker, content in segments
+    )
+    return data[:2] + added + data[2:]
+
+
+def deep_png(values: NDArray[np.uint16]) -> bytes:
+    """A PNG of 16 bits a channel; values: (height, width) or (height, width, 2, 3 or 4)."""
+    height, width = values.shape[:2]
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
+    with_filter = np.insert(rows, 0, 0, axis=1).tobytes()
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    return png(width, height, with_filter, depth=16, colour=colour)
+
+
+TIFF_TYPES = {"B": 1, "H": 3, "I": 4}
+
+
+def tiff(
+    width: int,
+    height: int,
+    pixels: bytes,
+    *,
+    order: str = "<",
+    tags: Sequence[tuple[int, str, Sequence[int]]] = (),
+) -> bytes:
+    """A TIFF of one uncompressed strip; tags: (tag, type as struct names it, values)."""
+    entries: dict[int, tuple[str, Sequence[int]]] = {
+        256: ("I", [width]),
+        257: ("I", [height]),
+        258: ("H", [8]),
+        259: ("H", [1]),
+        262: ("H", [1]),
+        273: ("I", [8]),
+        277: ("H", [1]),
+        278: ("I", [height]),
+        279: ("I", [len(pixels)]),
+    }
+    entries |= {tag: (kind, values) for tag, kind, values in tags}
+    start = 8 + len(pixels) + len(pixels) % 2
+    after = start + 2 + 12 * len(entries) + 4
+    directory, values_after = b"", b""
+    for tag, (kind, values) in sorted(entries.items()):
+        packed = struct.pack(f"{order}{len(values)}{kind}", *values)
+        directory += struct.pack(f"{order}HHI", tag, TIFF_TYPES[kind], len(values))
+        if len(packed) > 4:
+            directory += struct.pack(f"{order}I", after + len(values_after))
+            values_after += packed
+        else:
+            directory += packed.ljust(4, b"\0")
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return b"".join(
+        (
+            mark + struct.pack(f"{order}I", start) + pixels.ljust(start - 8, b"\0"),
+            struct.pack(f"{order}H", len(entries)) + directory + bytes(4) + values_after,
+        )
+    )
+
+
+def huge_png(width: int = 50_000, height: int = 50_000) -> bytes:
+    """A small PNG whose header promises more pixels than are allowed."""
+    return png(width, height, b"\0" * 100, depth=1, colour=0)
+
+
+def huge_webp(width: int = 16_384, height: int = 16_384) -> bytes:
+    """A WebP header alone, of a canvas that a decoder would allocate at once."""
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + size
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def huge_gif(width: int = 65_535, height: int = 65_535) -> bytes:
+    """A GIF of one pixel on an enormous screen."""
+    data = bytearray(encode(Image.new("P", (1, 1)), "GIF"))
+    data[6:10] = struct.pack("<HH", width, height)
+    return bytes(data)
+
+
+def huge_bmp(width: int = 60_000, height: int = 60_000) -> bytes:
+    """A BMP whose header promises more pixels than are allowed."""
+    data = bytearray(picture("BMP"))
+    data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
+
+
+def huge_tiff(width: int = 60_000, height: int = 60_000) -> bytes:
+    """A TIFF whose tags promise more pixels than are allowed."""
+    return tiff(width, height, b"\0" * 100)
+
+
+def huge_jpeg(width: int = 65_500, height: int = 65_500) -> bytes:
+    """A JPEG whose frame header promises more pixels than are allowed."""
+    data = bytearray(picture("JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def huge_avif(width: int = 30_000, height: int = 30_000) -> bytes:
+    """An AVIF whose image property promises more pixels than are allowed."""
+    data = bytearray(picture("AVIF"))
+    size = data.index(b"ispe") + 8
+    data[size : size + 8] = struct.pack(">II", width, height)
+    return bytes(data)
+
+
+HUGE: dict[str, Callable[[], bytes]] = {
+    "JPEG": huge_jpeg,
+    "PNG": huge_png,
+    "WebP": huge_webp,
+    "GIF": huge_gif,
+    "BMP": huge_bmp,
+    "TIFF": huge_tiff,
+    "AVIF": huge_avif,
+}
+
+
+def gif_of_many_frames(frames: int = 300_000) -> bytes:
+    """A GIF of one pixel and as many frames as wanted, each of a few bytes."""
+    single = encode(Image.new("P", (1, 1)), "GIF")
+    start = single.index(b",")
+    return single[:start] + single[start:-1] * frames + b";"
+
+
+def png_text_bomb(inflated: int = 60_000_000) -> bytes:
+    """A good PNG with compressed text, profile and EXIF that inflate enormously."""
+    packed = zlib.compress(bytes(inflated), 9)
+    return with_chunks(
+        picture("PNG"),
+        (b"zTXt", b"Comment\0\0" + packed),
+        (b"iCCP", b"profile\0\0" + packed),
+        (b"iTXt", b"Title\0\1\0\0\0" + packed),
+    )
+
+
+def jpeg_of_many_exif_segments(segments: int = 50_000) -> bytes:
+    """A good JPEG with EXIF in tiny pieces; a reader that joins them one by one takes for ever."""
+    return with_segments(picture("JPEG"), *[(0xE1, b"Exif\0\0" + bytes(60))] * segments)
+
+
+def mpo() -> bytes:
+    """A phone's JPEG with a second picture behind the first."""
+    return encode(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (160, 120))])

@@ -1,0 +1,544 @@
+"""The classifier and its file: what is saved is what is loaded, and nothing else is."""
+
+import json
+import os
+import resource
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from model import artifact, classifier, preprocessing
+from model.artifact import pack, unpack
+from model.classifier import BadArtifact, Classifier, Golden
+from model.network import GlobalAverage, Layer, Linear, MaxPool, Relu, Standardise
+from model.preprocessing import InvalidImage, Picture, Preprocessing, read_picture, to_vector
+from tests import pictures
+from training.golden import choose_golden, mistakes
+
+NAMES = ("cat", "non-cat")
+
+
+def smooth_weights(seed: int, cells: int = 8, scale: float = 0.02) -> NDArray[np.float32]:
+    """Weights (12288, 1) that vary slowly over the picture, as trained ones do."""
+    rng = np.random.default_rng(seed)
+    planes = [rng.normal(size=(cells, cells)).astype(np.float32) for _ in range(3)]
+    upscaled = [
+        np.asarray(Image.fromarray(plane).resize((64, 64), Image.Resampling.BICUBIC))
+        for plane in planes
+    ]
+    return (np.stack(upscaled, axis=-1).reshape(-1, 1) * scale).astype(np.float32)
+
+
+def logistic(seed: int = 0, **options: Any) -> Classifier:
+    layer = Linear(smooth_weights(seed, **options), np.array([0.1], np.float32))
+    return Classifier("test", NAMES, 0.5, [layer], golden=Golden(pictures.turned(6), 0.0))
+
+
+def deep(seed: int = 0) -> Classifier:
+    """A small network of other layers than one linear one."""
+    rng = np.random.default_rng(seed)
+    layers: list[Layer] = [
+        Standardise([0.5, 0.5, 0.5], [0.25, 0.25, 0.25]),
+        MaxPool(),
+        MaxPool(),
+        Relu(),
+        GlobalAverage(),
+        Linear(rng.normal(size=(3, 8)).astype(np.float32), np.zeros(8, np.float32)),
+        Relu(),
+        Linear(rng.normal(size=(8, 1)).astype(np.float32), np.zeros(1, np.float32)),
+    ]
+    return replace(logistic(), layers=layers)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "weights.safetensors"
+
+
+def with_golden(tested: Classifier, path: Path) -> Classifier:
+    golden = choose_golden(tested, np.random.default_rng(7))
+    return replace(tested, golden=golden).save(path)
+
+
+@pytest.fixture(scope="module")
+def golden_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of two classifiers, each with the golden picture chosen for it."""
+    folder = tmp_path_factory.mktemp("golden")
+    made = {"logistic": logistic(5), "two layers": two_layers()}
+    for name, tested in made.items():
+        with_golden(tested, folder / name)
+    return {name: folder / name for name in made}
+
+
+def two_layers() -> Classifier:
+    first = np.hstack([smooth_weights(seed) for seed in range(10, 18)])
+    rng = np.random.default_rng(4)
+    layers: list[Layer] = [
+        Linear(first, np.zeros(8, np.float32)),
+        Relu(),
+        Linear(rng.normal(size=(8, 1)).astype(np.float32), np.zeros(1, np.float32)),
+    ]
+    return replace(logistic(), layers=layers)
+
+
+# --- Predicting ----------------------------------------------------------------------------------
+
+
+def test_the_probability_is_the_networks_for_the_preprocessed_picture() -> None:
+    tested = logistic()
+    prediction = tested.predict(pictures.turned(6))
+    x = to_vector(read_picture(pictures.turned(6)).pixels).astype(np.float64)
+    z = x @ tested.layers[0].parameters["weights"][:, 0].astype(np.float64) + 0.1
+    assert prediction.cat_probability == pytest.approx(1 / (1 + np.exp(-z)), abs=1e-5)
+    assert prediction.warnings == ("it was turned upright as its EXIF orientation says",)
+    assert prediction.picture.width == 160
+
+
+@pytest.mark.parametrize(("shift", "label"), [(-1e-9, "cat"), (0, "cat"), (1e-9, "non-cat")])
+def test_from_the_threshold_on_the_label_is_the_first_class(shift: float, label: str) -> None:
+    probability = logistic().predict(pictures.picture()).cat_probability
+    tested = replace(logistic(), threshold=probability + shift)
+    assert tested.predict(pictures.picture()).label == label
+
+
+def test_the_label_is_in_the_words_of_the_artifact(path: Path) -> None:
+    tested = replace(logistic(), class_names=("ripe", "unripe"), threshold=1e-6).save(path)
+    assert tested.predict(pictures.picture()).label == "ripe"
+
+
+def test_extreme_weights_give_probabilities_without_warnings() -> None:
+    weights = np.full((12288, 1), 1e4, np.float32)
+    for sign, expected in ((1, 1.0), (-1, 0.0)):
+        tested = replace(logistic(), layers=[Linear(sign * weights, np.zeros(1, np.float32))])
+        assert tested.predict(pictures.picture()).cat_probability == expected
+
+
+def test_what_is_no_picture_is_refused_as_such() -> None:
+    with pytest.raises(InvalidImage):
+        logistic().predict(b"no picture")
+
+
+@pytest.mark.parametrize("make", [logistic, deep])
+def test_threads_share_a_classifier(make: Callable[[], Classifier]) -> None:
+    tested = make()
+    data = [pictures.turned(i) for i in range(1, 9)]
+    expected = [tested.predict(each).cat_probability for each in data]
+    wrong: list[int] = []
+
+    def work(offset: int) -> None:
+        for i in range(24):
+            which = (i + offset) % len(data)
+            if tested.predict(data[which]).cat_probability != expected[which]:
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# --- Saving and loading --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [logistic, deep])
+def test_what_is_loaded_is_what_was_saved(make: Callable[[], Classifier], path: Path) -> None:
+    metadata = {"seed": 7, "training": {"rate": 0.005}, "metrics": {"accuracy": 0.7, "n": None}}
+    original = replace(make(), threshold=0.37, metadata=metadata)
+    saved, loaded = original.save(path), Classifier.load(path)
+    for each in (saved, loaded):
+        assert (each.name, each.class_names, each.threshold) == ("test", NAMES, 0.37)
+        assert each.metadata == metadata
+        assert each.preprocessing == Preprocessing()
+    assert saved.version == loaded.version
+    assert len(loaded.version) == 12
+    data = pictures.picture()
+    assert loaded.predict(data).cat_probability == original.predict(data).cat_probability
+
+
+def test_other_programs_read_the_file_as_safetensors(path: Path) -> None:
+    logistic().save(path)
+    with safetensors.safe_open(path, "np") as file:
+        assert json.loads(file.metadata()["class_names"]) == list(NAMES)
+        assert json.loads(file.metadata()["format_version"]) == 1
+        np.testing.assert_array_equal(file.get_tensor("0.weights"), smooth_weights(0))
+
+
+def test_the_same_content_is_the_same_bytes_in_every_process(path: Path) -> None:
+    version = logistic().save(path).version
+    code = (
+        "import sys; from tests.test_classifier import logistic;"
+        "print(logistic().save(sys.argv[1]).version)"
+    )
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", code, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert run.stdout.strip() == version
+
+
+@pytest.mark.parametrize("make", [logistic, deep])
+def test_half_precision_is_half_the_size_and_its_own_golden(
+    make: Callable[[], Classifier], path: Path
+) -> None:
+    original = make()
+    full, half = original.save(path), original.save(path.with_name("half"), "float16")
+    assert path.with_name("half").stat().st_size < path.stat().st_size
+    assert half.golden is not None
+    assert half.golden.probability == half.predict(half.golden.picture).cat_probability
+    weights = half.layers[-1].parameters["weights"]
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights, full.layers[-1].parameters["weights"], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_numbers_that_are_not_finite_are_not_saved(dtype: Any, path: Path) -> None:
+    weights = smooth_weights(0)
+    weights[5] = 1e5 if dtype == "float16" else np.nan
+    with pytest.raises(BadArtifact, match=r"not written.*0\.weights.*not finite"):
+        replace(logistic(), layers=[Linear(weights, np.zeros(1, np.float32))]).save(path, dtype)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_classifier_without_a_golden_picture_is_not_saved(path: Path) -> None:
+    with pytest.raises(BadArtifact, match="no golden picture"):
+        replace(logistic(), golden=None).save(path)
+
+
+@pytest.mark.parametrize("moment", [(os, "fsync"), (Path, "replace")])
+@pytest.mark.parametrize("what", [KeyboardInterrupt(), OSError(5, "Input/output error")])
+def test_an_interrupted_save_leaves_the_old_file_and_no_other(
+    path: Path,
+    moment: tuple[object, str],
+    what: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logistic().save(path)
+    before = path.read_bytes()
+
+    def interrupt(*_: object) -> None:
+        raise what
+
+    monkeypatch.setattr(*moment, interrupt)
+    with pytest.raises(type(what)):
+        logistic(seed=1).save(path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file_and_no_other(path: Path) -> None:
+    logistic().save(path)
+    before = path.read_bytes()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            logistic(seed=1).save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_killed_save_leaves_the_old_file(path: Path) -> None:
+    logistic().save(path)
+    before = path.read_bytes()
+    code = (
+        "import os, sys, signal; from tests.test_classifier import logistic;"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL);"
+        "logistic(seed=1).save(sys.argv[1])"
+    )
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code, str(path)], cwd=root)
+    assert run.returncode == -9
+    assert path.read_bytes() == before
+
+
+def test_the_file_has_the_permissions_that_the_user_asked_for(path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        logistic().save(path)
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_behind_a_link_the_file_is_replaced_not_the_link(tmp_path: Path, path: Path) -> None:
+    logistic().save(path)
+    link = tmp_path / "current"
+    link.symlink_to(path.name)
+    saved = logistic(seed=1).save(link)
+    assert link.is_symlink()
+    assert Classifier.load(path).version == saved.version
+
+
+# --- What is refused -----------------------------------------------------------------------------
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(BadArtifact) as caught:
+        Classifier.load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert message.endswith("train one with `python -m training`.")
+    return message
+
+
+def test_a_missing_file_is_named(path: Path) -> None:
+    assert "No such file" in refused(path)
+
+
+def test_a_folder_and_a_device_are_no_weights(tmp_path: Path) -> None:
+    assert "directory" in refused(tmp_path)
+    assert "not a regular file" in refused(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0",
+        bytes(100),
+        b"random text, long enough for a header length" * 10,
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 200_000_000) + b"{" * 500,
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 21) + b'{"__metadata__":"text',
+        struct.pack("<Q", 20_000) + b"[" * 20_000,
+        pictures.picture("JPEG"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_a_file_far_too_large_is_refused_unread(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(artifact.MAX_BYTES + 1)  # sparse: takes no room
+    assert "too many" in refused(path)
+
+
+def test_weights_of_something_else_are_refused(path: Path) -> None:
+    safetensors.numpy.save_file({"a": np.zeros(3)}, path)
+    refused(path)
+    safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path)
+    assert "no classifier of this project" in refused(path)
+    safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path, {"format": "pt"})
+    assert "its format is not JSON" in refused(path)
+
+
+Change = Callable[[dict[str, Any], dict[str, Any]], object]
+
+REFUSED: Mapping[str, tuple[Change, str]] = {
+    "a newer format": (lambda v, _: v.update(format_version=2), "format version is 2"),
+    "no threshold": (lambda v, _: v.pop("threshold"), "lack threshold"),
+    "no architecture": (lambda v, _: v.pop("architecture"), "lack architecture"),
+    "threshold 0": (lambda v, _: v.update(threshold=0.0), "threshold"),
+    "threshold 1": (lambda v, _: v.update(threshold=1.0), "threshold"),
+    "threshold NaN": (lambda v, _: v.update(threshold=float("nan")), "threshold"),
+    "threshold text": (lambda v, _: v.update(threshold="0.5"), "threshold"),
+    "one class": (lambda v, _: v.update(class_names=["cat"]), "class_names"),
+    "equal classes": (lambda v, _: v.update(class_names=["cat", "cat"]), "class_names"),
+    "classes of numbers": (lambda v, _: v.update(class_names=[1, 2]), "class_names"),
+    "no name": (lambda v, _: v.update(name=""), "name"),
+    "an unknown filter": (lambda v, _: v["preprocessing"].update(filter="nearest"), "filter"),
+    "an unknown step": (lambda v, _: v["preprocessing"].update(gamma=2), "gamma"),
+    "an unknown layer": (lambda v, _: v.update(architecture=[{"kind": "magic"}]), "magic"),
+    "architecture text": (lambda v, _: v.update(architecture="linear"), "list of layers"),
+    "architecture null": (lambda v, _: v.update(architecture=None), "list of layers"),
+    "no layers": (lambda v, t: [v.update(architecture=[]), t.popitem(), t.popitem()], "12288"),
+    "a missing tensor": (lambda _, t: t.pop("0.bias"), "bias"),
+    "a foreign tensor": (lambda _, t: t.update({"9.w": np.zeros(1, "f4")}), "9.w"),
+    "a flat tensor": (lambda _, t: t.update({"0.weights": np.zeros(12288, "f4")}), "0.weights"),
+    "a short tensor": (lambda _, t: t.update({"0.weights": np.zeros((100, 1), "f4")}), "not run"),
+    "two outputs": (lambda _, t: t.update({"0.weights": np.zeros((12288, 2), "f4")}), "(1, 2)"),
+    "infinite": (lambda _, t: t["0.weights"].__setitem__(3, np.inf), "not finite"),
+    "another side": (lambda v, _: v["preprocessing"].update(side=32), "not run"),
+    "another filter": (lambda v, _: v["preprocessing"].update(filter="box"), "differently"),
+    "no golden pair": (lambda v, _: v.update(golden=None), "golden"),
+    "golden no base64": (lambda v, _: v["golden"].update(picture="*"), "base64"),
+    "golden no picture": (lambda v, _: v["golden"].update(picture="YWJj"), "cannot be read"),
+    "golden NaN": (lambda v, _: v["golden"].update(probability=float("nan")), "differently"),
+    "other weights": (lambda _, t: t["0.weights"].__imul__(1.1), "differently"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_file_with_something_wrong_is_refused_with_what(
+    path: Path, what: str, golden_files: dict[str, Path]
+) -> None:
+    change, expected = REFUSED[what]
+    values, tensors = unpack(golden_files["logistic"].read_bytes())
+    change(values, tensors)
+    path.write_bytes(pack(values, tensors))
+    assert expected in refused(path)
+
+
+def test_tensors_of_other_types_are_refused(path: Path) -> None:
+    logistic().save(path)
+    values, tensors = unpack(path.read_bytes())
+    metadata = {key: json.dumps(value) for key, value in values.items()}
+    wide = {name: value.astype(np.float64) for name, value in tensors.items()}
+    safetensors.numpy.save_file(wide, path, metadata)
+    assert "stored as F64, expected F32 or F16" in refused(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_anywhere_is_refused_or_changes_nothing_that_matters(
+    tmp_path_factory: pytest.TempPathFactory, choose: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    good = folder / "good.safetensors"
+    if not good.exists():
+        deep().save(good)
+    data = bytearray(good.read_bytes())
+    if choose.draw(st.booleans()):
+        del data[choose.draw(st.integers(0, len(data) - 1)) :]
+    else:
+        at = choose.draw(st.integers(0, 1500) | st.integers(0, len(data) - 1))
+        data[at] = choose.draw(st.integers(0, 255))
+    damaged = folder / "damaged.safetensors"
+    damaged.write_bytes(data)
+    try:
+        loaded = Classifier.load(damaged)
+    except BadArtifact:
+        return
+    assert loaded.golden is not None
+    expected = loaded.golden.probability
+    assert loaded.predict(loaded.golden.picture).cat_probability == pytest.approx(
+        expected, abs=1e-3
+    )
+
+
+# --- The golden pair -----------------------------------------------------------------------------
+
+Read = Callable[..., Picture]
+
+
+def test_the_golden_picture_is_one_on_which_mistakes_show(path: Path) -> None:
+    saved = with_golden(logistic(), path)
+    assert saved.golden is not None
+    data = saved.golden.picture
+    assert len(data) < 15_000
+    picture = read_picture(data)
+    assert picture.format == "JPEG"
+    assert min(picture.width, picture.height) > 64
+    assert picture.width != picture.height
+    assert picture.warnings == ("it was turned upright as its EXIF orientation says",)
+    assert 0.1 < saved.golden.probability < 0.9
+
+
+def test_the_same_seed_chooses_the_same_golden_picture() -> None:
+    one, same = (choose_golden(logistic(), np.random.default_rng(3)) for _ in range(2))
+    assert one == same
+
+
+def test_weights_of_zero_have_a_golden_picture_too() -> None:
+    zero = replace(logistic(), layers=[Linear(np.zeros((12288, 1)), np.zeros(1))])
+    assert choose_golden(zero, np.random.default_rng(1)).probability == 0.5
+
+
+@pytest.mark.parametrize(("seed", "cells"), [(0, 4), (1, 8), (2, 16), (3, 64)])
+def test_every_mistake_moves_the_golden_probability(seed: int, cells: int) -> None:
+    tested = logistic(seed, cells=cells)
+    golden = choose_golden(tested, np.random.default_rng(seed))
+    moved = mistakes(tested, golden.picture)
+    assert len(moved) >= 17
+    assert min(moved.values()) > 2e-3, moved
+
+
+def squeeze_with(resize: Callable[[Image.Image], Image.Image]) -> Read:
+    """A read_picture that decodes right and then does something else."""
+
+    def read(data: bytes, spec: Preprocessing = Preprocessing(), *_: object) -> Picture:
+        right = read_picture(data, spec)
+        image = ImageOps.exif_transpose(pictures.decode(data))
+        return replace(right, pixels=np.asarray(resize(image)))
+
+    return read
+
+
+def turn_pixels(turn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Read:
+    def read(data: bytes, spec: Preprocessing = Preprocessing(), *_: object) -> Picture:
+        right = read_picture(data, spec)
+        return replace(right, pixels=np.ascontiguousarray(turn(right.pixels)))
+
+    return read
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def filter_is(name: str) -> Patch:
+    return lambda patch: patch.setitem(
+        preprocessing._FILTERS, "bilinear", Image.Resampling[name.upper()]
+    )
+
+
+def reader_is(read: Read) -> Patch:
+    return lambda patch: patch.setattr(classifier, "read_picture", read)
+
+
+def vector_is(scale: Callable[[NDArray[np.uint8]], NDArray[np.floating[Any]]]) -> Patch:
+    def vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return scale(pixels).reshape(len(pixels), -1).astype(np.float32)
+
+    return lambda patch: patch.setattr(classifier, "to_vector", vector)
+
+
+SQUARE = (64, 64)
+WRONG: Mapping[str, Patch] = {
+    "box filter": filter_is("box"),
+    "hamming filter": filter_is("hamming"),
+    "bicubic filter": filter_is("bicubic"),
+    "lanczos filter": filter_is("lanczos"),
+    "nearest pixel": filter_is("nearest"),
+    "no antialiasing": reader_is(
+        squeeze_with(
+            lambda image: image.transform(
+                SQUARE, Image.Transform.EXTENT, (0, 0, *image.size), Image.Resampling.BILINEAR
+            )
+        )
+    ),
+    "centre crop": reader_is(squeeze_with(lambda image: ImageOps.fit(image, SQUARE))),
+    "letterbox": reader_is(squeeze_with(lambda image: ImageOps.pad(image, SQUARE))),
+    "orientation not read": lambda patch: patch.setattr(preprocessing, "_TURNS", {}),
+    "turned the wrong way": lambda patch: patch.setitem(
+        preprocessing._TURNS, 6, Image.Transpose.ROTATE_90
+    ),
+    "mirrored": reader_is(turn_pixels(lambda pixels: pixels[:, ::-1])),
+    "upside down": reader_is(turn_pixels(lambda pixels: pixels[::-1])),
+    "blue first": reader_is(turn_pixels(lambda pixels: pixels[..., ::-1])),
+    "columns first": reader_is(turn_pixels(lambda pixels: pixels.transpose(1, 0, 2))),
+    "channels first": vector_is(lambda pixels: pixels.transpose(0, 3, 1, 2) / 255),
+    "not scaled": vector_is(lambda pixels: pixels / 1),
+    "scaled to [-1, 1]": vector_is(lambda pixels: pixels / 127.5 - 1),
+    "divided by 128": vector_is(lambda pixels: pixels / 128),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+@pytest.mark.parametrize("network", ["logistic", "two layers"])
+def test_code_that_preprocesses_differently_refuses_the_file(
+    network: str, mistake: str, golden_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Classifier.load(golden_files[network])
+    WRONG[mistake](monkeypatch)
+    assert "differently" in refused(golden_files[network])
