@@ -1,0 +1,1 @@
+"""The service: speaks HTTP, and asks the model room. Imports `model`, never `training`."""

@@ -1,0 +1,309 @@
+"""What only a real server process shows: limits while streaming, starting, stopping."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from model.classifier import Classifier
+from tests.server import PYTHON_M_APP, UVICORN, Server, environment, running
+
+LIMIT = 10 * 2**20
+curl_only = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+
+
+@pytest.fixture(scope="module")
+def server(weights_path: Path) -> Iterator[Server]:
+    with running(UVICORN, weights=weights_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def large_files(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Files of so many MB, which take no room on the disk."""
+    folder = tmp_path_factory.mktemp("large")
+    files = {size: folder / f"{size}-megabytes" for size in (12, 300)}
+    for size, path in files.items():
+        with path.open("wb") as file:
+            file.truncate(size * 1_000_000)
+    return files
+
+
+def curl(server: Server, *options: str) -> tuple[int, dict[str, Any]]:
+    """The status and the body that curl shows for a POST to /predict."""
+    done = subprocess.run(
+        ["curl", "-sS", "-m", "30", "-w", "\n%{http_code}", *options, f"{server.url}/predict"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    body, _, status = done.stdout.rpartition("\n")
+    return int(status), json.loads(body)
+
+
+def raw_request(server: Server, head: str, body: bytes = b"", wait: float = 10) -> bytes:
+    """All that comes back for bytes written as they are, until the server closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as connection:
+        connection.sendall(head.replace("\n", "\r\n").encode() + b"\r\n" + body)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@curl_only
+def test_curl_gets_the_models_answer_in_both_ways(
+    server: Server, classifier: Classifier, cat_picture: bytes, tmp_path: Path
+) -> None:
+    picture = tmp_path / "cat.jpg"
+    picture.write_bytes(cat_picture)
+    expected = classifier.predict(cat_picture).cat_probability
+    for options in (
+        ["-F", f"file=@{picture}"],
+        ["--data-binary", f"@{picture}"],
+        ["-T", str(picture), "-X", "POST"],
+        ["--data-binary", f"@{picture}", "-H", "Transfer-Encoding: chunked"],
+        ["--data-binary", f"@{picture}", "-H", "Content-Type:"],
+        ["--data-binary", f"@{picture}", "-H", "Expect: 100-continue"],
+    ):
+        status, answer = curl(server, *options)
+        assert status == 200, options
+        assert answer["cat_probability"] == expected, options
+
+
+@curl_only
+@pytest.mark.parametrize("megabytes", [12, 300])
+@pytest.mark.parametrize("header", ["Expect: 100-continue", "Expect:"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["with-length", "chunked"])
+@pytest.mark.parametrize("way", ["-F", "--data-binary"])
+def test_curl_shows_why_an_upload_is_too_large(
+    server: Server,
+    large_files: dict[int, Path],
+    megabytes: int,
+    header: str,
+    chunked: bool,
+    way: str,
+) -> None:
+    path = large_files[megabytes]
+    options = [way, f"file=@{path}" if way == "-F" else f"@{path}", "-H", header]
+    if chunked:
+        options += ["-H", "Transfer-Encoding: chunked"]
+    status, problem = curl(server, *options)
+    assert (status, problem["type"]) == (413, "/problems#too-large")
+    assert problem["limit_bytes"] == LIMIT
+
+
+@pytest.mark.parametrize("megabytes", [12, 300])
+@pytest.mark.parametrize("chunked", [False, True], ids=["with-length", "chunked"])
+def test_a_client_that_sends_all_before_it_reads_gets_the_answer_too(
+    server: Server, megabytes: int, chunked: bool
+) -> None:
+    def body() -> Iterator[bytes]:
+        for _ in range(megabytes):
+            yield bytes(1_000_000)
+
+    headers = {} if chunked else {"Content-Length": str(megabytes * 1_000_000)}
+    response = httpx.post(f"{server.url}/predict", content=body(), headers=headers, timeout=30)
+    assert response.status_code == 413
+    assert response.json()["type"] == "/problems#too-large"
+
+
+def test_an_announced_size_is_refused_before_anything_is_sent(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=2) as connection:
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"100 Continue" not in answer
+
+
+def test_a_refused_client_that_stays_is_let_go_in_seconds(server: Server) -> None:
+    started = time.monotonic()
+    head = "POST /predict HTTP/1.1\nHost: x\nContent-Length: 20000000\n"
+    answer = raw_request(server, head, bytes(1000), wait=10)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert time.monotonic() - started < 8
+
+
+def test_an_endless_upload_is_not_read_for_ever(server: Server) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    mebibyte = b"100000\r\n" + bytes(2**20) + b"\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head)
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            connection.sendall(mebibyte * 200)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "POST /predict HTTP/1.1\nHost: x\nContent-Length: abc\n",
+        "POST /predict HTTP/1.1\nHost: x\nContent-Length: -1\n",
+        "POST /predict HTTP/1.1\nHost: x\nContent-Length: 1\nContent-Length: 2\n",
+        "POST /predict HTTP/1.1\nHost: x\nTransfer-Encoding: gzip\n",
+        "POST /predict HTTP/1.1\nContent-Length: 0\n",
+        "NO HTTP AT ALL\n",
+    ],
+)
+def test_what_is_not_http_is_a_bad_request(server: Server, head: str) -> None:
+    status = int(raw_request(server, head).split()[1])
+    assert status in (400, 501)  # 501: RFC 9112 for an unknown Transfer-Encoding
+
+
+def test_a_client_that_leaves_amid_its_upload_leaves_no_trace(weights_path: Path) -> None:
+    with running(PYTHON_M_APP, weights=weights_path) as server:
+        for kind in ("image/jpeg", "multipart/form-data; boundary=b"):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+                connection.sendall(f"{head}Content-Length: 100000\r\n\r\n--b\r\n".encode())
+                time.sleep(0.2)
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert server.stop() == 0
+    assert "Traceback" not in server.log
+    assert "ERROR" not in server.log
+
+
+def test_the_log_holds_nothing_of_a_picture(weights_path: Path) -> None:
+    secret = b"nobody's business"
+    with running(PYTHON_M_APP, weights=weights_path) as server:
+        httpx.post(f"{server.url}/predict", content=secret)
+        httpx.post(f"{server.url}/predict", files={"file": ("secret-name.jpg", secret)})
+        form = {"Content-Type": "multipart/form-data; boundary=b"}
+        httpx.post(f"{server.url}/predict", content=secret, headers=form)
+        server.stop()
+    assert "POST /predict" in server.log
+    for word in ("nobody", "business", "secret-name", "boundary"):
+        assert word not in server.log
+
+
+def test_python_m_app_says_nothing_of_the_server_it_runs_on(weights_path: Path) -> None:
+    with running(PYTHON_M_APP, weights=weights_path) as server:
+        assert "server" not in httpx.get(f"{server.url}/health").headers
+
+
+@pytest.mark.parametrize("command", [PYTHON_M_APP, UVICORN], ids=["python -m app", "uvicorn"])
+def test_a_request_in_flight_is_finished_before_the_server_stops(
+    weights_path: Path, cat_picture: bytes, command: list[str]
+) -> None:
+    with running(command, weights=weights_path) as server:
+
+        def slow_upload() -> Iterator[bytes]:
+            yield cat_picture[:1000]
+            time.sleep(0.3)
+            server.process.terminate()
+            time.sleep(0.7)
+            yield cat_picture[1000:]
+
+        response = httpx.post(f"{server.url}/predict", content=slow_upload())
+        started = time.monotonic()
+        status = server.wait()
+    assert response.status_code == 200
+    assert time.monotonic() - started < 5
+    if command is PYTHON_M_APP:
+        assert status == 0
+    assert "Traceback" not in server.log
+
+
+def test_an_upload_that_never_ends_does_not_keep_the_server_from_stopping(
+    weights_path: Path,
+) -> None:
+    with (
+        running(PYTHON_M_APP, weights=weights_path) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+    ):
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        time.sleep(0.3)
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 10
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"/problems#stopping" in answer
+    assert "Traceback" not in server.log
+
+
+def failed_start(command: list[str], **settings: str | int | Path) -> tuple[int, str]:
+    """The exit status and the output of a server that ends by itself."""
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parent.parent,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+STARTS = [
+    pytest.param(PYTHON_M_APP, 1, id="python -m app"),
+    pytest.param(PYTHON_M_APP, 2, id="python -m app, two workers"),
+    pytest.param(UVICORN, 1, id="uvicorn"),
+]
+
+
+@pytest.mark.parametrize(("command", "workers"), STARTS)
+def test_weights_that_cannot_be_loaded_stop_the_start_with_one_sentence(
+    tmp_path: Path, weights_path: Path, command: list[str], workers: int
+) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(weights_path.read_bytes()[:-1000])
+    for path in (tmp_path / "missing.safetensors", damaged):
+        status, output = failed_start(command, weights=path, workers=workers)
+        assert status not in (0, None)
+        assert output.count(str(path)) == 1
+        assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(("command", "workers"), STARTS)
+def test_a_bad_setting_stops_the_start_with_one_sentence(command: list[str], workers: int) -> None:
+    status, output = failed_start(command, threshold="high", workers=workers)
+    assert status != 0
+    assert output.splitlines() == [
+        "CAT_THRESHOLD is 'high', but must be a number between 0 and 1. Change it, or leave it"
+        " out for the default: the artifact's own."
+    ]
+
+
+@pytest.mark.parametrize("command", [PYTHON_M_APP, UVICORN], ids=["python -m app", "uvicorn"])
+def test_an_unknown_setting_is_named_in_a_warning_and_does_no_harm(
+    weights_path: Path, command: list[str]
+) -> None:
+    settings = {"treshold": "0.7", "port": "tcp://10.0.0.1:8000"}
+    with running(command, weights=weights_path, **settings) as server:
+        assert httpx.get(f"{server.url}/health").status_code == 200
+    for name in ("CAT_TRESHOLD", "CAT_PORT"):
+        assert server.log.count(name) == 1
+        assert f"WARNING:  {name} is not a setting" in server.log
+
+
+def test_several_workers_answer_and_stop_together(weights_path: Path, cat_picture: bytes) -> None:
+    with running(PYTHON_M_APP, weights=weights_path, workers=2) as server:
+        deadline = time.monotonic() + 20
+        while server.log.count("Application startup complete") < 2:
+            assert time.monotonic() < deadline, server.log
+            time.sleep(0.05)
+        for _ in range(4):
+            answer = httpx.post(f"{server.url}/predict", content=cat_picture)
+            assert answer.status_code == 200
+        assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_the_health_check_of_the_container_tells_ready_from_not(weights_path: Path) -> None:
+    check = [*PYTHON_M_APP[:2], "app.healthcheck"]
+    with running(PYTHON_M_APP, weights=weights_path) as server:
+        assert failed_start(check, bind_port=server.port) == (0, "")
+        assert failed_start(check, bind_port=server.port, bind_host="0.0.0.0") == (0, "")
+        server.stop()
+        status, output = failed_start(check, bind_port=server.port)
+    assert status == 1
+    assert "does not answer" in output
+    assert "Traceback" not in output

@@ -1,0 +1,100 @@
+"""The service's settings: what the environment says, and what is said back."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.settings import BadSettings, Settings, describe, settings_table
+from tests.data_folder import REPOSITORY
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert Settings.from_env({}) == Settings()
+
+
+def test_every_setting_is_read_and_typed() -> None:
+    environ = {
+        "CAT_WEIGHTS": "/srv/own.safetensors",
+        "CAT_THRESHOLD": "0.7",
+        "CAT_MAX_UPLOAD_BYTES": "1048576",
+        "CAT_MAX_PIXELS": "1000000",
+        "CAT_WORKERS": "3",
+        "CAT_BIND_HOST": "::",
+        "CAT_BIND_PORT": "80",
+        "PATH": "/bin",
+    }
+    assert Settings.from_env(environ) == Settings(
+        weights=Path("/srv/own.safetensors"),
+        threshold=0.7,
+        max_upload_bytes=1_048_576,
+        max_pixels=1_000_000,
+        workers=3,
+        bind_host="::",
+        bind_port=80,
+    )
+    assert set(settings_table()) == set(environ) - {"PATH"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("CAT_THRESHOLD", "high", "a number between 0 and 1"),
+        ("CAT_THRESHOLD", "1.0", "a number between 0 and 1"),
+        ("CAT_THRESHOLD", "nan", "a number between 0 and 1"),
+        ("CAT_MAX_UPLOAD_BYTES", "10MiB", "a whole number of at least 1"),
+        ("CAT_MAX_UPLOAD_BYTES", "0", "a whole number of at least 1"),
+        ("CAT_MAX_PIXELS", "-5", "a whole number of at least 1"),
+        ("CAT_WORKERS", "0", "a whole number from 1 to 256"),
+        ("CAT_WORKERS", "1.5", "a whole number from 1 to 256"),
+        ("CAT_BIND_PORT", "65536", "a whole number from 0 to 65,535"),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_name_and_what_it_may_be(
+    name: str, value: str, allowed: str
+) -> None:
+    with pytest.raises(BadSettings, match=re.escape(f"{name} is {value!r}, but must be {allowed}")):
+        Settings.from_env({name: value})
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert Settings.from_env({"CAT_THRESHOLD": "", "CAT_WORKERS": ""}) == Settings()
+
+
+def test_what_kubernetes_injects_for_a_service_called_cat_is_harmless_and_noted() -> None:
+    injected = {
+        "CAT_PORT": "tcp://10.0.0.1:8000",
+        "CAT_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "CAT_SERVICE_HOST": "10.0.0.1",
+        "CAT_SERVICE_PORT": "8000",
+        "CAT_BIND_PORT": "tcp://10.0.0.2:80",  # of a service called cat-bind
+    }
+    assert Settings.from_env(injected) == Settings(ignored=tuple(sorted(injected)))
+
+
+def test_the_help_lists_every_setting_with_its_default() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "app", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert describe() in shown
+    for name, setting in settings_table().items():
+        assert name in shown
+        assert f"(default: {setting.default})" in " ".join(shown.split())
+
+
+def test_the_defaults_in_words_are_the_defaults() -> None:
+    for name, setting in settings_table().items():
+        default = getattr(Settings(), name.removeprefix("CAT_").lower())
+        if default is not None:
+            assert setting.parse(setting.default) == default
+
+
+def test_settings_cannot_be_changed_once_read() -> None:
+    with pytest.raises(AttributeError):
+        Settings().max_pixels = 1  # type: ignore[misc]
