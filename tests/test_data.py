@@ -1,0 +1,417 @@
+"""Data for training: what is read, and what is refused with which message."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from threading import current_thread, main_thread
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from model.preprocessing import Preprocessing, read_picture
+from tests.data_folder import data_file
+from tests.pictures import encode, picture, scene, turned
+from training.data import BadData, list_pictures, read_pictures
+
+Files = dict[str, bytes]
+
+GOOD: Files = {
+    "cat/pets-cat-1.jpg": picture("JPEG"),
+    "cat/pets-cat-2.png": picture("PNG"),
+    "non-cat/tiny-7.webp": picture("WEBP", 70, 90),
+}
+
+
+def make_folder(path: Path, files: Files) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def make_zip(path: Path, files: Files) -> Path:
+    path = path.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def make_hdf5(path: Path, **datasets: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, value in datasets.items():
+            file[name] = value
+    return path
+
+
+def pixels(m: int, side: int = 64) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (m, side, side, 3), np.uint8)
+
+
+make = pytest.mark.parametrize("make", [make_folder, make_zip])
+Make = Callable[[Path, Files], Path]
+
+
+# --- what is read -------------------------------------------------------------------------------
+
+
+@make
+def test_pictures_are_labelled_by_their_folder(tmp_path: Path, make: Make) -> None:
+    data = read_pictures([make(tmp_path / "mydata", GOOD)])
+    assert data.names == list(GOOD)
+    assert data.labels.tolist() == [1, 1, 0]
+    assert data.sources == ["pets", "pets", "tiny"]
+    assert data.skipped == []
+    assert (data.count("cat"), data.count("non-cat")) == (2, 1)
+    assert data.pictures.shape == (3, 64, 64, 3)
+    assert data.pictures.dtype == np.uint8
+
+
+@make
+def test_pictures_are_read_as_serving_reads_them(tmp_path: Path, make: Make) -> None:
+    files = {"cat/a.jpg": turned(6), "non-cat/b.png": picture("PNG")}
+    spec = Preprocessing(side=48, filter="lanczos")
+    data = read_pictures([make(tmp_path / "d", files)], side=48, preprocessing=spec)
+    for pixels, content in zip(data.pictures, files.values(), strict=True):
+        assert (pixels == read_picture(content, spec).pixels).all()
+
+
+def test_a_folder_and_a_zip_of_it_are_the_same_data(tmp_path: Path) -> None:
+    folder = read_pictures([make_folder(tmp_path / "d", GOOD)])
+    packed = read_pictures([make_zip(tmp_path / "d", GOOD)])
+    assert folder.fingerprint == packed.fingerprint
+    assert folder.names == packed.names
+
+
+def test_the_fingerprint_changes_with_pictures_and_with_labels(tmp_path: Path) -> None:
+    a, b = picture(), picture(width=90)
+    sets = [
+        {"cat/1": a, "non-cat/2": b},
+        {"cat/1": b, "non-cat/2": a},
+        {"cat/1": a, "non-cat/2": a},
+    ]
+    prints = {
+        read_pictures([make_folder(tmp_path / str(i), files)]).fingerprint
+        for i, files in enumerate(sets)
+    }
+    assert len(prints) == 3
+
+
+@make
+def test_class_folders_may_lie_deeper_and_have_folders_of_their_own(
+    tmp_path: Path, make: Make
+) -> None:
+    files = {
+        "my/cat/data/cat/a.jpg": picture(),
+        "my/cat/data/cat/2024/b.jpg": picture(),
+        "my/cat/data/non-cat/c.jpg": picture(),
+    }
+    data = read_pictures([make(tmp_path / "d", files)])
+    assert data.names == ["cat/2024/b.jpg", "cat/a.jpg", "non-cat/c.jpg"]
+
+
+@make
+def test_what_file_managers_leave_is_ignored(tmp_path: Path, make: Make) -> None:
+    junk = {
+        "__MACOSX/cat/._a.jpg": b"\0",
+        "cat/.DS_Store": b"\0",
+        "cat/Thumbs.db": b"\0",
+        "non-cat/desktop.ini": b"\0",
+        "cat/._pets-cat-1.jpg": b"\0",
+    }
+    data = read_pictures([make(tmp_path / "d", GOOD | junk)])
+    assert data.names == list(GOOD)
+    assert data.skipped == []
+
+
+@make
+def test_files_in_no_class_are_left_out_and_listed(tmp_path: Path, make: Make) -> None:
+    data = read_pictures([make(tmp_path / "d", GOOD | {"README.txt": b"x", "fox/a.jpg": b"x"})])
+    assert data.names == list(GOOD)
+    reason = "not in cat/ or non-cat/"
+    assert data.skipped == [("README.txt", reason), ("fox/a.jpg", reason)]
+
+
+def test_several_files_are_joined_and_may_use_the_same_names(tmp_path: Path) -> None:
+    one_class = {"non-cat/tiny-7.webp": picture("PNG")}
+    paths = [make_zip(tmp_path / "a", GOOD), make_zip(tmp_path / "b", one_class)]
+    data = read_pictures(paths)
+    assert data.names == [*GOOD, *one_class]
+    assert data.labels.tolist() == [1, 1, 0, 0]
+
+
+def test_a_source_is_the_data_s_name_where_the_file_s_has_no_dash(tmp_path: Path) -> None:
+    files = {"cat/IMG_1.jpg": picture(), "non-cat/door-2.jpg": picture()}
+    assert read_pictures([make_zip(tmp_path / "phone", files)]).sources == ["phone", "door"]
+
+
+def test_other_class_names_can_be_given(tmp_path: Path) -> None:
+    files = {"dog/1.jpg": picture(), "no dog/2.jpg": picture()}
+    data = read_pictures([make_folder(tmp_path / "d", files)], class_names=("dog", "no dog"))
+    assert data.labels.tolist() == [1, 0]
+    assert data.class_names == ("dog", "no dog")
+
+
+def test_one_class_is_enough_to_measure_with(tmp_path: Path) -> None:
+    path = make_folder(tmp_path / "d", {"non-cat/1.jpg": picture()})
+    assert read_pictures([path], both_classes=False).labels.tolist() == [0]
+
+
+def test_progress_reaches_the_number_of_pictures(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.png": picture("PNG") for name in ("cat", "non-cat") for i in range(40)}
+    heard: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        assert current_thread() is main_thread()
+        heard.append((done, total))
+
+    read_pictures([make_zip(tmp_path / "d", files)], progress=progress)
+    assert heard[-1] == (80, 80)
+    assert heard == sorted(heard)
+
+
+@make
+def test_a_listing_has_what_reading_gives(tmp_path: Path, make: Make) -> None:
+    path = make(tmp_path / "d", GOOD)
+    listing, data = list_pictures([path]), read_pictures([path])
+    assert (listing.names, listing.sources) == (data.names, data.sources)
+    assert (listing.labels == data.labels).all()
+
+
+@make
+def test_pictures_can_be_chosen_by_name(tmp_path: Path, make: Make) -> None:
+    chosen = {"cat/pets-cat-2.png", "non-cat/tiny-7.webp"}
+    data = read_pictures([make(tmp_path / "d", GOOD | BAD)], names=chosen)
+    assert set(data.names) == chosen
+
+
+@make
+def test_small_pictures_can_be_kept_small(tmp_path: Path, make: Make) -> None:
+    files = {"cat/1.png": picture("PNG"), "cat/2.png": picture("PNG", 40, 30)}
+    files |= {"non-cat/1.png": picture("PNG", 80, 60)}
+    data = read_pictures([make(tmp_path / "d", files)], side=96, smallest=64)
+    assert data.sides.tolist() == [96, 64, 80]
+    for pixels, side, content in zip(data.pictures, data.sides, files.values(), strict=True):
+        expected = read_picture(content, Preprocessing(side=int(side))).pixels
+        assert (pixels[:side, :side] == expected).all()
+        assert not pixels[side:].any()
+        assert not pixels[:, side:].any()
+
+
+# --- the course's HDF5 --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["train", "test"])
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1)])
+def test_the_course_s_hdf5_is_read_as_it_is(
+    tmp_path: Path, prefix: str, shape: tuple[int, ...]
+) -> None:
+    x, y = pixels(3), np.array([0, 1, 0])
+    datasets = {
+        f"{prefix}_set_x": x,
+        f"{prefix}_set_y": y.reshape(shape),
+        "list_classes": np.array([b"non-cat", b"cat"]),
+    }
+    data = read_pictures([make_hdf5(tmp_path / "d.h5", **datasets)])
+    assert (data.pictures == x).all()
+    assert data.labels.tolist() == [0, 1, 0]
+    assert data.names[1] == "cat/course-00001"
+    assert data.sources == ["course"] * 3
+
+
+def test_the_hdf5_s_own_class_list_says_what_1_means(tmp_path: Path) -> None:
+    listed = np.array([b"cat", b"non-cat"])
+    path = make_hdf5(
+        tmp_path / "d.h5", train_set_x=pixels(2), train_set_y=[0, 1], list_classes=listed
+    )
+    assert read_pictures([path]).labels.tolist() == [1, 0]
+
+
+def test_pictures_of_another_side_go_through_the_preprocessing(tmp_path: Path) -> None:
+    image = scene(64, 64)
+    path = make_hdf5(
+        tmp_path / "d.h5", train_set_x=np.stack([np.asarray(image)] * 2), train_set_y=[0, 1]
+    )
+    expected = read_picture(encode(image, "PNG"), Preprocessing(side=96)).pixels
+    assert (read_pictures([path], side=96).pictures[0] == expected).all()
+
+
+def test_the_course_s_own_files_are_read() -> None:
+    train = read_pictures([data_file("train_catvnoncat.h5")])
+    assert (train.count("cat"), train.count("non-cat")) == (72, 137)
+    test = read_pictures([data_file("test_catvnoncat.h5")])
+    assert (test.count("cat"), test.count("non-cat")) == (33, 17)
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        ({"images": pixels(2)}, "no datasets train_set_x and train_set_y.*it holds: images"),
+        ({}, "it holds: nothing"),
+        ({"train_set_x": pixels(2)}, "it holds: train_set_x"),
+        ({"train_set_x": pixels(2), "train_set_y": [0, 1, 1]}, "2 pictures but 3 labels"),
+        ({"train_set_x": pixels(2), "train_set_y": [0, 2]}, "one 0 or 1 for each picture"),
+        ({"train_set_x": pixels(4), "train_set_y": np.eye(2)}, "one 0 or 1 for each picture"),
+        ({"train_set_x": pixels(2) / 255, "train_set_y": [0, 1]}, "float64; expected .* uint8"),
+        ({"train_set_x": pixels(2)[..., 0], "train_set_y": [0, 1]}, r"shape \(2, 64, 64\)"),
+        ({"train_set_x": pixels(2)[:, 1:], "train_set_y": [0, 1]}, r"shape \(2, 63, 64, 3\)"),
+        ({"train_set_x": pixels(2), "train_set_y": [1, 1]}, "all 2 pictures are 'cat'"),
+        ({"train_set_x": pixels(0), "train_set_y": np.zeros(0)}, "no pictures"),
+        (
+            {"train_set_x": pixels(2), "train_set_y": [0, 1], "list_classes": [b"dog", b"fox"]},
+            "its classes are 'dog', 'fox', not 'cat', 'non-cat'.*--classes",
+        ),
+    ],
+)
+def test_an_hdf5_that_is_not_the_course_s_is_refused(
+    tmp_path: Path, datasets: dict[str, Any], message: str
+) -> None:
+    path = make_hdf5(tmp_path / "mine.h5", **datasets)
+    with pytest.raises(BadData, match=rf"(?s)mine\.h5.*{message}"):
+        read_pictures([path])
+
+
+@make
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no folders cat/ and non-cat/; it holds 0 files"),
+        ({"a.jpg": b"", "b.jpg": b""}, "it holds 2 files, no folders"),
+        ({"cats/a.jpg": b"", "dogs/b.jpg": b""}, "it holds folders 'cats', 'dogs'.*--classes"),
+        ({"cat/a.jpg": picture()}, "all 1 pictures are 'cat'; training needs .*'non-cat' too"),
+        ({"x/non-cat/a.jpg": picture()}, "all 1 pictures are 'non-cat'"),
+        (
+            {f"{split}/{name}/1.jpg": b"" for split in ("a", "b") for name in ("cat", "non-cat")},
+            "in several places: a/, b/. Give one of them",
+        ),
+        ({"a/cat/1.jpg": b"", "b/non-cat/1.jpg": b""}, "in several places: a/, b/"),
+    ],
+)
+def test_folders_and_zips_without_both_classes_are_refused(
+    tmp_path: Path, make: Make, files: Files, message: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(BadData, match=rf"mine.*{message}"):
+        read_pictures([make(tmp_path / "mine", files)])
+
+
+BAD: Files = {
+    "cat/torn.jpg": picture()[:900],
+    "cat/zero.jpg": b"",
+    "non-cat/notes.txt": b"not a picture",
+}
+
+
+@make
+def test_bad_pictures_among_good_ones_are_listed(tmp_path: Path, make: Make) -> None:
+    path = make(tmp_path / "d", GOOD | BAD)
+    with pytest.raises(BadData) as refused:
+        read_pictures([path])
+    message = str(refused.value)
+    assert "3 of 6 pictures cannot be read" in message
+    for name in BAD:
+        assert f"{name} in {path}: " in message
+    assert "--skip-bad" in message
+
+
+@make
+def test_bad_pictures_can_be_left_out(tmp_path: Path, make: Make) -> None:
+    data = read_pictures([make(tmp_path / "d", GOOD | BAD)], skip_bad=True)
+    good = read_pictures([make(tmp_path / "good", GOOD)])
+    assert data.names == list(GOOD)
+    assert data.fingerprint == good.fingerprint
+    assert [name for name, _ in data.skipped] == list(BAD)
+    assert all(reason for _, reason in data.skipped)
+
+
+def test_a_long_list_of_bad_pictures_is_cut(tmp_path: Path) -> None:
+    files = {f"cat/{i:02}.jpg": b"" for i in range(25)}
+    with pytest.raises(BadData, match="and 15 more"):
+        read_pictures([make_folder(tmp_path / "d", GOOD | files)])
+
+
+def test_where_all_pictures_are_bad_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="no pictures"):
+        read_pictures([make_folder(tmp_path / "d", BAD)], skip_bad=True)
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"nowhere\.zip does not exist"):
+        read_pictures([tmp_path / "nowhere.zip"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.csv", b"a,b\n", "is not data for training. Expected: an HDF5"),
+        ("cat.jpg", picture(), "is not data for training"),
+        ("empty", b"", "is not data for training"),
+        ("pets.zip", b"", "damaged or incomplete zip"),
+        ("pets.zip", b"<html>404</html>", "damaged or incomplete zip"),
+        ("pets.h5", b"<html>404</html>", "not an HDF5, or a damaged one"),
+        ("pets", b"\x89HDF\r\n\x1a\n and no more", "not an HDF5, or a damaged one"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadData, match=f"{name} .*{message}"):
+        read_pictures([path])
+
+
+def test_a_zip_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "pets", GOOD)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadData, match=r"pets\.zip is a damaged or incomplete zip"):
+        read_pictures([path])
+
+
+def test_an_hdf5_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    path = make_hdf5(tmp_path / "d.h5", train_set_x=pixels(9), train_set_y=[0] * 8 + [1])
+    path.write_bytes(path.read_bytes()[:50_000])
+    with pytest.raises(BadData, match=r"d\.h5 is not an HDF5, or a damaged one"):
+        read_pictures([path])
+
+
+def test_a_picture_damaged_within_a_zip_is_named(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "pets", GOOD)
+    content = bytearray(path.read_bytes())
+    content[500] ^= 255  # inside the first picture: its checksum no longer fits
+    path.write_bytes(content)
+    with pytest.raises(BadData, match=r"cat/pets-cat-1\.jpg in .*damaged within the zip"):
+        read_pictures([path])
+
+
+def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "pets", GOOD)
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\1\2")
+    content[directory + 8] |= 1  # the flag that says so, in the entry's record
+    path.write_bytes(content)
+    with pytest.raises(BadData, match=r"pets\.zip is encrypted .*Unpack it"):
+        read_pictures([path])
+
+
+def test_a_zip_that_claims_too_much_is_not_unpacked(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "pets", GOOD)
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\1\2")
+    content[directory + 24 : directory + 28] = (2**31).to_bytes(4, "little")  # size unpacked
+    path.write_bytes(content)
+    with pytest.raises(BadData, match=r"has 2147483648 bytes, more than a picture"):
+        read_pictures([path])
+
+
+def test_an_interrupted_reading_stops_at_once(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.png": picture("PNG") for name in ("cat", "non-cat") for i in range(200)}
+
+    def interrupt(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_pictures([make_zip(tmp_path / "d", files)], progress=interrupt)

@@ -1,0 +1,404 @@
+"""`python -m training`: what it writes, what it says, and what it leaves when it is stopped."""
+
+import json
+import os
+import pty
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from threadpoolctl import threadpool_limits
+
+from model.classifier import Classifier
+from model.preprocessing import to_vector
+from tests.data_folder import REPOSITORY
+from training import report
+from training.__main__ import main
+from training.data import read_pictures
+from training.metrics import confusion, reliability_table
+
+
+@pytest.fixture(autouse=True)
+def one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads that wait for each other are slow where tests share the processor with others."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def make_data(path: Path) -> Path:
+    """Twenty pictures, bright ones labelled 'cat', as the course's file holds them."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(20) % 2
+    x = rng.integers(0, 100, (20, 64, 64, 3)) + 100 * labels[:, None, None, None]
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["train_set_x"], file["train_set_y"] = x.astype(np.uint8), labels
+        file["list_classes"] = np.array([b"non-cat", b"cat"])
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_data(tmp_path / "home" / "train.h5")
+
+
+def course(data: Path, output: Path, *more: object) -> list[str]:
+    return ["course", str(data), "--output", str(output), "--iterations", "120", *map(str, more)]
+
+
+def start(arguments: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+        **{"stderr": subprocess.PIPE} | options,
+    )
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+REPORT = {"report.html", "metrics.json", "cost.png", "confusion.png", "weights.png"} | {
+    "reliability.png"
+}
+
+
+# --- what it writes -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home folder of someone who has trained once, measured on the same pictures."""
+    home = tmp_path_factory.mktemp("home")
+    data = make_data(home / "train.h5")
+    assert main(course(data, home / "out" / "mine.safetensors", "--test", data, "--seed", 7)) == 0
+    return home
+
+
+def test_course_writes_weights_that_answer_as_measured(trained: Path) -> None:
+    output = trained / "out" / "mine.safetensors"
+    assert files_in(output.parent) == {"mine.safetensors"} | {f"mine-report/{n}" for n in REPORT}
+    classifier = Classifier.load(output)
+    pictures = read_pictures([trained / "train.h5"])
+    p = classifier.probabilities(to_vector(pictures.pictures))
+    assert confusion(pictures.labels, p).accuracy == 1
+    assert classifier.name == "logistic"
+    assert classifier.threshold == 0.5
+    metadata = classifier.metadata
+    assert metadata["seed"] == 7
+    assert metadata["training"] == {
+        "command": "course",
+        "learning_rate": 0.005,
+        "iterations": 120,
+        "seed": 7,
+    }
+    assert metadata["data"]["training"] == {
+        "files": ["train.h5"],
+        "pictures": 20,
+        "classes": {"cat": 10, "non-cat": 10},
+        "left_out": 0,
+        "sha256": pictures.fingerprint,
+    }
+    assert metadata["metrics"]["test"]["accuracy"] == 1
+    assert metadata["costs"]["every"] == 100
+    assert metadata["costs"]["values"][0] == pytest.approx(np.log(2))
+
+
+def test_weights_and_report_tell_nothing_of_the_machine(trained: Path) -> None:
+    written = [path for path in (trained / "out").rglob("*") if path.is_file()]
+    assert written
+    for path in written:
+        assert str(trained.parent).encode() not in path.read_bytes()
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(trained: Path) -> None:
+    folder = trained / "out" / "mine-report"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert page.count('src="data:image/png;base64,') == 4
+    assert "100.00 % of the test pictures right" in page
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["metrics"]["test"]["true_positive"] == 10
+    for name in REPORT:
+        if name.endswith(".png"):
+            with Image.open(folder / name) as image:
+                assert min(image.size) >= 400
+
+
+def test_the_same_seed_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / name / "mine.safetensors" for name in ("a", "b")]
+    for output in outputs:
+        assert main(course(data, output, "--seed", 3)) == 0
+    first, second = (tmp_path / name for name in ("a", "b"))
+    assert files_in(first) == files_in(second)
+    for name in files_in(first):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_another_seed_draws_another_golden_picture(trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "w.safetensors"
+    assert main(course(trained / "train.h5", output, "--seed", 8)) == 0
+    drawn = [Classifier.load(path).golden for path in (output, trained / "out/mine.safetensors")]
+    assert drawn[0] != drawn[1]
+
+
+def test_the_classifier_answers_in_the_words_it_was_trained_with(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, dark in (("dog", 0), ("no dog", 120)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(4):
+            noise = rng.integers(dark, dark + 100, (70, 80, 3)).astype(np.uint8)
+            Image.fromarray(noise).save(tmp_path / "pets" / name / f"{i}.png")
+    output = tmp_path / "dogs.safetensors"
+    assert main(course(tmp_path / "pets", output, "--classes", "dog", "no dog")) == 0
+    classifier = Classifier.load(output)
+    assert classifier.class_names == ("dog", "no dog")
+    assert classifier.predict((tmp_path / "pets/dog/0.png").read_bytes()).label == "dog"
+
+
+def test_learning_rates_draws_the_comparison_and_writes_no_weights(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "rates"
+    arguments = ["learning-rates", str(data), "--test", str(data), "--iterations", "101"]
+    assert main([*arguments, "--output", str(folder)]) == 0
+    assert files_in(folder) == {"report.html", "metrics.json", "learning-rates.png"}
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert list(metrics["costs"]["values"]) == ["0.01", "0.001", "0.0001"]
+    assert {len(costs) for costs in metrics["costs"]["values"].values()} == {2}
+    assert "0.0001" in capsys.readouterr().out
+
+
+# --- what it says -------------------------------------------------------------------------------
+
+
+def test_costs_are_plain_lines_where_there_is_no_terminal(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(course(data, tmp_path / "w.safetensors")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "train.h5: 20 pictures (10 cat, 10 non-cat)"
+    assert lines[1] == "training: iteration 0: cost 0.693147"
+    assert re.fullmatch(r"training: iteration 100: cost 0\.\d{6}", lines[2])
+    assert "training: 100.00 % of 20 pictures right" in lines[3]
+
+
+def test_a_terminal_gets_a_bar_with_the_cost(data: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = start(course(data, tmp_path / "w.safetensors"), stderr=theirs)
+    out, _ = process.communicate(timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 1_000_000).decode()
+    os.close(ours)
+    assert process.returncode == 0
+    assert re.search(r"training: 100%.*120/120 .*cost 0\.\d{6}", shown)
+    assert "iteration 100" not in out
+
+
+def test_help_tells_of_every_command_and_its_examples_are_commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_status(["--help"]) == 0
+    commands = re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
+    assert {"course", "learning-rates"} <= set(commands)
+    for command in commands:
+        assert exit_status([command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        examples = re.findall(
+            r"python -m training (.*)$", shown.split("example", 1)[1], re.MULTILINE
+        )
+        assert examples, f"the help of {command} shows no example"
+        for example in examples:
+            # The files of the example are missing here: it must come as far as to say so.
+            assert main(shlex.split(example)) == 1
+            assert "Traceback" not in capsys.readouterr().err
+
+
+def exit_status(arguments: list[str]) -> int | str | None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    return left.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["corse"], "corse"),
+        (["course"], "DATA"),
+        (["course", "d", "--learning-rate", "0"], "invalid positive number value: '0'"),
+        (["course", "d", "--learning-rate", "nan"], "invalid positive number"),
+        (["course", "d", "--iterations", "1.5"], "invalid positive whole number value: '1.5'"),
+        (["course", "d", "--seed", "-1"], "invalid seed value: '-1'"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+# --- what it refuses ----------------------------------------------------------------------------
+
+
+def test_bad_data_is_named_and_leaves_the_weights_of_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "w.safetensors"
+    output.write_bytes(b"before")
+    bad = tmp_path / "bad.h5"
+    bad.write_bytes(b"<html>404</html>")
+    assert main(course(bad, output)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert "bad.h5 is not an HDF5" in err
+    assert output.read_bytes() == b"before"
+    assert files_in(tmp_path) == {"w.safetensors", "bad.h5"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--classes", "cat", "cat"], "two different names"),
+        (["--classes", "dog", "no-dog"], "its classes are 'non-cat', 'cat'"),
+        (["--test", "nowhere.zip"], "nowhere.zip does not exist"),
+        (["--learning-rate", "1e39"], "learning rate 1e+39 is too large"),
+        (["--report", "{folder}/home"], "home: holds other files"),
+        (["--report", "{folder}/home/train.h5"], "train.h5: is a file; a report is a folder"),
+        (["--output", "{folder}/home"], "home: is a folder; name a file"),
+        (["--output", "{folder}/r/w", "--report", "{folder}/r"], "would lie in the report"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_message(
+    data: Path,
+    tmp_path: Path,
+    more: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [each.replace("{folder}", str(tmp_path)) for each in more]
+    assert main(course(data, tmp_path / "w.safetensors", *arguments)) == 1
+    assert message in capsys.readouterr().err
+    assert files_in(tmp_path) == {"home/train.h5"}
+
+
+def test_a_report_takes_the_place_of_an_earlier_one(data: Path, tmp_path: Path) -> None:
+    output, folder = tmp_path / "w.safetensors", tmp_path / "w-report"
+    folder.mkdir()
+    for name in ("report.html", "old.png"):
+        (folder / name).write_bytes(b"before")
+    assert main(course(data, output)) == 0
+    assert files_in(folder) == REPORT
+
+
+# --- what it leaves when it is stopped ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [
+        (signal.SIGINT, 130, "Stopped; no file was left half-written.\n"),
+        (signal.SIGTERM, 143, "Stopped; no file was left half-written.\n"),
+        (signal.SIGKILL, -9, ""),
+    ],
+)
+def test_stopping_it_leaves_the_weights_of_before(
+    data: Path, tmp_path: Path, number: int, status: int, message: str
+) -> None:
+    output = tmp_path / "w.safetensors"
+    output.write_bytes(b"before")
+    process = start(course(data, output, "--iterations", 10**9))
+    assert process.stdout
+    while "iteration 100:" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err == message
+    assert output.read_bytes() == b"before"
+    assert files_in(tmp_path) == {"w.safetensors", "home/train.h5"}
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a full disk: writing beyond that many bytes of a file is an OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_weights_and_report_of_before(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "w.safetensors"
+    output.write_bytes(b"before")
+    (tmp_path / "w-report").mkdir()
+    (tmp_path / "w-report" / "report.html").write_bytes(b"before")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with files_of_at_most(20_000):
+        assert main(course(data, output)) == 1
+    assert re.fullmatch(
+        r"error: \S+w-report/report\.html: File too large\.\n", capsys.readouterr().err
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_no_report_without_its_weights(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The name fits, that of the temporary file beside it does not.
+    output = tmp_path / f"{'w' * 240}.safetensors"
+    assert main(course(data, output, "--report", tmp_path / "r")) == 1
+    assert f"{output}: File name too long" in capsys.readouterr().err
+    assert files_in(tmp_path) == {"home/train.h5"}
+
+
+def test_a_report_that_cannot_take_its_place_leaves_the_one_of_before(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    with report.write_folder(folder, {"report.html": b"1"}):
+        assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), report.write_folder(folder, {"report.html": b"2"}):
+        raise KeyboardInterrupt
+    assert (folder / "report.html").read_bytes() == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+# --- plots --------------------------------------------------------------------------------------
+
+
+def test_plots_are_drawn_for_every_kind_of_data() -> None:
+    y, p = np.array([1, 0, 1]), np.array([0.9, 0.2, 0.3])
+    figures = [
+        report.cost_curve([0.7], 100),
+        report.learning_rate_curves({0.1: [0.7, 0.2], 0.01: [0.7]}, 100),
+        report.confusion_matrices({"a": confusion(y, p), "b": confusion(y[:1], p[:1])}, ("x", "y")),
+        report.reliability_diagram(reliability_table(y, p), "cat"),
+        report.weights_picture(np.zeros((12, 1), np.float32), 2, "cat"),
+    ]
+    for figure in figures:
+        assert report.png(figure).startswith(b"\x89PNG")
+
+
+def test_text_on_the_page_cannot_become_markup() -> None:
+    page = report.page("<b>", "<i>", [report.Section("<u>", "a & b", [["<s>", "<p>"]])])
+    assert not re.search("<[bius]>|<p><|a & b", page.split("</style>")[1].replace("<p>&lt;", ""))
