@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info
 from model.network import Array
 from model.preprocessing import to_vector
 from training.data import read_pictures
-from training.gradient_descent import gradient_descent, initialize_with_zeros
+from training.gradient_descent import every_core, gradient_descent, initialize_with_zeros
 
 LEARNING_RATE = 0.005
 
@@ -55,23 +55,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     pictures = read_pictures([arguments.data])
-    m, y = len(pictures), pictures.labels
-    columns = np.ascontiguousarray(pictures.pictures.reshape(m, -1).T / 255)  # (n_x, m)
+    columns = np.ascontiguousarray(pictures.pictures.reshape(len(pictures), -1).T / 255)  # (n_x, m)
     rows = to_vector(pictures.pictures)
+    with every_core():
+        _compare(columns, rows, pictures.labels, arguments.iterations, arguments.rounds)
+
+
+def _compare(columns: Array, rows: Array, y: Array, iterations: int, rounds: int) -> None:
     _print_machine()
-    print(f"{m} pictures, {arguments.iterations:,} iterations, seconds:\n")
+    print(f"{len(y)} pictures, {iterations:,} iterations, seconds:\n")
     print("round   notebook   this project")
     seconds: dict[str, list[float]] = {"notebook": [], "ours": []}
-    for number in range(1, arguments.rounds + 1):
+    for number in range(1, rounds + 1):
         start = perf_counter()
-        theirs = notebook(columns, y[None].astype(np.float64), arguments.iterations)
+        theirs = notebook(columns, y[None].astype(np.float64), iterations)
         middle = perf_counter()
         ours = gradient_descent(
             initialize_with_zeros(rows.shape[1]),
             rows,
             y,
             learning_rate=LEARNING_RATE,
-            iterations=arguments.iterations,
+            iterations=iterations,
         )
         end = perf_counter()
         seconds["notebook"].append(middle - start)

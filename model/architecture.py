@@ -77,7 +77,9 @@ def _layer(entry: Mapping[str, Any], unused: dict[str, Array], prefix: str) -> L
 
 def _tensor(kind: str, name: str, value: Array) -> Array:
     expected = _DIMENSIONS.get(name.rpartition(".")[2], {}).get(kind)
-    if expected is not None and value.ndim != expected:
+    if expected is None:
+        raise ValueError(f"tensor {name} is none that a layer of the kind {kind} has")
+    if value.ndim != expected:
         raise ValueError(f"tensor {name} has shape {value.shape}, expected {expected} dimensions")
     if not np.isfinite(value).all():
         raise ValueError(f"tensor {name} holds numbers that are not finite")

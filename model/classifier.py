@@ -152,7 +152,7 @@ class Classifier:
 
 def default_weights() -> Path:
     """Return the path of the weights that come with the project."""
-    return Path(__file__).with_name("logistic.safetensors")
+    return Path(__file__).with_name("cat.safetensors")
 
 
 def _from_bytes(data: bytes) -> Classifier:

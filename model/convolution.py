@@ -6,13 +6,16 @@ makes a 4×4 block of outputs from a 6×6 tile d of the input with 36 products i
     Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A
 
 (Winograd 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016;
-points 0, ±1, ±2, ∞). Written for all tiles at once, with the tile's 36 places as the leading axis,
-every step is a matrix product, because vec(Bᵀ d B) = (Bᵀ⊗Bᵀ) vec(d):
+points 0, ±1, ±2, ∞). With a tile's 36 places as an axis every step is a matrix product, because
+vec(Bᵀ d B) = (Bᵀ⊗Bᵀ) vec(d):
 
-    V = (Bᵀ⊗Bᵀ) D          D (36, tiles·C_in): the overlapping tiles
+    V_t = (Bᵀ⊗Bᵀ) D_t      for every tile t: (36, 36)·(36, C_in), the overlapping tiles
     U = (G⊗G) W            W (9, C_in·C_out)
     M_k = V_k U_k          for the 36 places k: (tiles, C_in)·(C_in, C_out)
-    Y = (Aᵀ⊗Aᵀ) M          (16, tiles·C_out): the 4×4 blocks
+    Y_t = (Aᵀ⊗Aᵀ) M_t      (16, 36)·(36, C_out): the 4×4 blocks
+
+The tiles are the outer axis in memory: small products stay in the innermost cache, and OpenBLAS
+has kernels for them on processors with AVX-512 that need no repacking.
 
 and the backward pass is the chain rule through the same products:
 
@@ -48,6 +51,8 @@ _KERNEL = np.kron(_G, _G)  # (36, 9)
 _OUTPUT = np.kron(_A, _A)  # (16, 36)
 
 TILES = 128  # tiles a step handles at a time: enough for the products, few enough for the cache
+COLUMNS = 2048  # of the weights that a step transforms at a time
+FEW_TILES = 8  # fewer than these are gathered
 NEIGHBOURHOODS = 4096  # rows of the gathered matrix a step handles at a time
 
 
@@ -66,98 +71,111 @@ class Convolution(Layer):
             weights=weights, bias=bias
         )
         self.kernel, self.stride = weights.shape[0], stride
-        self.minimal = self.kernel == 3 and stride == 1
-        self.prepare()
+        self._transformed: Array | None = None
 
     def settings(self) -> dict[str, Any]:
         return {"stride": self.stride}
 
     def prepare(self) -> None:
-        weights = self.parameters["weights"]
-        if self.minimal:
-            self._transformed = transform_weights(weights)
+        if self._transformed is not None:
+            self._transformed = transform_weights(self.parameters["weights"], self._transformed)
+
+    def _u(self) -> Array:
+        """U, made when it is first needed: one picture at a time never needs the largest."""
+        if self._transformed is None:
+            self._transformed = transform_weights(self.parameters["weights"])
+        return self._transformed
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         m, height, width, _ = x.shape
         channels = self.parameters["weights"].shape[-1]
         shape = (m, -(-height // self.stride), -(-width // self.stride), channels)
         y = scratch.array((id(self), "y"), shape, x.dtype)
-        (self._forward_minimal if self.minimal else self._forward_gathered)(x, y, scratch)
+        minimal = self._minimal(x, scratch)
+        (self._forward_minimal if minimal else self._forward_gathered)(x, y, scratch)
         return y
 
     def backward(
         self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
     ) -> tuple[Array, Gradients]:
-        way = self._backward_minimal if self.minimal else self._backward_gathered
+        way = self._backward_minimal if self._minimal(x, scratch) else self._backward_gathered
         dx, dw = way(x, dy, scratch, input_gradient)
         gradients = {"weights": dw}
         if "bias" in self.parameters:
             gradients["bias"] = dy.sum(axis=(0, 1, 2))
         return dx, gradients
 
+    def _minimal(self, x: Array, scratch: Scratch) -> bool:
+        """Whether minimal filtering is the faster way: it reads U, four times the weights, which
+        pays where there are tiles enough to use it on."""
+        m, height, width, _ = x.shape
+        enough = m * -(-height // 4) * -(-width // 4) >= FEW_TILES
+        return self.kernel == 3 and self.stride == 1 and (enough or scratch.keep)
+
     # --- 3×3, stride 1: minimal filtering ---------------------------------------------------
 
     def _forward_minimal(self, x: Array, y: Array, scratch: Scratch) -> None:
+        u = self._u()
         for part in self._parts(x):
             v = self._transform_tiles(x[part], part, scratch)
-            place, tiles, _ = v.shape
+            tiles, places, _ = v.shape
             c_out = y.shape[-1]
-            products = scratch.array("products", (place, tiles, c_out), x.dtype)
-            np.matmul(v, self._transformed, out=products)
-            blocks = scratch.array("blocks", (16, tiles * c_out), x.dtype)
-            np.matmul(_as(_OUTPUT, x), products.reshape(36, -1), out=blocks)
-            _scatter_blocks(blocks, y[part])
+            products = scratch.array("products", (tiles, places, c_out), x.dtype)
+            np.matmul(_by_place(v), u, out=_by_place(products))
             if "bias" in self.parameters:
-                y[part] += self.parameters["bias"]
+                # The column of Aᵀ⊗Aᵀ for this place is all ones: it reaches all 16 outputs.
+                products[:, 7] += self.parameters["bias"]
+            blocks = scratch.array("blocks", (tiles, 16, c_out), x.dtype)
+            np.matmul(_as("output", x), products, out=blocks)
+            _scatter_blocks(blocks, y[part])
 
     def _transform_tiles(self, x: Array, part: slice, scratch: Scratch) -> Array:
-        """V (36, tiles, C_in) of the pictures x; kept for the backward pass where one follows."""
+        """V (tiles, 36, C_in) of the pictures x; kept for the backward pass where one follows."""
         m, height, width, c_in = x.shape
         rows, columns = -(-height // 4), -(-width // 4)
-        padded = scratch.array("padded", (m, 4 * rows + 2, 4 * columns + 2, c_in), x.dtype)
-        padded[...] = 0
-        padded[:, 1 : height + 1, 1 : width + 1] = x
+        padded = _padded(x, 1, (4 * rows + 2, 4 * columns + 2), scratch)
         picture, row, column, channel = padded.strides
-        tiles = as_strided(  # read only: the tiles overlap
+        tiles = as_strided(  # read only: the tiles overlap; a tile's row is contiguous
             padded,
-            (6, 6, m, rows, columns, c_in),
-            (row, column, picture, 4 * row, 4 * column, channel),
+            (m, rows, columns, 6, 6 * c_in),
+            (picture, 4 * row, 4 * column, row, channel),
             writeable=False,
         )
         gathered = scratch.array("tiles", tiles.shape, x.dtype)
         gathered[...] = tiles
         key = (id(self), "V", part.start) if scratch.keep else "V"
-        v = scratch.array(key, (36, m * rows * columns, c_in), x.dtype)
-        np.matmul(_as(_INPUT, x), gathered.reshape(36, -1), out=v.reshape(36, -1))
+        v = scratch.array(key, (m * rows * columns, 36, c_in), x.dtype)
+        np.matmul(_as("input", x), gathered.reshape(v.shape), out=v)
         return v
 
     def _backward_minimal(
         self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool
     ) -> tuple[Array, Array]:
         c_in, c_out = self.parameters["weights"].shape[2:]
+        u = self._u()
         du = scratch.array((id(self), "dU"), (36, c_in, c_out), x.dtype)
         dx = scratch.array((id(self), "dx"), x.shape, x.dtype)
         for part in self._parts(x):
             m, height, width, _ = x[part].shape
             rows, columns = -(-height // 4), -(-width // 4)
             tiles = m * rows * columns
-            blocks = scratch.array("blocks", (16, tiles * c_out), x.dtype)
+            blocks = scratch.array("blocks", (tiles, 16, c_out), x.dtype)
             _gather_blocks(dy[part], blocks)
-            dproducts = scratch.array("products", (36, tiles, c_out), x.dtype)
-            np.matmul(_as(_OUTPUT.T, x), blocks, out=dproducts.reshape(36, -1))
-            v = scratch.array((id(self), "V", part.start), (36, tiles, c_in), x.dtype)
+            dproducts = scratch.array("products", (tiles, 36, c_out), x.dtype)
+            np.matmul(_as("output.T", x), blocks, out=dproducts)
+            v = scratch.array((id(self), "V", part.start), (tiles, 36, c_in), x.dtype)
             if part.start == 0:
-                np.matmul(v.transpose(0, 2, 1), dproducts, out=du)
+                np.matmul(v.transpose(1, 2, 0), _by_place(dproducts), out=du)
             else:
                 more = scratch.array("dU", du.shape, x.dtype)
-                np.matmul(v.transpose(0, 2, 1), dproducts, out=more)
+                np.matmul(v.transpose(1, 2, 0), _by_place(dproducts), out=more)
                 du += more
             if input_gradient:
-                dv = np.matmul(dproducts, self._transformed.transpose(0, 2, 1), out=v)
-                dtiles = scratch.array("tiles", (6, 6, m, rows, columns, c_in), x.dtype)
-                np.matmul(_as(_INPUT.T, x), dv.reshape(36, -1), out=dtiles.reshape(36, -1))
+                np.matmul(_by_place(dproducts), u.transpose(0, 2, 1), out=_by_place(v))
+                dtiles = scratch.array("tiles", (m, rows, columns, 6, 6 * c_in), x.dtype)
+                np.matmul(_as("input.T", x), v, out=dtiles.reshape(v.shape))
                 dx[part] = _add_tiles(dtiles, scratch)[:, 1 : height + 1, 1 : width + 1]
-        dw = _as(_KERNEL.T, x) @ du.reshape(36, -1)
+        dw = _as("kernel.T", x) @ du.reshape(36, -1)
         return dx, dw.reshape(3, 3, c_in, c_out)
 
     def _parts(self, x: Array) -> list[slice]:
@@ -176,11 +194,9 @@ class Convolution(Layer):
 
     def _gather(self, x: Array, shape: tuple[int, ...], scratch: Scratch) -> Array:
         """Each output's neighbourhood as a row (m·h·w, kernel·kernel·C_in)."""
-        m, height, width, c_in = x.shape
+        _, height, width, c_in = x.shape
         k, half = self.kernel, self.kernel // 2
-        padded = scratch.array("padded", (m, height + k - 1, width + k - 1, c_in), x.dtype)
-        padded[...] = 0
-        padded[:, half : half + height, half : half + width] = x
+        padded = _padded(x, half, (height + k - 1, width + k - 1), scratch)
         picture, row, column, channel = padded.strides
         view = as_strided(  # a window's row of k pixels is contiguous
             padded,
@@ -224,28 +240,65 @@ class Convolution(Layer):
         return list(pieces(len(y), max(1, NEIGHBOURHOODS // (height * width))))
 
 
-def transform_weights(weights: Array) -> Array:
-    """U = (G⊗G) W: weights (3, 3, C_in, C_out) → (36, C_in, C_out)."""
+def transform_weights(weights: Array, out: Array | None = None) -> Array:
+    """U = (G⊗G) W: weights (3, 3, C_in, C_out) → (36, C_in, C_out), into `out` if given."""
     _, _, c_in, c_out = weights.shape
-    return (_as(_KERNEL, weights) @ weights.reshape(9, -1)).reshape(36, c_in, c_out)
+    if out is None or out.dtype != weights.dtype:
+        out = np.empty((36, c_in, c_out), weights.dtype)
+    w, u = weights.reshape(9, -1), out.reshape(36, -1)
+    for part in pieces(w.shape[1], COLUMNS):
+        np.matmul(_as("kernel", weights), w[:, part], out=u[:, part])
+    return out
 
 
-def _as(matrix: Array, like: Array) -> Array:
-    return matrix.astype(like.dtype)
+_MATRICES = {
+    (name, np.dtype(kind)): np.ascontiguousarray(matrix, kind)
+    for name, matrix in (
+        ("input", _INPUT),
+        ("input.T", _INPUT.T),
+        ("kernel", _KERNEL),
+        ("kernel.T", _KERNEL.T),
+        ("output", _OUTPUT),
+        ("output.T", _OUTPUT.T),
+    )
+    for kind in (np.float32, np.float64)
+}
+
+
+def _as(name: str, like: Array) -> Array:
+    return _MATRICES[name, like.dtype]
+
+
+def _by_place(tiles: Array) -> Array:
+    """(tiles, 36, C) seen as (36, tiles, C), which products take without a copy."""
+    return tiles.transpose(1, 0, 2)
+
+
+def _padded(x: Array, margin: int, size: tuple[int, int], scratch: Scratch) -> Array:
+    """x (m, h, w, C) in the middle of zeros: (m, *size, C), `margin` of them above and left."""
+    m, height, width, c = x.shape
+    bottom, right = margin + height, margin + width
+    padded = scratch.array("padded", (m, *size, c), x.dtype)
+    padded[:, :margin] = 0
+    padded[:, bottom:] = 0
+    padded[:, margin:bottom, :margin] = 0
+    padded[:, margin:bottom, right:] = 0
+    padded[:, margin:bottom, margin:right] = x
+    return padded
 
 
 def _block_view(blocks: Array, y: Array) -> tuple[Array, tuple[int, int]]:
     m, height, width, c = y.shape
     rows, columns = -(-height // 4), -(-width // 4)
-    return blocks.reshape(4, 4, m, rows, columns, c).transpose(2, 3, 0, 4, 1, 5), (rows, columns)
+    return blocks.reshape(m, rows, columns, 4, 4 * c).swapaxes(2, 3), (rows, columns)
 
 
 def _scatter_blocks(blocks: Array, y: Array) -> None:
-    """Blocks (16, tiles·C) to their places in y (m, h, w, C), what lies beyond its edge cut off."""
+    """Blocks (tiles, 16, C) to their places in y (m, h, w, C), cut off at its edge."""
     m, height, width, c = y.shape
     view, (rows, columns) = _block_view(blocks, y)
     if height % 4 == 0 and width % 4 == 0:
-        y.reshape(m, rows, 4, columns, 4, c)[...] = view
+        y.reshape(m, rows, 4, columns, 4 * c)[...] = view
     else:
         y[...] = view.reshape(m, 4 * rows, 4 * columns, c)[:, :height, :width]
 
@@ -258,25 +311,28 @@ def _gather_blocks(dy: Array, blocks: Array) -> None:
         larger = np.zeros((m, 4 * rows, 4 * columns, c), dy.dtype)
         larger[:, :height, :width] = dy
         dy = larger
-    view[...] = dy.reshape(m, rows, 4, columns, 4, c)
+    view[...] = dy.reshape(m, rows, 4, columns, 4 * c)
 
 
 def _add_tiles(tiles: Array, scratch: Scratch) -> Array:
-    """Overlapping tiles (6, 6, m, rows, columns, C) added up: (m, 4·rows + 2, 4·columns + 2, C)."""
-    _, _, m, rows, columns, c = tiles.shape
+    """Overlapping tiles (m, rows, columns, 6, 6·C) added up: (m, 4·rows + 2, 4·columns + 2, C)."""
+    m, rows, columns, _, wide = tiles.shape
+    c = wide // 6
     sums = scratch.array("padded", (m, 4 * rows + 2, 4 * columns + 2, c), tiles.dtype)
     sums[:, 4 * rows :] = 0
-    sums[:, :, 4 * columns :] = 0
-    body = sums[:, : 4 * rows, : 4 * columns]  # each place here is in exactly one tile's first 4×4
+    sums[:, : 4 * rows, 4 * columns :] = 0
     picture, row, column, channel = sums.strides
-    blocks = as_strided(
-        body,
-        (4, 4, m, rows, columns, c),
-        (row, column, picture, 4 * row, 4 * column, channel),
-    )
-    blocks[...] = tiles[:4, :4]
-    for i in range(6):
-        for j in range(6):
-            if i > 3 or j > 3:
-                sums[:, i : i + 4 * rows - 3 : 4, j : j + 4 * columns - 3 : 4] += tiles[i, j]
+
+    def places(i: int, j: int, high: int, wide: int) -> Array:
+        """Where rows i… and columns j… of all tiles go; within one such part nothing overlaps."""
+        return as_strided(
+            sums[:, i:, j:],
+            (m, rows, columns, high, wide * c),
+            (picture, 4 * row, 4 * column, row, channel),
+        )
+
+    places(0, 0, 4, 4)[...] = tiles[..., :4, : 4 * c]
+    for i, j, high, wide in ((0, 4, 4, 2), (4, 0, 2, 4), (4, 4, 2, 2)):
+        target = places(i, j, high, wide)
+        target += tiles[..., i : i + high, j * c : (j + wide) * c]
     return sums

@@ -20,6 +20,11 @@ ROOMS = {  # room → the rooms it may import
 }
 
 
+UNIMPORTED = {  # runtime dependency → why it is one though neither app nor model imports it
+    "h11": "uvicorn's parser, held at a release without known holes",
+}
+
+
 def declared_packages(room: str) -> set[str]:
     """The distributions that a room may import: what is installed where it runs.
 
@@ -75,8 +80,35 @@ def forbidden_imports(root: Path) -> list[str]:
     return found
 
 
+def unused_dependencies(root: Path) -> set[str]:
+    """The runtime dependencies that neither app nor model under root imports."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    distributions = packages_distributions()
+    imported = {
+        canonicalize_name(provider)
+        for room in ("app", "model")
+        for path in (root / room).rglob("*.py")
+        for _, name in imports(path.read_text(encoding="utf-8"))
+        for provider in distributions.get(name, [name])
+    }
+    declared = project["project"]["dependencies"]
+    return {canonicalize_name(Requirement(line).name) for line in declared} - imported
+
+
 def test_rooms_import_only_what_they_may() -> None:
     assert forbidden_imports(REPOSITORY) == []
+
+
+def test_what_the_service_depends_on_is_imported_by_it() -> None:
+    assert unused_dependencies(REPOSITORY) == UNIMPORTED.keys()
+
+
+def test_a_dependency_that_nothing_imports_is_found(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "a.py").write_text("import numpy\nfrom PIL import Image")
+    unused = unused_dependencies(tmp_path)
+    assert "safetensors" in unused
+    assert not {"numpy", "pillow"} & unused
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from model.preprocessing import Preprocessing, read_picture
 from tests.data_folder import data_file
 from tests.pictures import encode, picture, scene, turned
-from training.data import BadData, list_pictures, read_pictures
+from training.data import list_pictures, read_pictures
+from training.errors import BadData
 
 Files = dict[str, bytes]
 
@@ -245,6 +246,20 @@ def test_the_course_s_own_files_are_read() -> None:
     assert (test.count("cat"), test.count("non-cat")) == (33, 17)
 
 
+def test_an_hdf5_of_more_pictures_than_memory_is_named(tmp_path: Path) -> None:
+    path = make_hdf5(tmp_path / "huge.h5", train_set_y=[0, 1])
+    with h5py.File(path, "a") as file:  # in chunks of which none is written
+        file.create_dataset("train_set_x", (10**12, 64, 64, 3), np.uint8, chunks=(1, 64, 64, 3))
+    with pytest.raises(BadData, match=r"huge\.h5: train_set_x .* does not fit into memory"):
+        read_pictures([path])
+
+
+def test_pictures_that_are_too_large_for_memory_are_named(tmp_path: Path) -> None:
+    path = make_folder(tmp_path / "mine", GOOD)
+    with pytest.raises(BadData, match=r"mine: 3 pictures of .* do not fit into memory"):
+        read_pictures([path], side=10**7)
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -265,6 +280,18 @@ def test_the_course_s_own_files_are_read() -> None:
         (
             {"train_set_x": pixels(2), "train_set_y": [0, 1], "list_classes": [b"dog", b"fox"]},
             "its classes are 'dog', 'fox', not 'cat', 'non-cat'.*--classes",
+        ),
+        (
+            {
+                "train_set_x": pixels(2),
+                "train_set_y": [0, 1],
+                "list_classes": [b"\xff\xfe", b"cat"],
+            },
+            "its classes are '\ufffd\ufffd', 'cat', not",
+        ),
+        (
+            {"train_set_x": pixels(2), "train_set_y": [0, 1], "list_classes": b"cat"},
+            "its classes are 'cat', not",
         ),
     ],
 )

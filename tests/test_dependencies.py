@@ -49,6 +49,7 @@ def test_a_lock_names_no_index_host_and_no_path(lock: Path) -> None:
         ("runtime", []),
         ("development", [*GROUPS["training"], *GROUPS["test"], *GROUPS["dev"]]),
         ("heic", EXTRAS["heic"]),
+        ("benchmarks", [*GROUPS["training"], *GROUPS["benchmarks"]]),
     ],
 )
 def test_a_lock_holds_what_the_project_declares(lock: str, declared: list[str]) -> None:

@@ -111,6 +111,7 @@ def test_course_writes_weights_that_answer_as_measured(trained: Path) -> None:
         "files": ["train.h5"],
         "pictures": 20,
         "classes": {"cat": 10, "non-cat": 10},
+        "sources": {"course": {"cat": 10, "non-cat": 10}},
         "left_out": 0,
         "sha256": pictures.fingerprint,
     }
@@ -245,7 +246,7 @@ def exit_status(arguments: list[str]) -> int | str | None:
         (["course", "d", "--learning-rate", "0"], "invalid positive number value: '0'"),
         (["course", "d", "--learning-rate", "nan"], "invalid positive number"),
         (["course", "d", "--iterations", "1.5"], "invalid positive whole number value: '1.5'"),
-        (["course", "d", "--seed", "-1"], "invalid seed value: '-1'"),
+        (["course", "d", "--seed", "-1"], "invalid whole number from 0 on value: '-1'"),
     ],
 )
 def test_wrong_arguments_are_explained(
@@ -280,7 +281,7 @@ def test_bad_data_is_named_and_leaves_the_weights_of_before(
         (["--classes", "dog", "no-dog"], "its classes are 'non-cat', 'cat'"),
         (["--test", "nowhere.zip"], "nowhere.zip does not exist"),
         (["--learning-rate", "1e39"], "learning rate 1e+39 is too large"),
-        (["--report", "{folder}/home"], "home: holds other files"),
+        (["--report", "{folder}/home"], "home: holds train.h5, which is no part of a report"),
         (["--report", "{folder}/home/train.h5"], "train.h5: is a file; a report is a folder"),
         (["--output", "{folder}/home"], "home: is a folder; name a file"),
         (["--output", "{folder}/r/w", "--report", "{folder}/r"], "would lie in the report"),
@@ -302,10 +303,57 @@ def test_what_cannot_be_done_is_refused_in_one_message(
 def test_a_report_takes_the_place_of_an_earlier_one(data: Path, tmp_path: Path) -> None:
     output, folder = tmp_path / "w.safetensors", tmp_path / "w-report"
     folder.mkdir()
-    for name in ("report.html", "old.png"):
+    for name in ("report.html", "learning-rates.png", ".DS_Store"):
         (folder / name).write_bytes(b"before")
     assert main(course(data, output)) == 0
     assert files_in(folder) == REPORT
+
+
+@pytest.mark.parametrize("foreign", ["thesis.txt", "photos/1.jpg", "cost.png/1.jpg"])
+@pytest.mark.parametrize(
+    "command",
+    ["course d --report", "fit d --report", "learning-rates d --output", "evaluate {w} d --output"],
+)
+def test_a_folder_with_other_people_s_files_is_not_replaced(
+    command: str, foreign: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "r"
+    for name in ("report.html", foreign):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"mine")
+    weights = trained / "out" / "mine.safetensors"
+    words = [word.replace("{w}", str(weights)) for word in command.split()]
+    if "--report" in words:
+        words[1:1] = ["--output", str(tmp_path / "w.safetensors")]
+    assert main([*words, str(folder)]) == 1
+    assert f"r: holds {foreign.split('/')[0]}, which is no part" in capsys.readouterr().err
+    assert files_in(folder) == {"report.html", foreign}
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_output_that_is_no_file_is_left_alone(
+    linked: bool, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    assert main(course(data, link if linked else pipe)) == 1
+    assert "is a device, pipe or socket; name a file" in capsys.readouterr().err
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, "; left out 1 file"), (2, "; left out 2 files")])
+def test_files_that_are_left_out_are_counted(
+    count: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        (tmp_path / "d" / ("cat", "non-cat")[i]).mkdir(parents=True)
+        Image.new("RGB", (70, 70), (i, i, i)).save(tmp_path / "d" / ("cat", "non-cat")[i] / "1.png")
+    for i in range(count):
+        (tmp_path / "d" / f"{i}.txt").write_bytes(b"")
+    assert main(course(tmp_path / "d", tmp_path / "w.safetensors")) == 0
+    assert f"(1 cat, 1 non-cat){told}\n" in capsys.readouterr().out
 
 
 # --- what it leaves when it is stopped ----------------------------------------------------------

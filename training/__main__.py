@@ -24,7 +24,13 @@ name (cat/ and non-cat/). A trained classifier is one file, which the service lo
 """
 
 # Each module adds its commands to the parser with `add_commands`.
-MODULES = ("training.fit", "training.course", "training.learning_rates")
+MODULES = (
+    "training.fit",
+    "training.evaluate",
+    "training.card",
+    "training.course",
+    "training.learning_rates",
+)
 
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses, as shells count them: 128 + the signal
 

@@ -11,6 +11,8 @@ from typing import Never, TypeAlias
 
 from tqdm import tqdm
 
+from model.preprocessing import Preprocessing
+from training import report
 from training.data import CLASS_NAMES, PictureSet, read_pictures
 from training.errors import BadArguments
 from training.gradient_descent import RECORD_EVERY
@@ -76,6 +78,39 @@ def add_test_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_output_arguments(parser: argparse.ArgumentParser, default: Path) -> None:
+    """Where weights and report go: --output, --report."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=default,
+        metavar="FILE",
+        help="weights file to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="report to write, in place of an earlier one (default: beside the weights, named "
+        "like them with -report)",
+    )
+
+
+def outputs(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """The weights file and the report folder that the output arguments name; raises OSError and
+    BadArguments, before the work, for what cannot be written."""
+    output: Path = arguments.output
+    folder: Path = arguments.report or output.with_name(f"{output.stem}-report")
+    check_output(output)
+    report.check_folder(folder)
+    if folder.resolve() in output.resolve().parents:
+        raise BadArguments(
+            f"The weights {output} would lie in the report {folder}, which is replaced as a whole; "
+            "name another folder with --report."
+        )
+    return output, folder
+
+
 def positive(text: str) -> float:
     """An argument that is a number above 0."""
     value = float(text)
@@ -103,6 +138,7 @@ def seed(text: str) -> int:
 # argparse shows these in "invalid … value".
 positive.__name__ = "positive number"
 positive_int.__name__ = "positive whole number"
+seed.__name__ = "whole number from 0 on"
 
 
 def class_names(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -122,6 +158,7 @@ def read_data(
     side: int = 64,
     smallest: int | None = None,
     names: Container[str] | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
 ) -> PictureSet:
     """The pictures of the paths, as the data arguments say, with what was read said; the other
     parameters as for `read_pictures`."""
@@ -137,12 +174,14 @@ def read_data(
             class_names(arguments),
             smallest=smallest,
             names=names,
+            preprocessing=preprocessing,
             both_classes=both_classes,
             skip_bad=arguments.skip_bad,
             progress=progress,
         )
     counts = ", ".join(f"{pictures.count(name):,} {name}" for name in pictures.class_names)
-    left_out = f"; left out {len(pictures.skipped):,} files" if pictures.skipped else ""
+    skipped = len(pictures.skipped)
+    left_out = f"; left out {skipped:,} file{'s' if skipped > 1 else ''}" if skipped else ""
     say(
         f"{', '.join(path.name for path in paths)}: {len(pictures):,} pictures ({counts}){left_out}"
     )
@@ -187,5 +226,7 @@ def check_output(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder; name a file", str(path))
-    if not os.access(path.parent, os.W_OK):
+    if path.exists() and not path.is_file():  # writing replaces it: a device would be gone
+        raise OSError(errno.EINVAL, "is a device, pipe or socket; name a file", str(path))
+    if not os.access(path.resolve().parent, os.W_OK):
         raise PermissionError(errno.EACCES, "its folder cannot be written to", str(path))

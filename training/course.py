@@ -21,23 +21,26 @@ from training.command import (
     Say,
     add_command,
     add_data_arguments,
+    add_output_arguments,
     add_test_argument,
-    check_output,
     costs_shown,
+    outputs,
     positive,
     positive_int,
     read_data,
     seed,
 )
 from training.data import PictureSet, Pixels
-from training.errors import BadArguments, Refused
+from training.errors import Refused
 from training.golden import choose_golden
 from training.gradient_descent import (
     RECORD_EVERY,
+    every_core,
     gradient_descent,
     initialize_with_zeros,
     predict,
 )
+from training.kinds import count_sources
 from training.metrics import (
     accuracy_at,
     bootstrap_interval,
@@ -89,14 +92,15 @@ def train(
     """Logistic regression's trained layers and its cost at every 100th iteration: the assignment's
     `model`. X, y: as for `propagate`."""
     layers = initialize_with_zeros(X[0].size)
-    costs = gradient_descent(
-        layers,
-        X,
-        y,
-        learning_rate=config.learning_rate,
-        iterations=config.iterations,
-        progress=progress,
-    )
+    with every_core():
+        costs = gradient_descent(
+            layers,
+            X,
+            y,
+            learning_rate=config.learning_rate,
+            iterations=config.iterations,
+            progress=progress,
+        )
     return layers, costs
 
 
@@ -121,9 +125,7 @@ def evaluate(layers: Sequence[Layer], pictures: PictureSet, rng: np.random.Gener
 
 def run_course(arguments: argparse.Namespace, say: Say) -> None:
     """Train, measure, write the weights file and the report."""
-    output: Path = arguments.output
-    folder: Path = arguments.report or output.with_name(f"{output.stem}-report")
-    _check_outputs(output, folder)
+    output, folder = outputs(arguments)
     config = CourseConfig(arguments.learning_rate, arguments.iterations, arguments.seed)
     sets = {"training": read_data(arguments, arguments.data, say)}
     if arguments.test:
@@ -150,22 +152,13 @@ def run_course(arguments: argparse.Namespace, say: Say) -> None:
     say(f"report:  {folder / report.PAGE}")
 
 
-def _check_outputs(output: Path, folder: Path) -> None:
-    check_output(output)
-    report.check_folder(folder)
-    if folder.resolve() in output.resolve().parents:
-        raise BadArguments(
-            f"The weights {output} would lie in the report {folder}, which is replaced as a whole; "
-            "name another folder with --report."
-        )
-
-
 def describe_data(paths: Sequence[Path], pictures: PictureSet) -> dict[str, Any]:
     """What a weights file says of its data: names of files, never where they lay."""
     return {
         "files": [path.name for path in paths],
         "pictures": len(pictures),
         "classes": {name: pictures.count(name) for name in pictures.class_names},
+        "sources": count_sources(pictures),
         "left_out": len(pictures.skipped),
         "sha256": pictures.fingerprint,
     }
@@ -343,17 +336,4 @@ def add_commands(commands: Commands) -> None:
         help="of what is drawn at random: the picture that the weights file is checked with, and "
         "the confidence intervals; training itself starts from zeros (default: %(default)s)",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/logistic.safetensors"),
-        metavar="FILE",
-        help="weights file to write (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FOLDER",
-        help="report to write, in place of an earlier one (default: beside the weights, named "
-        "like them with -report)",
-    )
+    add_output_arguments(parser, Path("runs/logistic.safetensors"))

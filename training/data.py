@@ -17,29 +17,24 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from model.preprocessing import InvalidImage, Preprocessing, read_picture
-from training.errors import Refused
+from training.errors import BadData, quoted
+from training.hdf5 import START, read_hdf5
 
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 
 CLASS_NAMES = ("cat", "non-cat")
 
-_HDF5_START = b"\x89HDF\r\n\x1a\n"
 _ZIP_STARTS = (b"PK\3\4", b"PK\5\6")  # with files, and empty
 _JUNK = {"__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini"}  # left by file managers
 _MAX_FILE_BYTES = 256 * 2**20  # a zip may claim more than any picture needs
 _PICTURES_A_TASK = 32  # enough to outweigh handing the task to a thread
 _SHOWN = 10  # bad pictures that a message lists
-
-
-class BadData(Refused, ValueError):
-    """The data cannot be used: which file, what is wrong with it, what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +146,7 @@ def read_pictures(
             found, left_out = _entries(path, class_names, size, open_files)
             entries += [entry for entry in found if names is None or entry.name in names]
             skipped += left_out
-        pictures = np.zeros((len(entries), side, side, 3), np.uint8)
+        pictures = _room_for(len(entries), side, paths)
         sides = np.full(len(entries), side, np.int16)
         failures = _load(entries, pictures, sides, progress)
     if failures and not skip_bad:
@@ -177,6 +172,16 @@ def read_pictures(
     )
 
 
+def _room_for(count: int, side: int, paths: Sequence[Path]) -> Pixels:
+    try:
+        return np.zeros((count, side, side, 3), np.uint8)
+    except (MemoryError, ValueError):  # ValueError: more than there are addresses
+        where = ", ".join(str(path) for path in paths)
+        raise BadData(
+            f"{where}: {count:,} pictures of {side}×{side} do not fit into memory. Use fewer."
+        ) from None
+
+
 def _entries(
     path: Path, class_names: tuple[str, str], size: _Size, open_files: ExitStack
 ) -> tuple[list[_Entry], list[tuple[str, str]]]:
@@ -185,8 +190,8 @@ def _entries(
         if path.is_dir():
             return _folder_entries(path, class_names, size)
         with path.open("rb") as file:
-            start = file.read(len(_HDF5_START))
-        if start == _HDF5_START or path.suffix.lower() in (".h5", ".hdf5"):
+            start = file.read(len(START))
+        if start == START or path.suffix.lower() in (".h5", ".hdf5"):
             return _hdf5_entries(path, class_names, size), []
         if start[:4] in _ZIP_STARTS or path.suffix.lower() == ".zip":
             archive = open_files.enter_context(zipfile.ZipFile(path))
@@ -208,21 +213,7 @@ def _entries(
 
 
 def _hdf5_entries(path: Path, class_names: tuple[str, str], size: _Size) -> list[_Entry]:
-    try:
-        with h5py.File(path) as file:
-            prefix = _hdf5_prefix(path, file)
-            x, y = file[f"{prefix}_set_x"][()], file[f"{prefix}_set_y"][()]
-            listed = file["list_classes"][()] if "list_classes" in file else None
-    except OSError as error:
-        raise BadData(f"{path} is not an HDF5, or a damaged one: {error}.") from error
-    labels = _hdf5_labels(path, f"{prefix}_set_y", y, listed, class_names)
-    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or x.dtype != np.uint8:
-        raise BadData(
-            f"{path}: {prefix}_set_x has shape {x.shape} of {x.dtype}; expected (m, side, side, 3) "
-            "of uint8, one RGB picture each."
-        )
-    if len(x) != len(labels):
-        raise BadData(f"{path}: {len(x)} pictures but {len(labels)} labels.")
+    pictures, labels = read_hdf5(path, class_names)
     return [
         _Entry(
             name=f"{class_names[0] if label else class_names[1]}/course-{i:05d}",
@@ -231,43 +222,8 @@ def _hdf5_entries(path: Path, class_names: tuple[str, str], size: _Size) -> list
             file=path,
             load=lambda picture=picture: _resized(picture, size),  # type: ignore[misc]
         )
-        for i, (picture, label) in enumerate(zip(x, labels, strict=True))
+        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
-
-
-def _hdf5_prefix(path: Path, file: h5py.File) -> str:
-    """Which of the course's two files this is: "train" or "test"."""
-    for prefix in ("train", "test"):
-        names = (f"{prefix}_set_x", f"{prefix}_set_y")
-        if all(isinstance(file.get(name), h5py.Dataset) for name in names):
-            return prefix
-    found = ", ".join(sorted(file)) or "nothing"
-    raise BadData(
-        f"{path} has no datasets train_set_x and train_set_y, nor test_set_x and test_set_y; "
-        f"it holds: {found}."
-    )
-
-
-def _hdf5_labels(
-    path: Path,
-    name: str,
-    y: npt.NDArray[np.generic],
-    listed: npt.NDArray[np.generic] | None,
-    class_names: tuple[str, str],
-) -> list[float]:
-    """y as 1 for the first class and 0 for the second; `listed` names the classes of 0 and 1."""
-    if y.size != max(y.shape, default=0) or not np.isin(y, (0, 1)).all():
-        raise BadData(f"{path}: {name} of shape {y.shape} should hold one 0 or 1 for each picture.")
-    ones = y.reshape(-1) == 1
-    if listed is None:
-        return [float(one) for one in ones]
-    names = [each.decode() if isinstance(each, bytes) else str(each) for each in listed.flat]
-    if sorted(names) != sorted(class_names):
-        raise BadData(
-            f"{path}: its classes are {_quoted(names)}, not {_quoted(class_names)}. "
-            "Name them with --classes, the one to look for first."
-        )
-    return [float(one) for one in (ones if names[1] == class_names[0] else ~ones)]
 
 
 def _resized(picture: Pixels, size: _Size) -> Pixels:
@@ -369,7 +325,7 @@ def _class_root(
             "them (unpacked, if this is a zip)."
         )
     folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
-    held = f"folders {_quoted(folders[:_SHOWN])}" if folders else f"{len(files)} files, no folders"
+    held = f"folders {quoted(folders[:_SHOWN])}" if folders else f"{len(files)} files, no folders"
     raise BadData(
         f"{path} has no folders {first}/ and {second}/; it holds {held}. Sort the pictures into "
         "two folders of these names, or name yours with --classes, the one to look for first."
@@ -452,7 +408,3 @@ def _fingerprint(pictures: Pixels, labels: npt.NDArray[np.float32]) -> str:
     digest = hashlib.sha256(pictures.data)
     digest.update(labels.data)
     return digest.hexdigest()
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names)

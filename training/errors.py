@@ -2,9 +2,12 @@
 
 Refused
 ├── BadArguments            arguments that do not go together
-├── data.BadData            data that cannot be used
+├── BadData                 data that cannot be used
+├── checkpoint.BadCheckpoint a run that cannot be gone on with
 └── gradient_descent.Diverged
 """
+
+from collections.abc import Iterable
 
 
 class Refused(Exception):
@@ -13,3 +16,12 @@ class Refused(Exception):
 
 class BadArguments(Refused):
     """Arguments that do not go together."""
+
+
+class BadData(Refused, ValueError):
+    """The data cannot be used: which file, what is wrong with it, what to do."""
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names as a message lists them."""
+    return ", ".join(repr(name) for name in names)

@@ -4,12 +4,15 @@ An artifact holds an encoded picture and the probability that it has. Whoever lo
 the probability again, and any code that decodes, turns, squeezes or scales pictures differently
 must land more than the tolerance away. How far each mistake moves the probability depends on the
 weights, so pictures are drawn until one shows them all.
+
+The picture is more than four times the network's input on both sides: ways to shrink a picture
+while it is decoded, or in two steps, begin there.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +21,31 @@ from PIL import Image, ImageOps
 from model.classifier import Classifier, Golden
 from model.preprocessing import Filter, Preprocessing, read_picture, to_vector
 
-CANDIDATES = 60
-_SHARES = np.linspace(-1, 1, 17)
+CANDIDATES = 40
+_SHARES = np.linspace(-1, 1, 17, dtype=np.float32)
 _EXIF_ORIENTATION, _ROTATED = 0x0112, 6
 
 Pixels = NDArray[np.uint8]  # (side, side, 3)
-Field = NDArray[Any]  # (height, width, 3) float: a picture as deviations from grey
+Field = NDArray[np.float32]  # (height, width, 3): a picture as deviations from grey
 Vector = NDArray[np.float32]  # (side·side·3,)
 
 
 def choose_golden(classifier: Classifier, rng: np.random.Generator) -> Golden:
     """Return the picture, of those tried, on which the least visible mistake shows most.
 
-    It is a JPEG of a few kB, not square, larger than the network's input, and to be turned.
+    It is a JPEG of a few kB, not square, four times the network's input, and to be turned.
     Where the weights are such that no picture shows a mistake (all zeros), it is just a picture.
     """
     side = classifier.preprocessing.side
     best, best_score = Golden(b"", 0.5), -1.0
-    best_field = np.zeros((1, 1, 3))
+    best_field = np.zeros((1, 1, 3), np.float32)
     for i in range(CANDIDATES):
         if i < CANDIDATES // 2:
-            height = int(side * rng.uniform(1.15, 1.5))
-            field = _random_field(rng, height, int(height * rng.uniform(1.3, 1.7)))
+            height = int(side * rng.uniform(4.05, 4.2))
+            field = _random_field(rng, height, int(height * rng.uniform(1.08, 1.15)))
         else:
-            field = best_field + rng.uniform(0.1, 0.8) * _random_field(rng, *best_field.shape[:2])
+            change = _random_field(rng, *best_field.shape[:2])
+            field = _standardised(best_field + rng.uniform(0.1, 0.8) * change)
         field = _where_it_hesitates(classifier, field, _random_field(rng, *field.shape[:2]))
         picture = _encode(field)
         score = min(mistakes(classifier, picture).values())
@@ -118,6 +122,27 @@ def _letterboxed(picture: bytes, spec: Preprocessing) -> Pixels:
     return np.asarray(ImageOps.pad(_open(picture), (spec.side, spec.side), _resampling(spec)))
 
 
+def _shrunk_in_decoding(times: int) -> Callable[[bytes, Preprocessing], Pixels]:
+    """Let the JPEG decoder halve the picture while it stays `times` the input, as thumbnailers do.
+
+    It then computes fewer coefficients, which is faster, and other pixels.
+    """
+
+    def shrink(picture: bytes, spec: Preprocessing) -> Pixels:
+        image = _open(picture, upright=False)
+        image.draft("RGB", (times * spec.side, times * spec.side))
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(upright.resize((spec.side, spec.side), _resampling(spec)))
+
+    return shrink
+
+
+def _in_two_steps(picture: bytes, spec: Preprocessing) -> Pixels:
+    """Average whole blocks first, then filter: Pillow's reducing_gap."""
+    size = (spec.side, spec.side)
+    return np.asarray(_open(picture).resize(size, _resampling(spec), reducing_gap=2))
+
+
 def _resampling(spec: Preprocessing) -> Image.Resampling:
     return Image.Resampling[spec.filter.upper()]
 
@@ -128,6 +153,9 @@ _DECODINGS: Final[dict[str, Callable[[bytes, Preprocessing], Pixels]]] = {
     "not turned": _not_turned,
     "cropped": _cropped,
     "letterboxed": _letterboxed,
+    "shrunk in decoding": _shrunk_in_decoding(1),
+    "shrunk in decoding to twice the side": _shrunk_in_decoding(2),
+    "shrunk in two steps": _in_two_steps,
 }
 
 
@@ -136,7 +164,7 @@ _DECODINGS: Final[dict[str, Callable[[bytes, Preprocessing], Pixels]]] = {
 
 def _random_field(rng: np.random.Generator, height: int, width: int) -> Field:
     """Draw coloured noise, a random mixture of coarse and fine, of mean 0 and deviation 1."""
-    field = np.zeros((height, width, 3))
+    field = np.zeros((height, width, 3), np.float32)
     for cells in (2, 4, 8, 16, 32, 64):
         noise = rng.normal(size=(cells, cells, 3)).astype(np.float32) * rng.exponential()
         for channel in range(3):
@@ -149,14 +177,26 @@ def _random_field(rng: np.random.Generator, height: int, width: int) -> Field:
 def _where_it_hesitates(classifier: Classifier, field: Field, other: Field) -> Field:
     """Mix in as much of the other field as brings the probability near 1/2.
 
-    There every mistake shows; at 0 and 1 a probability hardly moves.
+    There every mistake shows; at 0 and 1 a probability hardly moves. The mixtures are compared at
+    the size of the network's input: scaling the sum is summing the scaled, but for clipping.
     """
-    side = classifier.preprocessing.side
-    mixes = [_standardised(field + share * other) for share in _SHARES]
-    upright = [_render(mix).transpose(Image.Transpose.ROTATE_270) for mix in mixes]
-    pixels = np.stack([np.asarray(image.resize((side, side))) for image in upright])
-    hesitation = np.abs(classifier.probabilities(to_vector(pixels)) - 0.5)
-    return mixes[int(hesitation.argmin())]
+    spread = np.sqrt(1 + _SHARES**2 + 2 * _SHARES * np.mean(field * other))  # of each mixture
+    small, small_other = (_small(each, classifier.preprocessing.side) for each in (field, other))
+    pixels = [
+        np.asarray(_render((small + share * small_other) / deviation))
+        for share, deviation in zip(_SHARES, spread, strict=True)
+    ]
+    hesitation = np.abs(classifier.probabilities(to_vector(np.stack(pixels))) - 0.5)
+    return _standardised(field + _SHARES[hesitation.argmin()] * other)
+
+
+def _small(field: Field, side: int) -> Field:
+    """Squeeze a field to side × side and turn it as its picture will be turned."""
+    channels = [
+        np.asarray(Image.fromarray(field[..., channel]).resize((side, side)))
+        for channel in range(3)
+    ]
+    return np.rot90(np.stack(channels, axis=-1), -1)
 
 
 def _standardised(field: Field) -> Field:
@@ -174,5 +214,5 @@ def _encode(field: Field) -> bytes:
     exif = Image.Exif()
     exif[_EXIF_ORIENTATION] = _ROTATED
     buffer = BytesIO()
-    _render(field).save(buffer, "JPEG", quality=60, subsampling=0, exif=exif)
+    _render(field).save(buffer, "JPEG", quality=40, subsampling=0, exif=exif)
     return buffer.getvalue()

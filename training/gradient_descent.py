@@ -7,11 +7,15 @@ Source: deeplearning.ai, Neural Networks and Deep Learning, week 2, "Gradient De
 programming assignment "Logistic Regression with a Neural Network mindset".
 """
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from model.network import (
     Array,
@@ -28,6 +32,14 @@ from training.cost import ROWS_AT_ONCE, as_floats, propagate
 from training.errors import Refused
 
 RECORD_EVERY = 100  # iterations between two points of the cost curve, as in the assignment
+
+
+def every_core() -> AbstractContextManager[Any]:
+    """While it lasts, NumPy's linear algebra uses all cores for one product: here nothing else
+    runs beside it, and a product of all examples is large enough to be shared out."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limits: AbstractContextManager[Any] = threadpool_limits(cores, user_api="blas")
+    return limits
 
 
 class Diverged(Refused, ArithmeticError):

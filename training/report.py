@@ -24,6 +24,13 @@ from model.network import Array
 from training.metrics import Bin, Confusion
 
 PAGE = "report.html"  # the page of every report folder
+# What reports may hold. A folder that holds anything else is not replaced by one.
+FILES = {PAGE, "metrics.json", "log.jsonl", "confusion.png", "cost.png", "learning-curve.png"} | {
+    "learning-rates.png",
+    "reliability.png",
+    "weights.png",
+}
+_LEFT_BY_FILE_MANAGERS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 INK, PALE, _GRID = "#22303c", "#7a8793", "#e4e8ec"
 COLOURS = ("#1f6fb2", "#d1662a", "#2f8f6b", "#8a5aa8", "#b23a48")
@@ -58,21 +65,21 @@ def learning_curve(
 ) -> Figure:
     """What each epoch came to, epoch 1 first: the training loss and the log loss on validation,
     and below it the balanced accuracy there; `best` is the epoch that was kept."""
-    figure = Figure(dpi=_DPI, figsize=(7, 5.4), layout="constrained")
+    figure = Figure(dpi=DPI, figsize=(7, 5.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     epochs = np.arange(1, len(losses) + 1)
     marker = "o" if len(losses) == 1 else None
-    above.plot(epochs, losses, color=_PALE, lw=2, marker=marker, label="training, with variations")
-    above.plot(epochs, log_losses, color=_COLOURS[0], lw=2, marker=marker, label="validation")
-    below.plot(epochs, shares, color=_COLOURS[0], lw=2, marker=marker)
+    above.plot(epochs, losses, color=PALE, lw=2, marker=marker, label="training, with variations")
+    above.plot(epochs, log_losses, color=COLOURS[0], lw=2, marker=marker, label="validation")
+    below.plot(epochs, shares, color=COLOURS[0], lw=2, marker=marker)
     above.set(title="Learning curve", ylabel="loss")
     above.set_ylim(bottom=0)
     below.set(xlabel="epoch", ylabel="balanced accuracy")
     for axes in (above, below):
         if best:
-            axes.axvline(best, color=_COLOURS[1], lw=1, ls="--", label="kept")
+            axes.axvline(best, color=COLOURS[1], lw=1, ls="--", label="kept")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _dress(axes)
+        dress(axes)
     above.legend(frameon=False)
     return figure
 
@@ -91,11 +98,12 @@ def learning_rate_curves(curves: Mapping[float, Sequence[float]], every: int) ->
 
 def confusion_matrices(sets: Mapping[str, Confusion], class_names: tuple[str, str]) -> Figure:
     """Counts of right and wrong answers, one matrix for each named set of pictures."""
-    figure = Figure(dpi=DPI, figsize=(3.4 * len(sets) + 0.6, 3.5), layout="constrained")
-    for axes, (name, counts) in zip(
-        np.atleast_1d(figure.subplots(1, len(sets))), sets.items(), strict=True
-    ):
+    width = min(3.4 * len(sets) + 0.6, 9)  # inches; the page is about as wide
+    figure = Figure(dpi=DPI, figsize=(width, width / len(sets) + 0.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(sets), sharey=True))
+    for axes, (name, counts) in zip(panels, sets.items(), strict=True):
         _confusion_matrix(axes, name, counts, class_names)
+    panels[0].set_ylabel("truth", color=INK)
     return figure
 
 
@@ -117,8 +125,8 @@ def _confusion_matrix(
         axes.text(column, row + 0.24, f"{share:.0%}", ha="center", va="center", color=colour)
     axes.set_xticks((0, 1), class_names)
     axes.set_yticks((0, 1), class_names)
-    axes.set_title(f"{name}: {counts.accuracy:.1%} right")
-    axes.set(xlabel="answer", ylabel="truth")
+    axes.set_title(f"{name}: {counts.accuracy:.1%} right", size=11)
+    axes.set_xlabel("answer")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     _ink(axes)
@@ -283,9 +291,11 @@ def json_text(values: Mapping[str, Any]) -> str:
 
 def check_folder(folder: Path) -> None:
     """Refuse, with an OSError, a folder for a report that holds something else."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).is_file():
-        message = "holds other files; name a new folder, or one of an earlier report"
-        raise FileExistsError(errno.EEXIST, message, str(folder))
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.name not in FILES | _LEFT_BY_FILE_MANAGERS or path.is_dir():
+                message = f"holds {path.name}, which is no part of a report; name another folder"
+                raise FileExistsError(errno.EEXIST, message, str(folder))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file; a report is a folder", str(folder))
 
@@ -307,6 +317,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Iterator[None]:
     take their place when it ends; if it raises, nothing has changed. So something else can be
     written in the body that must not be there without the report.
     """
+    assert files.keys() <= FILES, "the next report could not take this one's place"
     check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:

@@ -1,0 +1,215 @@
+"""Training pictures are varied as intended, and left alone when they are not to be varied."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.network import Array
+from model.preprocessing import read_picture
+from training.augmentation import Augmentation, _rotate, augment, compress, whole
+from training.data import read_pictures
+
+NOTHING = Augmentation(**{field.name: 0.0 for field in fields(Augmentation)})
+STILL = Augmentation(**{**vars(NOTHING), "smallest_area": 1.0, "largest_area": 1.0})
+
+
+def photo(height: int, width: int, seed: int = 0) -> Array:
+    """Smooth colours with some grain, uint8 (height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), float)
+    return np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def png(pixels: Array) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def held(*pixels: Array) -> tuple[Array, Array]:
+    """Square pictures as training holds them: pictures (m, 96, 96, 3) and sides."""
+    pictures = np.zeros((len(pixels), 96, 96, 3), np.uint8)
+    for i, one in enumerate(pixels):
+        pictures[i, : len(one), : len(one)] = one
+    return pictures, np.array([len(one) for one in pixels], np.int16)
+
+
+USUAL = Augmentation()
+
+
+def varied(seed: int, strength: float = 1.0, limits: Augmentation = USUAL) -> Array:
+    pictures, sides = held(*(photo(side, side, side) for side in (96, 64, 80, 96, 64, 71)))
+    return augment(pictures, sides, np.random.default_rng(seed), strength, limits)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (64, 64), (80, 80), (96, 60), (50, 70)])
+def test_pictures_that_are_not_varied_are_those_that_the_service_sees(
+    height: int, width: int, tmp_path: Path
+) -> None:
+    data = png(photo(height, width))
+    for name in ("cat", "non-cat"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(data)
+    read = read_pictures([tmp_path], 96, smallest=64)
+    assert read.sides[0] == max(64, height, width)
+    unvaried = augment(read.pictures, read.sides, np.random.default_rng(0), strength=0)
+    served = read_picture(data).pixels
+    difference = np.abs(unvaried[0].reshape(64, 64, 3) * 255 - served)
+    if height == width:
+        assert difference.max() < 1.01  # the service rounds to whole levels
+    else:  # squeezed to a square first
+        assert difference.mean() < 2
+
+
+def test_pictures_of_the_network_s_size_are_taken_as_they_are() -> None:
+    picture = photo(64, 64)[None]
+    np.testing.assert_array_equal(whole(picture, np.array([64]))[0] * 255, picture.reshape(-1))
+
+
+def test_what_lies_beyond_a_small_picture_is_never_seen() -> None:
+    pictures, sides = held(photo(64, 64), photo(70, 70))
+    other = pictures.copy()
+    for i, side in enumerate(sides):
+        other[i, side:] = 255
+        other[i, :, side:] = 255
+    for strength in (0, 1):
+        rows = [augment(p, sides, np.random.default_rng(1), strength) for p in (pictures, other)]
+        np.testing.assert_array_equal(rows[0], rows[1])
+
+
+def test_the_same_generator_gives_the_same_pictures_and_another_gives_others() -> None:
+    np.testing.assert_array_equal(varied(1), varied(1))
+    assert np.abs(varied(1) - varied(2)).mean() > 0.02
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+def test_rows_are_float32_in_the_network_s_range(strength: float) -> None:
+    rows = np.concatenate([varied(seed, strength) for seed in range(8)])
+    assert rows.dtype == np.float32
+    assert rows.shape == (48, 12288)
+    assert rows.flags.c_contiguous
+    assert rows.min() >= 0
+    assert rows.max() <= 1
+
+
+def test_pictures_vary_the_more_the_stronger() -> None:
+    plain = varied(0, 0)
+    changes = [
+        np.mean([np.abs(varied(seed, strength) - plain).mean() for seed in range(6)])
+        for strength in (0.1, 0.4, 1.0)
+    ]
+    assert changes == sorted(changes)
+
+
+def test_without_limits_to_vary_within_only_a_mirror_image_comes_out() -> None:
+    plain = varied(0, 0).reshape(-1, 64, 64, 3)
+    rows = varied(3, 1, STILL).reshape(-1, 64, 64, 3)
+    mirrored = [
+        bool(np.allclose(row, one[:, ::-1], atol=1e-5))
+        for row, one in zip(rows, plain, strict=True)
+    ]
+    for row, one, turned in zip(rows, plain, mirrored, strict=True):
+        np.testing.assert_allclose(row, one[:, ::-1] if turned else one, atol=1e-5)
+    assert any(mirrored)
+    assert not all(mirrored)
+
+
+def test_a_crop_shows_a_part_larger() -> None:
+    """A dot on black is four times as large when a quarter of the picture fills the frame."""
+    picture = np.zeros((96, 96, 3), np.uint8)
+    picture[40:56, 40:56] = 255
+    pictures, sides = held(*[picture] * 20)
+    limits = Augmentation(**{**vars(STILL), "smallest_area": 0.25, "largest_area": 0.25})
+    rows = augment(pictures, sides, np.random.default_rng(4), 1, limits)
+    seen = rows.sum(axis=1)  # of those whose crop holds the whole dot
+    assert seen.max() / whole(pictures[:1], sides[:1]).sum() == pytest.approx(4, rel=0.02)
+
+
+def test_a_rotation_turns_a_line_by_its_angle() -> None:
+    x = np.zeros((1, 3, 64, 64), np.float32)
+    x[0, :, 31:33] = 1
+    limits = Augmentation(rotation=8, rotated=1)
+    angles = []
+    for seed in range(12):
+        turned = x.copy()
+        _rotate(turned, np.random.default_rng(seed), 1, limits)
+        rows, columns = np.nonzero(turned[0, 0] > 0.5)
+        angles.append(np.degrees(np.arctan(np.polyfit(columns, rows, 1)[0])))
+    assert max(np.abs(angles)) <= 8.3
+    assert min(angles) < -2
+    assert max(angles) > 2
+
+
+def only(**chosen: float) -> Augmentation:
+    return Augmentation(**{**vars(STILL), **chosen})
+
+
+def is_grey(row: Array) -> bool:
+    return bool(np.ptp(row.reshape(-1, 3), axis=1).max() < 1e-5)
+
+
+EFFECTS: dict[str, tuple[Augmentation, Callable[[Array, Array], bool]]] = {
+    "grey": (only(grey=1.0), lambda row, _: is_grey(row)),
+    "tint": (
+        only(tint=0.1),
+        lambda row, plain: 0.001 < np.abs(row - plain).mean() < 0.1,
+    ),
+    "brightness": (only(brightness=0.3), lambda row, plain: abs(row.mean() - plain.mean()) > 1e-3),
+    "contrast": (only(contrast=0.25), lambda row, plain: abs(row.std() / plain.std() - 1) > 1e-3),
+    "saturation": (
+        only(saturation=0.5),
+        lambda row, plain: (
+            abs(float(np.ptp(row.reshape(-1, 3), axis=1).mean() / spread(plain)) - 1) > 1e-3
+        ),
+    ),
+    "noise": (only(noisy=1.0, noise=0.06), lambda row, plain: 0 < np.std(row - plain) < 0.065),
+    "erased": (
+        only(erased=1.0),
+        lambda row, plain: 0.01 < np.mean(np.abs(row - plain) > 1e-4) < 0.3,
+    ),
+    "compressed": (only(compressed=1.0), lambda row, plain: 0 < np.std(row - plain) < 0.1),
+    "blur": (only(blurred=1.0, blur=1.6), lambda row, plain: grain(row) < grain(plain)),
+}
+
+
+def spread(row: Array) -> float:
+    return float(np.ptp(row.reshape(-1, 3), axis=1).mean())
+
+
+def grain(row: Array) -> float:
+    return float(np.abs(np.diff(row.reshape(64, 64, 3), axis=0)).mean())
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_each_variation_does_what_its_name_says(name: str) -> None:
+    limits, holds = EFFECTS[name]
+    pictures = (np.stack([photo(64, 64, seed) for seed in range(8)]) // 2 + 64).astype(np.uint8)
+    pictures = np.concatenate([pictures, pictures[:, :, ::-1]])  # either way round
+    sides = np.full(16, 64)
+    rows = augment(pictures, sides, np.random.default_rng(5), 1, limits)
+    plain = whole(pictures, sides)
+    mirrors = np.roll(plain, 8, axis=0)
+    nearer = [
+        min(pair, key=lambda one, row=row: float(np.abs(one - row).mean()))  # type: ignore[misc]
+        for row, pair in zip(rows, zip(plain, mirrors, strict=True), strict=True)
+    ]
+    assert all(holds(row, one) for row, one in zip(rows, nearer, strict=True))
+
+
+@pytest.mark.parametrize("quality", [15, 50, 80])
+def test_compression_leaves_about_what_jpeg_leaves(quality: int) -> None:
+    pixels = photo(64, 64, 6)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
+    jpeg = np.asarray(Image.open(file), np.float32) / 255
+    x = pixels.transpose(2, 0, 1).astype(np.float32) / 255
+    ours = compress(x, quality).transpose(1, 2, 0)
+    damage = float(np.abs(jpeg - pixels / 255).mean())
+    assert np.abs(ours - jpeg).mean() < damage / 2
+    assert float(np.abs(ours - pixels / 255).mean()) == pytest.approx(damage, rel=0.25)

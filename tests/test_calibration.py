@@ -1,0 +1,162 @@
+"""Probabilities that can be believed and a threshold that is not one picture's whim."""
+
+import numpy as np
+import pytest
+
+from model.network import Array, Layer, Linear, Scratch, forward, sigmoid
+from training.calibration import (
+    Calibration,
+    calibrate,
+    choose_threshold,
+    fold_calibration,
+    logistic_fit,
+    mean_balanced_accuracy,
+    source_weights,
+)
+from training.cost import loss
+from training.metrics import expected_calibration_error
+
+
+def answers(m: int, seed: int = 0, share: float = 0.5) -> tuple[Array, Array]:
+    """Logits that are right as probabilities, and labels drawn from them."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(np.log(share / (1 - share)), 2, m)
+    return z, (rng.random(m) < sigmoid(z)).astype(np.float32)
+
+
+def cost(z: Array, y: Array, scale: float, shift: float) -> float:
+    return float(np.sum(loss(scale * z + shift, y)))
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
+def test_the_fit_has_the_least_loss_whatever_the_scale_of_the_logits(spread: float) -> None:
+    z, y = answers(3000)
+    z = (z - 1) * spread
+    scale, shift = logistic_fit(z, y)
+    least = cost(z, y, scale, shift)
+    for other in ((scale * 1.01, shift), (scale * 0.99, shift), (scale, shift + 0.02)):
+        assert cost(z, y, *other) > least
+    assert scale * spread == pytest.approx(1, rel=0.1)
+
+
+def test_a_calibration_undoes_what_was_done_to_the_logits() -> None:
+    z, y = answers(20_000)
+    found = calibrate((z - 0.7) / 0.4, y, ["a"] * len(y))
+    assert found.scale == pytest.approx(0.4, rel=0.05)
+    assert found.shift == pytest.approx(0.7, abs=0.05)
+    p = sigmoid(found.scale * (z - 0.7) / 0.4 + found.shift)
+    assert expected_calibration_error(y, p) < 0.015
+
+
+def test_a_perfect_separation_gives_finite_numbers() -> None:
+    y = (np.arange(400) % 2).astype(np.float32)
+    found = calibrate(20 * y - 10, y, ["a"] * 400)
+    assert 0 < found.scale < 10
+    assert np.isfinite(found.shift)
+
+
+@pytest.mark.parametrize(("cats", "others"), [(10, 20), (49, 500), (500, 49), (99, 99)])
+def test_few_pictures_leave_everything_as_it_was(cats: int, others: int) -> None:
+    y = np.array([1] * cats + [0] * others)
+    z = np.random.default_rng(0).normal(size=len(y)) + 4 * y
+    sources = ["a"] * len(y)
+    found = calibrate(z, y, sources)
+    assert (found.scale, found.shift) == (1, 0)
+    assert "fewer than" in found.rule
+    assert choose_threshold(y, sigmoid(z), sources, otherwise=0.37) == 0.37
+
+
+def test_a_network_that_is_worse_than_guessing_is_not_turned_round() -> None:
+    z, y = answers(1000)
+    assert calibrate(-z, y, ["a"] * 1000) == Calibration(
+        rule="left as it was: the network is no better than guessing"
+    )
+
+
+def test_every_source_counts_the_same_however_large() -> None:
+    weights = source_weights(["a"] * 90 + ["b"] * 10)
+    assert weights[:90].sum() == pytest.approx(weights[90:].sum())
+    assert weights.mean() == pytest.approx(1)
+
+
+def test_where_sources_disagree_the_calibration_lies_between_them() -> None:
+    z, y = answers(4000, 2)
+    both = np.concatenate([z, z[:400] + 2])  # by itself the small source asks for a shift of −2
+    labels = np.concatenate([y, y[:400]])
+    found = calibrate(both, labels, ["large"] * 4000 + ["small"] * 400)
+    assert found.shift == pytest.approx(-1, abs=0.35)
+    as_one = calibrate(both, labels, ["one"] * 4400)
+    assert as_one.shift == pytest.approx(0, abs=0.35)  # the large one's
+
+
+def test_a_source_without_cats_takes_no_part() -> None:
+    z, y = answers(2000, 5)
+    rooms = np.random.default_rng(6).normal(-3, 1, 500)
+    sources = ["a"] * 2000 + ["rooms"] * 500
+    found = calibrate(np.concatenate([z, rooms]), np.concatenate([y, np.zeros(500)]), sources)
+    assert found == calibrate(z, y, ["a"] * 2000)
+
+
+def test_folding_a_calibration_scales_and_shifts_the_output_and_nothing_else() -> None:
+    rng = np.random.default_rng(3)
+    first = Linear(rng.standard_normal((6, 3)), rng.standard_normal(3))
+    last = Linear(rng.standard_normal((3, 1)), rng.standard_normal(1))
+    layers: list[Layer] = [first, last]
+    x = rng.standard_normal((5, 6))
+    z = forward(layers, x, Scratch())[-1]
+    folded = fold_calibration(layers, Calibration(0.7, -0.2))
+    np.testing.assert_allclose(forward(folded, x, Scratch())[-1], 0.7 * z - 0.2)
+    np.testing.assert_array_equal(forward(layers, x, Scratch())[-1], z)
+    assert folded[0] is first
+
+
+# Twice as many of each as the fit asks for; cats from 0.6 up, others below 0.4.
+PLATEAU_Y = np.array([1] * 200 + [0] * 200)
+PLATEAU_P = np.concatenate([np.linspace(0.6, 0.99, 200), np.linspace(0.01, 0.4, 200)])
+
+
+def test_the_threshold_is_the_middle_of_the_plateau() -> None:
+    assert choose_threshold(PLATEAU_Y, PLATEAU_P, ["a"] * 400) == pytest.approx(0.5)
+
+
+def test_the_threshold_is_the_best_for_the_mean_over_sources() -> None:
+    z, y = answers(6000, 4, share=0.3)
+    p = sigmoid(z)
+    sources = np.where(np.arange(6000) < 5000, "large", "small")
+    p = np.where(sources == "small", p**2, p)
+    threshold = choose_threshold(y, p, list(sources))
+    chosen = mean_balanced_accuracy(y, p, list(sources), threshold)
+    every = [mean_balanced_accuracy(y, p, list(sources), t) for t in np.linspace(0.01, 0.99, 197)]
+    assert chosen >= max(every) - 0.0021
+
+
+def test_a_source_without_cats_sets_a_limit_that_the_threshold_keeps() -> None:
+    y = np.concatenate([PLATEAU_Y, np.zeros(300)])
+    p = np.concatenate([PLATEAU_P, np.linspace(0.3, 0.57, 300)])  # rooms that look like cats
+    threshold = choose_threshold(y, p, ["a"] * 400 + ["rooms"] * 300)
+    assert 0.55 < threshold < 0.6
+    assert np.mean(p[400:] >= threshold) <= 0.04
+    few = choose_threshold(y[:450], p[:450], ["a"] * 400 + ["rooms"] * 50)
+    assert few == pytest.approx(0.5)  # too few to tell 4 % from 6 %
+
+
+def test_limits_that_contradict_each_other_are_no_limits() -> None:
+    y = np.concatenate([PLATEAU_Y, np.zeros(200), np.ones(200)])
+    p = np.concatenate([PLATEAU_P, np.linspace(0.5, 0.99, 200), np.linspace(0.01, 0.5, 200)])
+    sources = ["a"] * 400 + ["only others"] * 200 + ["only cats"] * 200
+    assert choose_threshold(y, p, sources) == pytest.approx(0.5)
+
+
+def test_the_balanced_accuracy_is_that_of_sources_with_both_classes() -> None:
+    y = np.array([1, 1, 0, 0, 0, 0])
+    p = np.array([0.9, 0.2, 0.1, 0.8, 0.3, 0.3])
+    sources = ["a", "a", "a", "a", "rooms", "rooms"]
+    assert mean_balanced_accuracy(y, p, sources, 0.5) == pytest.approx(0.5)
+    assert mean_balanced_accuracy(y, p, sources, 0.15) == pytest.approx((1 + 0.5) / 2)
+    assert mean_balanced_accuracy(y[4:], p[4:], sources[4:], 0.5) == pytest.approx(1)
+
+
+def test_a_threshold_lies_between_0_and_1_for_answers_of_any_kind() -> None:
+    for value in (0.0, 0.5, 1.0):
+        threshold = choose_threshold(PLATEAU_Y, np.full(400, value), ["a"] * 400)
+        assert 0 < threshold < 1

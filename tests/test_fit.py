@@ -1,0 +1,519 @@
+"""`python -m training fit`, from folders of pictures to a file that the service loads."""
+
+import contextlib
+import json
+import os
+import pkgutil
+import pty
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from app.main import create_app
+from app.settings import Settings
+from model.classifier import Classifier
+from model.network import Array, parameters
+from tests.data_folder import REPOSITORY
+from training.__main__ import main
+from training.data import Listing
+from training.epochs import remove_progress
+from training.errors import BadData
+from training.loop import one_blas_thread
+from training.split import OTHERS, check_counts, hold_back, join_small
+from training.task import options
+
+SMALL = ("--stages", "4", "--batch", "8", "--peak-rate", "0.05", "--threads", "2")
+
+
+@pytest.fixture(autouse=True)
+def one_blas() -> Iterator[None]:
+    with one_blas_thread():
+        yield
+
+
+@pytest.fixture
+def quick_golden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for the golden picture among few: the search takes longer than training here."""
+    monkeypatch.setattr("training.golden.CANDIDATES", 3)
+
+
+quick = pytest.mark.usefixtures("quick_golden")
+
+
+def blot(rng: np.random.Generator, colour: tuple[int, int, int], side: int) -> bytes:
+    """A PNG: noise with a square of one colour somewhere in it."""
+    pixels = rng.integers(60, 120, (side, side, 3), np.uint8)
+    top, left = rng.integers(4, side - 30, 2)
+    pixels[top : top + 26, left : left + 26] = colour
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+WARM, COLD, GREEN = (230, 120, 60), (60, 120, 230), (60, 230, 90)
+
+
+def make_data(
+    folder: Path,
+    each: int,
+    *,
+    names: tuple[str, str] = ("cat", "non-cat"),
+    colours: tuple[tuple[int, int, int], tuple[int, int, int]] = (WARM, COLD),
+    seed: int = 0,
+    side: int = 70,
+) -> Path:
+    rng = np.random.default_rng(seed)
+    for name, colour in zip(names, colours, strict=True):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            (folder / name / f"pets-{seed}-{i:03}.png").write_bytes(blot(rng, colour, side))
+    return folder
+
+
+def fit(*arguments: object) -> int:
+    return main(["fit", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that know warm from cold, as a run from scratch wrote them."""
+    folder = tmp_path_factory.mktemp("trained")
+    output = folder / "warm.safetensors"
+    with one_blas_thread():
+        data = make_data(folder / "data", 60)
+        assert fit(data, *SMALL, "--epochs", 6, "--output", output, "--strength", 0.3) == 0
+    return output
+
+
+def tensors(path: Path) -> Array:
+    values = parameters(Classifier.load(path).layers).values()
+    return np.concatenate([value.ravel() for value in values])
+
+
+# --- what comes out -----------------------------------------------------------------------------
+
+
+def test_the_result_drops_into_the_service_by_one_setting(trained: Path) -> None:
+    settings = Settings.from_env({"CAT_WEIGHTS": str(trained)})
+    rng = np.random.default_rng(9)
+    with TestClient(create_app(settings)) as client:
+        for colour, label in ((WARM, "cat"), (COLD, "non-cat")):
+            answer = client.post("/predict", content=blot(rng, colour, 90)).json()
+            assert answer["label"] == label
+
+
+def test_the_weights_file_says_how_it_came_about(trained: Path) -> None:
+    facts = Classifier.load(trained).metadata
+    assert facts["training"]["epochs"] == 6
+    assert facts["training"]["stages"] == [4]
+    assert facts["seed"] == 1
+    assert facts["data"]["training"]["classes"] == {"cat": 48, "non-cat": 48}
+    assert facts["data"]["validation"]["classes"] == {"cat": 12, "non-cat": 12}
+    assert facts["data"]["validation"]["sources"] == {"pets": {"cat": 12, "non-cat": 12}}
+    assert [row["epoch"] for row in facts["learning_curve"]] == [1, 2, 3, 4, 5, 6]
+    assert 1 <= facts["best_epoch"] <= 6
+    assert facts["metrics"]["validation"]["all"]["balanced_accuracy"] == 1
+    assert facts["calibration"]["scale"] == 1  # 24 pictures are too few
+    assert "fewer than" in facts["threshold_rule"]
+    assert str(trained.parent) not in json.dumps(facts)  # names of files, not where they lay
+
+
+def test_the_report_holds_page_plots_figures_and_log(trained: Path) -> None:
+    folder = trained.with_name("warm-report")
+    assert {file.name for file in folder.iterdir()} == {
+        *("report.html", "metrics.json", "log.jsonl"),
+        *("learning-curve.png", "confusion.png", "reliability.png"),
+    }
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "log_loss", "balanced_accuracy", "seconds"} <= rows[0].keys()
+    assert "warm: cat or non-cat?" in (folder / "report.html").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["name"] == "warm"
+    assert not trained.with_name("warm-training").exists()  # what an unfinished run leaves
+
+
+def test_half_precision_is_what_the_figures_are_of(trained: Path) -> None:
+    values = tensors(trained)
+    np.testing.assert_array_equal(values, values.astype(np.float16))
+
+
+@quick
+def test_a_zip_and_words_of_one_s_own_will_do(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 20, names=("tom", "other tom"))
+    with zipfile.ZipFile(tmp_path / "toms.zip", "w") as archive:
+        for file in sorted(data.rglob("*.png")):
+            archive.write(file, file.relative_to(data))
+    output = tmp_path / "tom.safetensors"
+    words = ("--classes", "tom", "other tom", "--name", "tom spotter")
+    assert fit(tmp_path / "toms.zip", *words, *SMALL, "--epochs", 1, "--output", output) == 0
+    classifier = Classifier.load(output)
+    assert classifier.class_names == ("tom", "other tom")
+    assert classifier.name == "tom spotter"
+    label = classifier.predict(blot(np.random.default_rng(0), WARM, 70)).label
+    assert label in classifier.class_names
+
+
+@quick
+def test_the_same_seed_and_data_give_the_same_file(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 20)
+    files = []
+    for name in ("a", "b"):
+        output = tmp_path / name / "same.safetensors"
+        assert fit(data, *SMALL, "--epochs", 1, "--output", output) == 0
+        files.append(output.read_bytes())
+    assert files[0] == files[1]
+    assert fit(data, *SMALL, "--epochs", 1, "--output", output, "--seed", 2) == 0
+    assert output.read_bytes() != files[0]
+
+
+@quick
+def test_a_teacher_softens_the_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_data(tmp_path / "data", 20)
+    names = sorted(str(file.relative_to(data)) for file in data.rglob("*.png"))
+    table = tmp_path / "teacher.csv"
+    rows = [f"{name},{3 if name.startswith('cat') else -3}" for name in names]
+    table.write_text("\n".join(["name,cat_log_odds", *rows]))
+    output = tmp_path / "taught.safetensors"
+    arguments = (data, *SMALL, "--epochs", 1, "--output", output)
+    assert fit(*arguments, "--teacher", table, "--teacher-share", 0.3) == 0
+    facts = Classifier.load(output).metadata["training"]
+    assert (facts["teacher"], facts["teacher_share"]) == ("teacher.csv", 0.3)
+    table.write_text("name,cat_log_odds\n")
+    assert fit(*arguments, "--teacher", table) == 1
+    assert "no log-odds for 30 of 30 training pictures" in capsys.readouterr().err
+
+
+@quick
+def test_validation_apart_is_all_that_is_measured_with(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 12)
+    apart = make_data(tmp_path / "apart", 6, seed=1)
+    output = tmp_path / "w.safetensors"
+    assert fit(data, "--validation", apart, *SMALL, "--epochs", 1, "--output", output) == 0
+    facts = Classifier.load(output).metadata["data"]
+    assert facts["training"]["pictures"] == 24
+    assert facts["validation"]["pictures"] == 12
+    assert facts["validation"]["files"] == ["apart"]
+
+
+# --- fine-tuning --------------------------------------------------------------------------------
+
+
+@quick
+def test_fine_tuning_learns_a_camera_of_one_s_own_and_says_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(tmp_path / "mine", 50, colours=(GREEN, COLD), seed=3)
+    output = tmp_path / "mine.safetensors"
+    fast = ("--epochs", 12, "--peak-rate", 0.02, "--threads", 2)
+    assert fit(data, "--from", trained, "--output", output, *fast) == 0
+    told = capsys.readouterr().out
+    assert "clearly better than warm" in told
+    before = Classifier.load(trained)
+    after = Classifier.load(output)
+    assert after.metadata["started_from"] == {"name": "warm", "version": before.version}
+    comparison = after.metadata["comparison"]
+    assert comparison["after"]["log_loss"] < comparison["before"]["log_loss"]
+    rng = np.random.default_rng(4)
+    warm, green = blot(rng, WARM, 80), blot(rng, GREEN, 80)
+    assert after.predict(green).cat_probability > before.predict(green).cat_probability
+    assert after.predict(warm).label == "cat"  # not forgotten
+
+
+@quick
+def test_fine_tuning_that_does_not_help_says_so_and_keeps_what_was_there(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What it is sure of already, and labels that are wrong as often as right for the rest.
+    data = make_data(tmp_path / "same", 20, seed=5)
+    make_data(data, 20, colours=(COLD, WARM), seed=6)
+    known = make_data(tmp_path / "known", 6, seed=7)
+    output = tmp_path / "same.safetensors"
+    spoil = ("--epochs", 2, "--validation", known)
+    assert fit(data, "--from", trained, "--output", output, *spoil, "--threads", 2) == 0
+    told = capsys.readouterr().out
+    assert "no better than warm" in told
+    assert "The weights written are those of warm" in told
+    np.testing.assert_array_equal(tensors(output), tensors(trained))
+
+
+# --- stopping and resuming ----------------------------------------------------------------------
+
+
+def start(arguments: Sequence[object], errors: int = subprocess.PIPE) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", "fit", *map(str, arguments)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[object, ...], Path]:
+    """The arguments of a run, and the weights that it writes when nothing comes between."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    arguments = (make_data(folder / "data", 120), *SMALL, "--epochs", 3)
+    with one_blas_thread():
+        assert fit(*arguments, "--output", folder / "model.safetensors") == 0
+    return arguments, folder / "model.safetensors"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_run_goes_on_to_the_file_of_an_unbroken_one(
+    number: signal.Signals,
+    status: int,
+    unbroken: tuple[tuple[object, ...], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments, expected = unbroken
+    output = tmp_path / "stopped" / "model.safetensors"
+    with start([*arguments, "--output", output]) as process:
+        assert process.stdout
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("epoch 1/3"):
+                process.send_signal(number)
+                break
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    if number != signal.SIGKILL:
+        assert "Stopped after epoch 1 of 3; --resume goes on." in rest
+        assert "best epoch: 1" in rest
+        assert Classifier.load(output).metadata["best_epoch"] == 1
+    else:
+        assert not output.exists()
+    capsys.readouterr()
+    assert fit(*arguments, "--output", output) == 1
+    assert "holds a run that is not finished" in capsys.readouterr().err
+    assert fit(*arguments[:-1], 4, "--output", output, "--resume") == 1
+    assert "epochs was 3 and is now 4" in capsys.readouterr().err
+
+    assert fit(*arguments, "--output", output, "--resume") == 0
+    assert "epoch 1/3" not in capsys.readouterr().out
+    assert output.read_bytes() == expected.read_bytes()
+    log = (tmp_path / "stopped" / "model-report" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1, 2, 3]
+
+
+def test_a_finished_run_removes_its_own_files_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "model-training"
+    (folder / "photos").mkdir(parents=True)
+    for name in ("checkpoint.safetensors", "log.jsonl", ".checkpoint.safetensors.0a.tmp"):
+        (folder / name).write_bytes(b"")
+    remove_progress(folder)
+    assert [path.name for path in folder.iterdir()] == ["photos"]
+    (folder / "photos").rmdir()
+    remove_progress(folder)
+    assert not folder.exists()
+
+
+def test_a_terminal_sees_loss_validation_speed_and_time_left(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 20)
+    screen, terminal = pty.openpty()
+    arguments = (data, *SMALL, "--epochs", 2, "--output", tmp_path / "x.safetensors")
+    with start(arguments, terminal) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal is closed at the end
+            while more := os.read(screen, 4096):
+                shown += more
+        process.communicate(timeout=60)
+    os.close(screen)
+    assert process.returncode == 0
+    bar = [line for line in shown.decode().split("\r") if "loss" in line][-1]
+    assert re.search(r"100%.*\[\d\d:\d\d<\d\d:\d\d,.*pictures?/s, loss 0\.\d+", bar), bar
+    assert re.search(r"val \d+\.\d%", bar), bar
+
+
+@quick
+def test_other_pictures_are_not_the_same_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data(tmp_path / "data", 20)
+    output = tmp_path / "model.safetensors"
+    arguments = (data, *SMALL, "--epochs", 1, "--output", output)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.fit._write", stop)  # Ctrl-C while the last file is being made
+        assert fit(*arguments) == 130
+    assert not output.exists()
+    first = next((data / "cat").iterdir())
+    content = first.read_bytes()
+    first.write_bytes(blot(np.random.default_rng(8), COLD, 70))
+    capsys.readouterr()
+    assert fit(*arguments, "--resume") == 1
+    assert "pictures was" in capsys.readouterr().err
+    first.write_bytes(content)
+    assert fit(*arguments, "--resume") == 0
+    assert output.exists()
+
+
+def test_there_must_be_something_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path, "--output", tmp_path / "x.safetensors", "--resume") == 1
+    assert "There is no unfinished run" in capsys.readouterr().err
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cats", "others", "message"),
+    [
+        (30, 0, "training needs pictures of 'non-cat' too"),
+        (0, 30, "training needs pictures of 'cat' too"),
+        (14, 30, "Too few pictures .*10 to learn from and 5 to hold back.*: 14 of 'cat' and 30"),
+    ],
+)
+def test_data_that_cannot_work_are_refused_before_any_training(
+    cats: int, others: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(tmp_path / "data", 30)
+    for name, count in (("cat", cats), ("non-cat", others)):
+        for file in sorted((data / name).iterdir())[count:]:
+            file.unlink()
+    assert fit(data, *SMALL, "--output", tmp_path / "x.safetensors") == 1
+    told = capsys.readouterr().err
+    assert re.search(message, told), told
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+@quick
+def test_unreadable_pictures_are_named_or_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(tmp_path / "data", 20)
+    (data / "cat" / "pets-0-003.png").write_bytes(b"no picture")
+    arguments = (data, *SMALL, "--epochs", 1, "--output", tmp_path / "x.safetensors")
+    assert fit(*arguments) == 1
+    told = capsys.readouterr().err
+    assert "cat/pets-0-003.png" in told
+    assert "--skip-bad" in told
+    assert fit(*arguments, "--skip-bad") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--from", "{weights}", "--stages", "4"), "--stages is for training from scratch"),
+        (("--from", "{data}/cat/pets-0-000.png"), "cannot be used"),
+        (("--from", "{data}/none.safetensors"), "cannot be used"),
+        (("--from", "{weights}", "--classes", "non-cat", "cat"), "name it first, --classes cat"),
+        (("--from", "{weights}", "--output", "{weights}"), "is what it starts from"),
+        (("--stages", "4", "4", "4", "4", "4", "4"), "5 at most"),
+        (("--validation", "{data}/none"), "does not exist"),
+        (("--shares", "dog=2"), "there is no source dog"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(
+    arguments: Sequence[str],
+    message: str,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = make_data(tmp_path / "data", 16)
+    given = [each.format(weights=trained, data=data) for each in arguments]
+    assert fit(data, "--output", tmp_path / "x.safetensors", *given) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_report_of_something_else_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    arguments = ("--output", tmp_path / "x.safetensors", "--report", tmp_path / "mine")
+    assert fit(tmp_path, *arguments) == 1
+    assert "holds other files" in capsys.readouterr().err
+
+
+def test_help_shows_an_example_and_every_option_with_its_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        fit("--help")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "python -m training fit mycamera/ --from" in told
+    for option in options():
+        assert f"--{option.name.replace('_', '-')} " in told
+        assert option.metadata["help"] in told
+
+
+def test_the_page_about_training_names_what_exists() -> None:
+    text = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((\.\./[^)]+)\)", text):
+        assert (REPOSITORY / "docs" / link).exists(), link
+    for name in re.findall(r"`((?:model|training)(?:\.\w+)+)`", text):
+        if not name.endswith(".safetensors"):
+            pkgutil.resolve_name(name)
+
+
+# --- what is held back --------------------------------------------------------------------------
+
+
+def listing(groups: dict[tuple[str, int], int]) -> Listing:
+    rows = [
+        (f"{label}/{source}-{i}.jpg", source, label)
+        for (source, label), count in groups.items()
+        for i in range(count)
+    ]
+    names, sources, labels = zip(*rows, strict=True)
+    return Listing(list(names), list(sources), np.array(labels, np.float32))
+
+
+def test_a_fifth_of_every_source_and_class_is_held_back() -> None:
+    groups = {("a", 1): 100, ("a", 0): 400, ("b", 1): 50, ("b", 0): 7}
+    pictures = listing(groups)
+    held = hold_back(pictures, np.random.default_rng(0))
+    for (source, label), count in groups.items():
+        got = sum(name.startswith(f"{label}/{source}-") for name in held)
+        assert abs(got - count / 5) <= 1
+    assert held == hold_back(pictures, np.random.default_rng(0))
+    assert held != hold_back(pictures, np.random.default_rng(1))
+
+
+def test_few_pictures_give_five_and_many_no_more_than_are_needed() -> None:
+    few = hold_back(listing({("a", 1): 15, ("a", 0): 15}), np.random.default_rng(0))
+    assert len(few) == 10
+    many = hold_back(listing({("a", 1): 15, ("a", 0): 30_000}), np.random.default_rng(0))
+    assert len(many) == 2005
+
+
+def test_pictures_of_one_name_are_on_one_side() -> None:
+    twice = listing({("a", 1): 30, ("a", 0): 30})
+    twice = replace(
+        twice,
+        names=twice.names * 2,
+        sources=twice.sources * 2,
+        labels=np.concatenate([twice.labels] * 2),
+    )
+    assert len(hold_back(twice, np.random.default_rng(0))) == 12
+
+
+def test_small_sources_are_one() -> None:
+    sources = ["pets"] * 120 + ["IMG"] * 3 + ["2024"]
+    assert join_small(sources) == ["pets"] * 120 + [OTHERS] * 4
+
+
+def test_counts_are_told_with_what_is_needed() -> None:
+    with pytest.raises(BadData, match=r"here: 2 of 'a' and 1 of 'b'; at least 3 of each.* More\."):
+        check_counts(np.array([1, 1, 0]), ("a", "b"), least=3, purpose="here", remedy="More.")

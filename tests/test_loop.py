@@ -1,0 +1,250 @@
+"""The training loop learns, repeats itself bit for bit, and goes on as if never stopped."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from model.network import Array, Layer, Scratch, forward, parameters
+from training.architecture import batch_norms, convolutional, fold
+from training.augmentation import whole
+from training.checkpoint import BadCheckpoint, Best, Run, resume, save
+from training.gradient_descent import Diverged
+from training.loop import Examples, LoopConfig, Trainer, balance, draw, one_blas_thread, score
+
+CONFIG = LoopConfig(epochs=3, batch=8, peak_rate=0.05, averaging=0.9, statistics=24, seed=5)
+
+
+@pytest.fixture(autouse=True)
+def one_blas() -> Iterator[None]:
+    """Threads inside the linear algebra of each of ours make them wait for one another."""
+    with one_blas_thread():
+        yield
+
+
+def blots(m: int, side: int = 64, seed: int = 0) -> Examples:
+    """Pictures with a bright blot on the left (1) or on the right (0): a mirror image would turn
+    one into the other, so the blot is also warm or cold."""
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(60, 120, (m, side, side, 3), np.uint8)
+    labels = (np.arange(m) % 2).astype(np.float32)
+    for picture, label in zip(pictures, labels, strict=True):
+        top, left = rng.integers(8, side - 32, 2)
+        colour = (230, 120, 60) if label else (60, 120, 230)
+        picture[top : top + 24, left : left + 24] = colour
+    return Examples(pictures, np.full(m, side, np.int16), labels, np.ones(m))
+
+
+def network(seed: int = 0) -> list[Layer]:
+    return convolutional(np.random.default_rng(seed), (4,))
+
+
+def trainer(config: LoopConfig = CONFIG, examples: Examples | None = None) -> Trainer:
+    return Trainer(network(), examples or blots(20), config)
+
+
+def run(trainer: Trainer, epochs: int) -> list[float]:
+    return [loss for _ in range(epochs) for loss in trainer.run_epoch()]
+
+
+def weights(trainer: Trainer) -> Array:
+    return np.concatenate([value.ravel() for value in parameters(trainer.folded()).values()])
+
+
+def test_a_small_set_is_learned() -> None:
+    config = replace(CONFIG, epochs=8, batch=16, peak_rate=0.1, strength=0.3, statistics=64)
+    examples = blots(48)
+    with trainer(config, examples) as t:
+        losses = run(t, 8)
+        layers = t.folded()
+    assert np.mean(losses[-3:]) < 0.2 < np.mean(losses[:3])
+    z = score(layers, examples.pictures, examples.sides)
+    assert ((z > 0) == (examples.targets == 1)).mean() > 0.95
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_same_seed_data_and_threads_give_the_same_weights(threads: int) -> None:
+    config = replace(CONFIG, threads=threads)
+    results = []
+    for _ in range(2):
+        with trainer(config) as t:
+            run(t, 2)
+            results.append(weights(t))
+    np.testing.assert_array_equal(results[0], results[1])
+    with trainer(replace(config, seed=6)) as t:
+        run(t, 2)
+        assert not np.array_equal(weights(t), results[0])
+
+
+def test_a_resumed_run_has_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with trainer() as unbroken:
+        run(unbroken, 3)
+        expected = weights(unbroken)
+    with trainer() as first:
+        run(first, 1)
+        save(path, first, Run({"seed": 5}, [{"epoch": 1}], Best(1, 0.5, first.folded())))
+        best = weights(first)
+        steps = first.run_epoch()
+        next(steps)  # and is cut off in the middle of the next epoch
+    with trainer() as second:
+        so_far = resume(path, second, {"seed": 5})
+        assert second.epoch == 1
+        run(second, 2)
+        np.testing.assert_array_equal(weights(second), expected)
+    assert so_far.curve == [{"epoch": 1}]
+    assert so_far.best is not None
+    kept = np.concatenate([v.ravel() for v in parameters(so_far.best.layers).values()])
+    np.testing.assert_array_equal(kept, best)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with trainer() as t:
+        save(path, t, Run({"seed": 5, "epochs": 3}))
+        with pytest.raises(BadCheckpoint, match="epochs was 3 and is now 4"):
+            resume(path, t, {"seed": 5, "epochs": 4})
+        with pytest.raises(BadCheckpoint, match="teacher was 'not set' and is now 'x'"):
+            resume(path, t, {"seed": 5, "epochs": 3, "teacher": "x"})
+
+
+@pytest.mark.parametrize("kept", [0, 500, -100])
+def test_a_damaged_checkpoint_is_refused(kept: int, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with trainer() as t:
+        save(path, t, Run({}))
+        path.write_bytes(path.read_bytes()[:kept])
+        with pytest.raises(BadCheckpoint, match="cannot be used"):
+            resume(path, t, {})
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with trainer() as t:
+        save(path, t, Run({}))
+    with (
+        Trainer(convolutional(np.random.default_rng(0), (6,)), blots(20), CONFIG) as other,
+        pytest.raises(BadCheckpoint),
+    ):
+        resume(path, other, {})
+
+
+@pytest.mark.parametrize(
+    ("pictures", "batch", "threads"),
+    [(20, 8, 1), (3, 8, 2), (5, 2, 4), (20, 1, 3), (9, 7, 2)],
+    ids=["one thread", "less than a batch", "more threads than pictures", "batch of 1", "a rest"],
+)
+def test_odd_numbers_of_pictures_and_threads_do(pictures: int, batch: int, threads: int) -> None:
+    config = replace(CONFIG, batch=batch, threads=threads)
+    with trainer(config, blots(pictures)) as t:
+        losses = run(t, 1)
+        assert len(losses) == max(1, pictures // batch)
+        assert np.isfinite(losses).all()
+        assert np.isfinite(weights(t)).all()
+
+
+def test_a_run_that_diverges_ends_with_a_message() -> None:
+    with (
+        trainer(replace(CONFIG, peak_rate=1e30)) as t,
+        pytest.raises(Diverged, match=r"epoch 1: .* smaller learning rate than 1e\+30"),
+    ):
+        run(t, 3)
+
+
+def test_what_is_folded_stays_as_it_is_while_training_goes_on() -> None:
+    with trainer() as t:
+        run(t, 1)
+        layers = t.folded()
+        before = {name: value.copy() for name, value in parameters(layers).items()}
+        run(t, 1)
+        for name, value in parameters(layers).items():
+            np.testing.assert_array_equal(value, before[name])
+
+
+def test_the_folded_network_is_that_of_the_averaged_weights() -> None:
+    with trainer(replace(CONFIG, statistics=16)) as t:
+        run(t, 1)
+        layers = t.folded()
+        averaged = t._averaged
+        scratch = Scratch(keep=True)
+        rows = draw(t.examples.weights, 16, np.random.default_rng((t.config.seed, 2**31)))
+        parts = []
+        for part in np.array_split(rows, 4):
+            forward(averaged, whole(t.examples.pictures[part], t.examples.sides[part]), scratch)
+            parts.append([scratch.saved[id(norm)][:2] for norm in batch_norms(averaged)])
+        statistics = {
+            id(norm): (
+                np.mean([part[i][0] for part in parts], axis=0),
+                np.mean([part[i][1] for part in parts], axis=0),
+            )
+            for i, norm in enumerate(batch_norms(averaged))
+        }
+        x = whole(t.examples.pictures, t.examples.sides)
+        z = [forward(each, x, Scratch())[-1] for each in (layers, fold(averaged, statistics))]
+    np.testing.assert_allclose(z[0], z[1], atol=1e-4)
+
+
+def test_a_network_without_normalisation_trains_too() -> None:
+    with trainer() as t:
+        run(t, 1)
+        folded = t.folded()
+    start = copy.deepcopy(folded)
+    with Trainer(copy.deepcopy(folded), blots(20), replace(CONFIG, peak_rate=0.01)) as t:
+        losses = run(t, 2)
+        assert np.isfinite(losses).all()
+        moved = parameters(t.folded())
+        t.optimizer.average[...] = np.nan
+    for name, value in parameters(start).items():
+        assert moved[name].shape == value.shape
+        assert np.isfinite(moved[name]).all()
+    assert any((moved[name] != value).any() for name, value in parameters(start).items())
+
+
+def test_scores_are_those_of_one_picture_at_a_time_on_any_number_of_threads() -> None:
+    examples = blots(70, side=80)
+    with trainer(replace(CONFIG, statistics=8)) as t:
+        layers = t.folded()
+    x = whole(examples.pictures, examples.sides)
+    scratch = Scratch()
+    alone = [float(forward(layers, x[i : i + 1], scratch)[-1][0, 0]) for i in range(70)]
+    for threads in (1, 2, 5):
+        z = score(layers, examples.pictures, examples.sides, threads)
+        np.testing.assert_allclose(z, alone, atol=1e-5)
+
+
+def test_each_picture_is_drawn_as_often_as_its_weight_says() -> None:
+    weights = np.array([1.0, 2.0, 0.0, 4.5, 0.5])
+    drawn = draw(weights, 80, np.random.default_rng(0))
+    expected = 80 * weights / weights.sum()
+    counts = np.bincount(drawn, minlength=5)
+    assert (np.abs(counts - expected) < 1).all()
+    assert not np.array_equal(drawn, np.sort(drawn))
+
+
+def test_sources_are_drawn_equally_often_and_rare_classes_more_than_they_are_there() -> None:
+    labels = np.array([1] * 100 + [0] * 400 + [1] * 5 + [0] * 5 + [0] * 30)
+    sources = ["a"] * 500 + ["b"] * 10 + ["c"] * 30
+    weights = balance(labels, sources)
+    names = np.array(sources)
+    for source in "abc":
+        assert weights[names == source].sum() == pytest.approx(1)
+    cats = weights[(names == "a") & (labels == 1)].sum()
+    assert cats == pytest.approx(10 / (10 + 20))  # roots of 100 and 400, not 100 of 500
+
+
+def test_a_source_may_be_drawn_more_often_than_the_others() -> None:
+    labels, sources = np.array([1, 0] * 20), ["a"] * 20 + ["b"] * 20
+    weights = balance(labels, sources, {"b": 1.5})
+    assert weights[20:].sum() == pytest.approx(1.5 * weights[:20].sum())
+
+
+def test_linear_algebra_runs_on_one_thread_while_training() -> None:
+    def blas_threads() -> set[int]:
+        return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+
+    with one_blas_thread():
+        assert blas_threads() == {1}
