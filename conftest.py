@@ -2,6 +2,8 @@
 
 import pytest
 
+import model  # noqa: F401 - settles linear algebra before NumPy is loaded
+
 NEEDS_MORE = ("container", "network", "slow")  # markers, explained in pyproject.toml
 
 

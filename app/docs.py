@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 FOLDER = Path(__file__).parent / "static" / "swagger-ui"
 MEDIA_TYPES = {
@@ -56,8 +56,8 @@ def docs_file(name: str, request: Request) -> Response:
     headers = {"Cache-Control": "max-age=3600", "Vary": "Accept-Encoding"}
     plain, compressed = FOLDER / name, FOLDER / f"{name}.gz"
     if plain.exists():
-        return FileResponse(plain, headers=headers, media_type=media_type)
+        return Response(plain.read_bytes(), 200, headers, media_type)
     if "gzip" in request.headers.get("accept-encoding", ""):
         headers["Content-Encoding"] = "gzip"
-        return FileResponse(compressed, headers=headers, media_type=media_type)
+        return Response(compressed.read_bytes(), 200, headers, media_type)
     return Response(gzip.decompress(compressed.read_bytes()), 200, headers, media_type)

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from model.preprocessing import InvalidImage, Reason
+from model.preprocessing import DEFAULT_LIMITS, InvalidImage, Reason
 
 MEDIA_TYPE = "application/problem+json"
 PAGE = "/problems"
@@ -116,7 +116,8 @@ KINDS: dict[str, Kind] = {
             422,
             "The picture has too many pixels",
             "Scale the picture down: the model looks at 64×64 pixels. The answer's limit_pixels"
-            " says how many are accepted; the operator sets it with CAT_MAX_PIXELS.",
+            " says how many are accepted, which the operator sets with CAT_MAX_PIXELS, and"
+            " limit_side how many a side.",
         ),
         Kind(
             "invalid-request",
@@ -178,6 +179,7 @@ def install(app: FastAPI) -> None:
         members = {}
         if error.reason is Reason.TOO_MANY_PIXELS:
             members["limit_pixels"] = request.app.state.settings.max_pixels
+            members["limit_side"] = DEFAULT_LIMITS.max_side
         return answer(Problem(error.reason, str(error), **members))
 
     @app.exception_handler(RequestValidationError)
@@ -229,6 +231,7 @@ SCHEMA: dict[str, Any] = {
         "detail": {"type": "string", "description": "What arrived, what the limit is, what to do."},
         "limit_bytes": {"type": "integer", "description": "With too-large: the upload limit."},
         "limit_pixels": {"type": "integer", "description": "With too-many-pixels: the limit."},
+        "limit_side": {"type": "integer", "description": "With too-many-pixels: the limit a side."},
     },
 }
 

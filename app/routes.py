@@ -38,7 +38,7 @@ Decoders = Annotated[Executor, Depends(get_decoders)]
 
 class ModelName(BaseModel):
     name: str
-    version: str = Field(description="The first 12 hex digits of the artifact's SHA-256.")
+    version: str = Field(description="12 hex digits that change with whatever decides the answers.")
 
     @classmethod
     def of(cls, classifier: Classifier) -> "ModelName":

@@ -21,7 +21,9 @@ def _whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], i
     bounds = f"of at least {minimum:,}" if maximum is None else f"from {minimum:,} to {maximum:,}"
 
     def parse(text: str) -> int:
-        number = int(text) if text.strip().removeprefix("-").isdecimal() else minimum - 1
+        digits = text.strip()
+        plain = digits.isascii() and digits.isdecimal() and len(digits) < 20
+        number = int(digits) if plain else minimum - 1
         if number < minimum or (maximum is not None and number > maximum):
             raise ValueError(f"a whole number {bounds}")
         return number

@@ -123,6 +123,7 @@ class _Form:
         self._files = self._parts = 0
         self._in_file = self._complete = False
         self._name = self._value = self._disposition = b""
+        self._others: list[str] = []  # names of the fields that are not the picture
 
     def callbacks(self) -> "MultipartCallbacks":
         return {
@@ -140,9 +141,10 @@ class _Form:
         if not self._complete:
             raise _malformed("it ends before its closing boundary")
         if not self._files:
+            there = f"; there are {', '.join(map(repr, self._others))}" if self._others else ""
             raise Problem(
                 "missing-file",
-                "The form has no field 'file'. Send the picture in it.",
+                f"The form has no field 'file'{there}. Send the picture in a field of that name.",
                 field="file",
             )
         if not self._picture.tell():
@@ -171,6 +173,7 @@ class _Form:
         if b"name" not in options:
             raise _malformed("a part has no Content-Disposition with a name")
         name = options[b"name"]
+        shown = name[:40].decode(errors="replace")
         self._in_file = name == FIELD
         if self._in_file:
             self._files += 1
@@ -180,12 +183,19 @@ class _Form:
                     "The form has more than one field 'file'. Send one request for each picture.",
                 )
         elif options.get(b"filename"):
-            shown = name[:40].decode(errors="replace")
+            if self._files:
+                raise Problem(
+                    "several-files",
+                    f"The form has another file beside the field 'file', in the field {shown!r}."
+                    " Send one request for each picture.",
+                )
             raise Problem(
                 "missing-file",
                 f"The form has a file in the field {shown!r}. Name the field 'file', and send no"
                 " other file with it.",
             )
+        else:
+            self._others.append(shown)
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if not self._in_file:

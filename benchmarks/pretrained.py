@@ -38,7 +38,8 @@ from model.network import Array, pieces, sigmoid
 from model.preprocessing import Preprocessing, read_picture, to_vector
 from training.calibration import calibrate
 from training.calibration import choose_threshold as training_threshold
-from training.data import BadData, PictureSet, read_pictures
+from training.data import PictureSet, read_pictures
+from training.errors import BadData
 from training.kinds import kind_of
 from training.metrics import confusion, roc_auc
 

@@ -4,6 +4,7 @@ Reading it runs no code. Here each text of the header is a JSON value. What the 
 the business of model.classifier.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -99,6 +100,8 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """
     # Behind a symbolic link it is the file that is replaced, not the link
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # replacing a device or a pipe would destroy it
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("xb") as file:

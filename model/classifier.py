@@ -30,7 +30,9 @@ from model.preprocessing import (
 )
 
 FORMAT_VERSION = 1
-PICTURES_AT_ONCE = 32  # that go through the network together: more would only need more memory
+# Pictures that go through the network together: more is hardly faster and takes more memory
+PICTURES_AT_ONCE = 8
+LONGEST = 80  # characters of a name
 GOLDEN_TOLERANCE = 1e-3  # other processors and decoders differ in the last digits
 
 _OWN_KEYS = (
@@ -160,7 +162,7 @@ def _from_bytes(data: bytes) -> Classifier:
     values, tensors = unpack(data)
     if "format_version" not in values:
         raise ValueError("it is a safetensors file, but no classifier of this project")
-    if values["format_version"] != FORMAT_VERSION:
+    if type(values["format_version"]) is not int or values["format_version"] != FORMAT_VERSION:
         found = values["format_version"]
         raise ValueError(f"its format version is {found!r}, and this code reads {FORMAT_VERSION}")
     missing = [key for key in _OWN_KEYS if key not in values]
@@ -198,16 +200,23 @@ def _network(description: Any, tensors: Mapping[str, NDArray[Any]]) -> list[Laye
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"its name must be a text, not {value!r}")
+    if not isinstance(value, str) or not _is_a_word(value):
+        raise ValueError(f"its name must be a printable text of at most {LONGEST}, not {value!r}")
     return value
+
+
+def _is_a_word(text: str) -> bool:
+    """Whether a text is fit to be printed into a line of a log and every answer."""
+    return 0 < len(text) <= LONGEST and text.isprintable()
 
 
 def _class_names(value: object) -> tuple[str, str]:
     match value:
-        case [str(first), str(second)] if first and second and first != second:
+        case [str(first), str(second)] if first != second and all(map(_is_a_word, value)):
             return first, second
-    raise ValueError(f"its class_names must be two different names, not {value!r}")
+    raise ValueError(
+        f"its class_names must be two different printable names of at most {LONGEST}, not {value!r}"
+    )
 
 
 def _threshold(value: object) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from model import avif
-from model.formats import Format, InvalidImage, Reason
+from model.formats import Format, InvalidImage, Reason, size
 
 MAX_PARTS = 100_000  # segments, chunks or blocks; 10 MiB of ordinary ones are fewer
 MAX_TAGS = 4_096
@@ -44,7 +44,7 @@ def cut_off(data: bytes, kind: Format) -> InvalidImage:
     """Return the refusal of a picture that ends too early."""
     return InvalidImage(
         Reason.DAMAGED,
-        f"The {kind} picture is cut off: its data ends after {len(data):,} bytes, in the middle; "
+        f"The {kind} picture is cut off: its data ends after {size(data)}, in the middle; "
         "send the whole file.",
     )
 
@@ -259,7 +259,7 @@ class _Directory:
 
 
 def _directories(data: bytes) -> Iterator[_Directory]:
-    """Yield the chain of directories; raises struct.error where the first one is cut off."""
+    """Yield the chain of directories; raises struct.error where one is not within the data."""
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
     count_format, entry_size, next_format = ("Q", 20, "Q") if big else ("H", 12, "I")
@@ -317,14 +317,15 @@ def _check_tiff_counts(directory: _Directory, entries: list[bytes]) -> None:
 
 
 def _count_pages(rest: Iterator[_Directory]) -> int | None:
+    """Count the first page and the rest; raises struct.error where a page is cut off."""
     pages = 1
     try:
         for _ in rest:
             pages += 1
             if pages > MAX_COUNTED_FRAMES // 10:
                 return None
-    except (struct.error, InvalidImage):
-        pass  # the chain ends in nothing; the first page does not depend on it
+    except InvalidImage:
+        return None  # the chain leads into something else; the first page does not depend on it
     return pages
 
 

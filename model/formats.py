@@ -57,6 +57,7 @@ _OTHER_PICTURES = (
     (0, b"%!PS", "PostScript (EPS)"),
     (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
     (0, b"\0\0\1\0", "icon (ICO)"),
+    (0, b"\0\0\2\0\0\0\0\0", "Targa (TGA)"),  # where a cursor has its number of pictures
     (0, b"\0\0\2\0", "cursor (CUR)"),
     (0, b"icns", "icon (ICNS)"),
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
@@ -110,6 +111,11 @@ def accepted_formats() -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
+def size(data: bytes) -> str:
+    """Say how many bytes these are, in words."""
+    return f"{len(data):,} byte{'' if len(data) == 1 else 's'}"
+
+
 def recognise(data: bytes) -> Format:
     """Return the format that the first bytes of `data` announce.
 
@@ -132,7 +138,7 @@ def recognise(data: bytes) -> Format:
         )
     raise InvalidImage(
         Reason.NOT_A_PICTURE,
-        f"The {len(data):,} bytes that arrived are not a picture{_resemblance(data)}; "
+        f"What arrived, {size(data)}, is not a picture{_resemblance(data)}; "
         f"send the bytes of a {accepted_formats()} picture.",
     )
 
@@ -179,7 +185,7 @@ def _other_picture(data: bytes) -> str | None:
 
 
 def _resemblance(data: bytes) -> str:
-    """Say what the bytes look like, as ' (they look like …)', or nothing."""
+    """Say what the bytes look like, as ' (it looks like …)', or nothing."""
     name = next((name for magic, name in _OTHER_FILES if data.startswith(magic)), None)
     head = data[:2048].lstrip(b"\xef\xbb\xbf \t\r\n")
     if name is None and head.startswith(_BASE64_PICTURES):
@@ -194,7 +200,7 @@ def _resemblance(data: bytes) -> str:
         name = "a whole multipart form"
     elif name is None and _is_text(data[:2048]):
         name = "text"
-    return f" (they look like {name})" if name else ""
+    return f" (it looks like {name})" if name else ""
 
 
 def _is_text(head: bytes) -> bool:

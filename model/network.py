@@ -7,10 +7,11 @@ stage; backpropagation reads them all. Logistic regression is the list with one 
 Shapes: X (m, n_x) holds one picture a row, n_x = 64·64·3 = 12,288 numbers in [0, 1]; z (m, 1).
 Inside a convolutional network a stage is (m, height, width, channels).
 
-The backward pass is the chain rule, node by node: a layer gets dy, the derivative of the cost
-with respect to its output y, and gives dx = dy · ∂y/∂x and the derivatives with respect to its
-own parameters, summed over the m examples (the caller divides by m). Names follow the course
-(deeplearning.ai, Neural Networks and Deep Learning, week 2): `dz` is short for dJ/dz.
+The backward pass is the chain rule, node by node: a layer gets dy, the derivative of each
+example's loss with respect to its output y, and gives dx = dy · ∂y/∂x and the derivatives with
+respect to its own parameters, summed over the m examples; divided by m, which is the caller's to
+do, they are those of the cost. Names follow the course (deeplearning.ai, Neural Networks and Deep
+Learning, week 2): `dz` is short for dL/dz.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -264,7 +265,7 @@ def backward(
     """The chain rule from the last stage back to the first.
 
     stages: what `forward` returned, with the same scratch, made with `keep=True`.
-    dz: the derivative of the cost with respect to the last stage, of its shape; may be overwritten.
+    dz: the derivatives of the losses with respect to the last stage; may be overwritten.
     Returns (dx, gradients): the derivative with respect to the first stage (meaningless without
     `input_gradient`), and for each parameter, under the name that `parameters` gives it, the
     derivative summed over the m examples.

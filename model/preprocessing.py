@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -24,7 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from model.containers import Container, cut_off, exif_orientation, open_container
-from model.formats import Format, InvalidImage, Reason, accepted_formats, recognise
+from model.formats import Format, InvalidImage, Reason, accepted_formats, recognise, size
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -46,6 +46,10 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of odd metadata, which is nobody's concern here. Filters are shared by all threads,
 # so this one is set once, never around a call.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# Pillow's table has these two in the other byte order only: 16-bit grey whose 0 is white, and
+# 32-bit grey. A key is byte order, photometric, sample format, fill order, bits, extra samples.
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32B"))
 
 # Given directly to the bytes they are for: no other decoder is ever tried.
 _DECODERS: Final[dict[Format, type[ImageFile]]] = {
@@ -207,9 +211,14 @@ def _check_size(width: int, height: int, kind: Format, limits: Limits) -> None:
         raise InvalidImage(
             Reason.TOO_MANY_PIXELS,
             f"The {kind} picture has {width:,} × {height:,} pixels; at most "
-            f"{limits.max_pixels / 1e6:g} million pixels and {limits.max_side:,} a side are "
+            f"{_count(limits.max_pixels)} pixels and {limits.max_side:,} a side are "
             "accepted: send a smaller one.",
         )
+
+
+def _count(number: int) -> str:
+    """Write a number for people: round ones in millions."""
+    return f"{number / 1e6:g} million" if number % 1_000_000 == 0 else f"{number:,}"
 
 
 def _orientation(image: ImageFile, container: Container, kind: Format) -> int:
@@ -228,17 +237,17 @@ def _squeeze(
     image: ImageFile, container: Container, spec: Preprocessing
 ) -> tuple[Image.Image, list[str]]:
     """Return the picture as side × side RGB, and notes on what was done to its pixels."""
-    size, resample = (spec.side, spec.side), _FILTERS[spec.filter]
+    square, resample = (spec.side, spec.side), _FILTERS[spec.filter]
     notes = []
     tags: Any = getattr(image, "tag_v2", {})
     if 16 in (container.bits, *tags.get(_TIFF_BITS, ())):
         notes.append("its 16 bits a channel were scaled to 8")
     if image.mode.startswith(("I", "F")):
-        if "transparency" in image.info:
+        deep, full_scale, any_transparent = _deep_grey(image)
+        if any_transparent:
             notes.append(ON_WHITE)
-        deep, full_scale = _deep_grey(image)
         # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
-        values = np.asarray(deep.resize(size, resample), np.float64)
+        values = np.asarray(deep.resize(square, resample), np.float64)
         grey = np.clip(values * (255 / full_scale) + 0.5, 0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB"), notes
     if image.has_transparency_data:
@@ -249,26 +258,29 @@ def _squeeze(
         flat = image  # a conversion would be a copy of every pixel
     else:
         flat = image.convert("L" if image.mode == "1" else "RGB")
-    tile = flat.resize(size, resample)
+    tile = flat.resize(square, resample)
     return (tile if tile.mode == "RGB" else tile.convert("RGB")), notes
 
 
-def _deep_grey(image: ImageFile) -> tuple[Image.Image, int]:
-    """Return grey of more than 8 bits as one that Pillow resizes right, and its value of white."""
-    values = np.asarray(image)
+def _deep_grey(image: ImageFile) -> tuple[Image.Image, int, bool]:
+    """Return grey of more than 8 bits as one that Pillow resizes right, its value of white, and
+    whether any of it was transparent."""
     tags: Any = getattr(image, "tag_v2", {})
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+    if image.mode in ("I", "F"):
         raise InvalidImage(
             Reason.FORMAT_NOT_ALLOWED,
             f"The {image.format} picture holds signed, 32-bit or fractional numbers, whose black "
             "and white nobody states; save it with 8 or 16 bits a channel.",
         )
+    values = np.asarray(image)
     white = 4095 if tags.get(_TIFF_BITS) == (12,) else 65535
     if tags.get(_TIFF_PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
         values = white - values
-    if "transparency" in image.info:  # a PNG's one value that stands for nothing
-        values = np.where(values == image.info["transparency"], white, values)
-    return Image.fromarray(values.astype(np.uint16)), white
+    transparent = values == image.info.get("transparency", -1)  # a PNG's one value for nothing
+    any_transparent = bool(transparent.any())
+    if any_transparent:
+        values = np.where(transparent, white, values)
+    return Image.fromarray(values.astype(np.uint16)), white, any_transparent
 
 
 def _on_white(image: ImageFile, bits: int) -> tuple[Image.Image, bool]:
@@ -277,6 +289,7 @@ def _on_white(image: ImageFile, bits: int) -> tuple[Image.Image, bool]:
     if isinstance(key, int) and image.mode == "L" and bits < 8:
         image.info["transparency"] = key * 255 // (2**bits - 1)  # PNG states it unscaled
     elif isinstance(key, tuple) and bits == 16:
+        # Pillow keeps the high bytes of 16-bit colours, so near shades become transparent too
         image.info["transparency"] = tuple(value >> 8 for value in key)
     full: Image.Image = image
     if image.mode == "La":
@@ -296,6 +309,6 @@ def _undecodable(data: bytes, kind: Format, error: Exception) -> InvalidImage:
         return cut_off(data, kind)
     return InvalidImage(
         Reason.DAMAGED,
-        f"The {len(data):,} bytes of the {kind} picture cannot be decoded: it is damaged, or of a "
+        f"The {kind} picture of {size(data)} cannot be decoded: it is damaged, or of a "
         f"variant of {kind} that is not supported; save it anew and send that.",
     )

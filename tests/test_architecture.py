@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 
 from tests.data_folder import REPOSITORY
 
@@ -80,7 +80,7 @@ def forbidden_imports(root: Path) -> list[str]:
     return found
 
 
-def unused_dependencies(root: Path) -> set[str]:
+def unused_dependencies(root: Path) -> set[NormalizedName]:
     """The runtime dependencies that neither app nor model under root imports."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     distributions = packages_distributions()

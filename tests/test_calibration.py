@@ -63,7 +63,20 @@ def test_few_pictures_leave_everything_as_it_was(cats: int, others: int) -> None
     found = calibrate(z, y, sources)
     assert (found.scale, found.shift) == (1, 0)
     assert "fewer than" in found.rule
-    assert choose_threshold(y, sigmoid(z), sources, otherwise=0.37) == 0.37
+    assert choose_threshold(y, sigmoid(z), sources, otherwise=(0.37,)) == 0.37
+
+
+def test_of_two_thresholds_few_pictures_choose_the_better() -> None:
+    y, p = np.array([1, 1, 0, 0]), np.array([0.9, 0.8, 0.4, 0.1])
+    sources = ["a"] * 4
+    assert choose_threshold(y, p, sources, otherwise=(0.3, 0.5)) == 0.5
+    assert choose_threshold(y, p + 0.05, sources, otherwise=(0.7, 0.5)) == 0.7  # equally good
+
+
+def test_a_calibration_can_be_undone() -> None:
+    calibration = Calibration(0.7, -0.2)
+    p = float(sigmoid(np.asarray(0.7 * 1.3 - 0.2)))
+    assert calibration.undone(p) == pytest.approx(sigmoid(np.asarray(1.3)))
 
 
 def test_a_network_that_is_worse_than_guessing_is_not_turned_round() -> None:

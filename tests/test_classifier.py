@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from model import artifact, classifier, preprocessing
 from model.artifact import pack, unpack
-from model.classifier import BadArtifact, Classifier, Golden
+from model.classifier import GOLDEN_TOLERANCE, BadArtifact, Classifier, Golden
 from model.network import GlobalAverage, Layer, Linear, MaxPool, Relu, Standardise
 from model.preprocessing import InvalidImage, Picture, Preprocessing, read_picture, to_vector
 from tests import pictures
@@ -219,6 +219,14 @@ def test_a_classifier_without_a_golden_picture_is_not_saved(path: Path) -> None:
         replace(logistic(), golden=None).save(path)
 
 
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="not a regular file"):
+        with_golden(logistic(), pipe)
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize("moment", [(os, "fsync"), (Path, "replace")])
 @pytest.mark.parametrize("what", [KeyboardInterrupt(), OSError(5, "Input/output error")])
 def test_an_interrupted_save_leaves_the_old_file_and_no_other(
@@ -347,6 +355,16 @@ Change = Callable[[dict[str, Any], dict[str, Any]], object]
 
 REFUSED: Mapping[str, tuple[Change, str]] = {
     "a newer format": (lambda v, _: v.update(format_version=2), "format version is 2"),
+    "a format version that only equals ours": (
+        lambda v, _: v.update(format_version=True),
+        "format version is True",
+    ),
+    "a name of two lines": (lambda v, _: v.update(name="cat\nERROR"), "printable"),
+    "a name without end": (lambda v, _: v.update(name="cat" * 100), "at most 80"),
+    "a class that cannot be printed": (
+        lambda v, _: v.update(class_names=["cat", "\x1b[2J"]),
+        "printable",
+    ),
     "no threshold": (lambda v, _: v.pop("threshold"), "lack threshold"),
     "no architecture": (lambda v, _: v.pop("architecture"), "lack architecture"),
     "threshold 0": (lambda v, _: v.update(threshold=0.0), "threshold"),
@@ -430,16 +448,17 @@ def test_damage_anywhere_is_refused_or_changes_nothing_that_matters(
 # --- The golden pair -----------------------------------------------------------------------------
 
 Read = Callable[..., Picture]
+SQUARE, BILINEAR = (64, 64), Image.Resampling.BILINEAR
 
 
 def test_the_golden_picture_is_one_on_which_mistakes_show(path: Path) -> None:
     saved = with_golden(logistic(), path)
     assert saved.golden is not None
     data = saved.golden.picture
-    assert len(data) < 15_000
+    assert len(data) < 20_000
     picture = read_picture(data)
     assert picture.format == "JPEG"
-    assert min(picture.width, picture.height) > 64
+    assert min(picture.width, picture.height) > 4 * 64  # where shrinking while decoding begins
     assert picture.width != picture.height
     assert picture.warnings == ("it was turned upright as its EXIF orientation says",)
     assert 0.1 < saved.golden.probability < 0.9
@@ -460,8 +479,8 @@ def test_every_mistake_moves_the_golden_probability(seed: int, cells: int) -> No
     tested = logistic(seed, cells=cells)
     golden = choose_golden(tested, np.random.default_rng(seed))
     moved = mistakes(tested, golden.picture)
-    assert len(moved) >= 17
-    assert min(moved.values()) > 2e-3, moved
+    assert len(moved) >= 20
+    assert min(moved.values()) > 1.2 * GOLDEN_TOLERANCE, moved
 
 
 def squeeze_with(resize: Callable[[Image.Image], Image.Image]) -> Read:
@@ -471,6 +490,18 @@ def squeeze_with(resize: Callable[[Image.Image], Image.Image]) -> Read:
         right = read_picture(data, spec)
         image = ImageOps.exif_transpose(pictures.decode(data))
         return replace(right, pixels=np.asarray(resize(image)))
+
+    return read
+
+
+def thumbnail(side: int) -> Read:
+    """A read_picture that lets the JPEG decoder do most of the shrinking."""
+
+    def read(data: bytes, spec: Preprocessing = Preprocessing(), *_: object) -> Picture:
+        image = pictures.decode(data)
+        image.draft("RGB", (side, side))
+        small = ImageOps.exif_transpose(image).resize(SQUARE, BILINEAR)
+        return replace(read_picture(data, spec), pixels=np.asarray(small))
 
     return read
 
@@ -503,7 +534,6 @@ def vector_is(scale: Callable[[NDArray[np.uint8]], NDArray[np.floating[Any]]]) -
     return lambda patch: patch.setattr(classifier, "to_vector", vector)
 
 
-SQUARE = (64, 64)
 WRONG: Mapping[str, Patch] = {
     "box filter": filter_is("box"),
     "hamming filter": filter_is("hamming"),
@@ -516,6 +546,11 @@ WRONG: Mapping[str, Patch] = {
                 SQUARE, Image.Transform.EXTENT, (0, 0, *image.size), Image.Resampling.BILINEAR
             )
         )
+    ),
+    "shrunk in decoding": reader_is(thumbnail(64)),
+    "shrunk in decoding to twice the side": reader_is(thumbnail(128)),
+    "shrunk in two steps": reader_is(
+        squeeze_with(lambda image: image.resize(SQUARE, BILINEAR, reducing_gap=2))
     ),
     "centre crop": reader_is(squeeze_with(lambda image: ImageOps.fit(image, SQUARE))),
     "letterbox": reader_is(squeeze_with(lambda image: ImageOps.pad(image, SQUARE))),
@@ -542,3 +577,11 @@ def test_code_that_preprocesses_differently_refuses_the_file(
     Classifier.load(golden_files[network])
     WRONG[mistake](monkeypatch)
     assert "differently" in refused(golden_files[network])
+
+
+def test_256_for_255_is_too_little_to_be_told(
+    golden_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves z by 1/256 of itself where the bias is small: the one mistake known to pass."""
+    vector_is(lambda pixels: pixels / 256)(monkeypatch)
+    Classifier.load(golden_files["logistic"])

@@ -204,6 +204,24 @@ def test_a_network_without_normalisation_trains_too() -> None:
     assert any((moved[name] != value).any() for name, value in parameters(start).items())
 
 
+def test_an_anchor_keeps_weights_on_the_way_back_to_the_start() -> None:
+    with trainer() as t:
+        run(t, 1)
+        start = t.folded()
+    kept = {}
+    for anchor in (0.0, 0.75):
+        config = replace(CONFIG, peak_rate=0.01, anchor=anchor)
+        with Trainer(copy.deepcopy(start), blots(20), config) as t:
+            run(t, 1)
+            kept[anchor] = parameters(t.folded())
+    for name, value in parameters(start).items():
+        expected = 0.75 * value + 0.25 * kept[0.0][name]
+        np.testing.assert_allclose(kept[0.75][name], expected, atol=1e-6)
+        assert not np.array_equal(kept[0.75][name], value) or not value.any()
+    with pytest.raises(ValueError, match="without normalisation"):
+        trainer(replace(CONFIG, anchor=0.5))
+
+
 def test_scores_are_those_of_one_picture_at_a_time_on_any_number_of_threads() -> None:
     examples = blots(70, side=80)
     with trainer(replace(CONFIG, statistics=8)) as t:
@@ -232,6 +250,9 @@ def test_sources_are_drawn_equally_often_and_rare_classes_more_than_they_are_the
     names = np.array(sources)
     for source in "abc":
         assert weights[names == source].sum() == pytest.approx(1)
+    other = balance(labels, sources, {"b": 1.5})
+    np.testing.assert_allclose(other[names == "b"], 1.5 * weights[names == "b"])
+    np.testing.assert_array_equal(other[names != "b"], weights[names != "b"])
     cats = weights[(names == "a") & (labels == 1)].sum()
     assert cats == pytest.approx(10 / (10 + 20))  # roots of 100 and 400, not 100 of 500
 

@@ -216,9 +216,6 @@ def test_16_bits_in_a_tiff_are_scaled_not_clipped(
         order=order,
         tags=[(258, "H", [bits]), (262, "H", [photometric])],
     )
-    if (order, photometric) == (">", 0):
-        assert refusal(data).reason == Reason.DAMAGED  # Pillow does not know this variant
-        return
     result = read_picture(data)
     np.testing.assert_allclose(result.pixels, squeezed(Image.fromarray(grey)), atol=1)
     assert result.warnings == ("its 16 bits a channel were scaled to 8",)
@@ -248,11 +245,30 @@ def test_any_16_bit_picture_is_its_8_bit_version_within_a_level(
     np.testing.assert_allclose(pixels(pictures.deep_png(deep)), expected, atol=1)
 
 
-@pytest.mark.parametrize("image", [Image.new("F", (80, 80), 0.5), Image.new("I", (80, 80), 70_000)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("F", (80, 80), 0.5),
+        Image.new("I", (80, 80), 70_000),
+        Image.new("I", (80, 80), 200),
+    ],
+)
 def test_numbers_without_a_known_white_are_refused(image: Image.Image) -> None:
     error = refusal(encode(image, "TIFF"))
     assert error.reason == Reason.FORMAT_NOT_ALLOWED
     assert "8 or 16 bits" in str(error)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "sample_format"), [("u4", 1), ("i4", 2), ("i2", 2)])
+@pytest.mark.parametrize("value", [0, 1, 200, 30_000])
+def test_numbers_without_a_known_white_are_refused_whatever_they_are(
+    order: str, kind: str, sample_format: int, value: int
+) -> None:
+    values = np.full((80, 80), value, f"{order}{kind}")
+    tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample_format])]
+    error = refusal(pictures.tiff(80, 80, values.tobytes(), order=order, tags=tags))
+    assert error.reason == Reason.FORMAT_NOT_ALLOWED, str(error)
 
 
 def test_cmyk_is_shown_in_its_colours() -> None:
@@ -360,6 +376,32 @@ def test_the_transparent_colour_of_a_png_is_found_at_every_depth(
     assert result.pixels.min() == 0 or depth == 1
 
 
+@pytest.mark.parametrize(
+    ("depth", "colour", "key", "row"),
+    [
+        (8, 0, [200], b"\0" + b"\xc9" * 80),
+        (16, 0, [0x1234], b"\0" + b"\x12\x35" * 80),
+        (8, 2, [9, 8, 7], b"\0" + b"\x09\x08\x06" * 80),
+    ],
+)
+def test_a_transparent_colour_that_the_picture_does_not_have_is_nothing_to_warn_of(
+    depth: int, colour: int, key: list[int], row: bytes
+) -> None:
+    transparency = (b"tRNS", struct.pack(f">{len(key)}H", *key))
+    data = pictures.png(80, 80, row * 80, depth=depth, colour=colour, before=[transparency])
+    result = read_picture(data)
+    assert "its transparent parts were put on white" not in result.warnings
+    assert result.pixels.max() < 255
+
+
+def test_the_transparent_colour_of_16_bits_is_compared_by_its_high_bytes() -> None:
+    """The decoder keeps no more of 16-bit colours: the shades beside the key go with it."""
+    key = (b"tRNS", struct.pack(">3H", 0x1234, 0, 0))
+    row = b"\0" + b"\x12\x35\0\0\0\0" * 80
+    data = pictures.png(80, 80, row * 80, depth=16, colour=2, before=[key])
+    assert pixels(data).min() == 255
+
+
 # --- Animations and other remarks ----------------------------------------------------------------
 
 
@@ -401,6 +443,27 @@ def test_a_chain_of_pages_that_turns_in_a_circle_ends() -> None:
     (count,) = struct.unpack_from("<H", data, first)
     struct.pack_into("<I", data, first + 2 + 12 * count, first)
     assert read_picture(bytes(data)).warnings == ()
+
+
+def test_a_tiff_that_is_cut_after_its_first_page_is_refused() -> None:
+    data = pictures.animation("TIFF", frames=3)
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    (second,) = struct.unpack_from("<I", data, first + 2 + 12 * count)
+    (count,) = struct.unpack_from("<H", data, second)
+    (third,) = struct.unpack_from("<I", data, second + 2 + 12 * count)
+    for length in (second, second + 1, second + 40, (second + third) // 2, third, third + 9):
+        assert "cut off" in str(refusal(data[:length])), length
+    assert read_picture(data).warnings == ("only the first of 3 frames was used",)
+
+
+def test_a_chain_of_pages_that_leads_astray_is_of_several() -> None:
+    data = bytearray(pictures.animation("TIFF"))
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    (second,) = struct.unpack_from("<I", data, first + 2 + 12 * count)
+    struct.pack_into("<H", data, second, 65_535)
+    assert read_picture(bytes(data)).warnings == ("only the first of several frames was used",)
 
 
 def test_a_picture_smaller_than_the_network_sees_is_mentioned() -> None:
@@ -583,6 +646,8 @@ def test_what_is_no_picture_is_named(data: bytes, what: str) -> None:
     ("data", "what"),
     [
         (b"\0\0\1\0\1\0\x10\x10", "ICO"),
+        (b"\0\0\2\0\1\0\x10\x10", "CUR"),
+        (encode(scene(), "TGA"), "TGA"),
         (b"%PDF-1.7", "PDF"),
         (b"%!PS-Adobe-3.0 EPSF", "EPS"),
         (b"8BPS\0\1", "PSD"),
@@ -608,6 +673,11 @@ def test_a_format_that_is_not_decoded_is_named_with_those_that_are(data: bytes, 
 def test_no_other_decoder_is_ever_tried(name: str) -> None:
     error = refusal(encode(scene(), name))
     assert error.reason in (Reason.FORMAT_NOT_ALLOWED, Reason.NOT_A_PICTURE)
+
+
+def test_one_byte_is_called_one_byte() -> None:
+    assert str(refusal(b"\xfe")).startswith("What arrived, 1 byte, is not a picture;")
+    assert str(refusal(b"\xfe" * 2000)).startswith("What arrived, 2,000 bytes, is not")
 
 
 def test_nothing_is_refused_as_empty() -> None:

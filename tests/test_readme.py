@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from app.main import create_app
 from app.problems import KINDS
 from app.settings import Settings, settings_table
+from model.preprocessing import DEFAULT_LIMITS
 from tests.data_folder import REPOSITORY
 
 README = REPOSITORY / "README.md"
@@ -167,6 +168,10 @@ def test_every_setting_named_exists(page: Path) -> None:
 def test_the_readme_lists_every_problem_with_its_status() -> None:
     rows = re.findall(r"^\| (\d{3}) \| `([\w-]+)` \|", README.read_text("utf-8"), re.MULTILINE)
     assert sorted(rows) == sorted((str(kind.status), kind.slug) for kind in KINDS.values())
+
+
+def test_the_readme_states_the_limit_of_a_side() -> None:
+    assert README.read_text("utf-8").count(f"{DEFAULT_LIMITS.max_side:,}") == 2
 
 
 def assert_same_but_for_rounding(printed: str, shown: str, where: str) -> None:

@@ -151,10 +151,15 @@ REFUSED = [  # request, status, slug, words of the detail
     ({"content": png_that_claims(10_001, 1)}, 422, "too-many-pixels", "10,000"),
     ({"files": {"image": ("cat.jpg", b"x")}}, 422, "missing-file", "'image'"),
     ({"files": {"": ("cat.jpg", b"x")}}, 422, "missing-file", "''"),
-    (multipart(part("note", "hi", None)), 422, "missing-file", "no field 'file'"),
-    (multipart(part("file", "a"), part("image", "b")), 422, "missing-file", "'image'"),
+    (
+        multipart(part("image", "raw", None), part("note", "hi", None)),
+        422,
+        "missing-file",
+        "no field 'file'; there are 'image', 'note'.",
+    ),
+    (multipart(part("file", "a"), part("image", "b")), 422, "several-files", "'image'"),
     (multipart(part("file", "a"), part("file", "b")), 422, "several-files", "more than one"),
-    (multipart(), 422, "missing-file", "no field 'file'"),
+    (multipart(), 422, "missing-file", "no field 'file'."),
     (multipart("Content-Type: image/jpeg\r\n\r\nx"), 400, "malformed-form", "Content-Disposition"),
     (multipart(*[part("note", "", None)] * 21), 400, "malformed-form", "20 parts"),
     (multipart(f"X-Long: {'x' * 5000}\r\n\r\nx"), 400, "malformed-form", "header size"),
@@ -211,7 +216,9 @@ def test_the_pixel_limit_is_a_setting_and_is_told(weights_path: Path, cat_pictur
     with TestClient(create_app(Settings(weights=weights_path, max_pixels=135_299))) as client:
         problem = client.post("/predict", content=cat_picture).json()
     assert problem["type"] == "/problems#too-many-pixels"
+    assert problem["limit_side"] == 10_000
     assert problem["limit_pixels"] == 135_299
+    assert "at most 135,299 pixels and 10,000 a side" in problem["detail"]
 
 
 @pytest.mark.parametrize(
@@ -372,6 +379,11 @@ def test_the_api_document_holds_what_it_refers_to(document: dict[str, Any]) -> N
     )
 
 
+def test_the_version_is_described_as_what_it_is(document: dict[str, Any]) -> None:
+    version = document["components"]["schemas"]["ModelName"]["properties"]["version"]
+    assert "whatever decides the answers" in version["description"]
+
+
 def test_the_problems_page_has_a_place_for_every_type(client: TestClient) -> None:
     page = client.get("/problems")
     assert page.headers["content-type"].startswith("text/html")
@@ -388,6 +400,18 @@ def test_docs_needs_nothing_from_elsewhere(client: TestClient) -> None:
         if not address.startswith("data:"):
             assert client.get(f"/{address}").status_code == 200, address
     assert "validatorUrl: null" in client.get("/docs/start.js").text
+
+
+@pytest.mark.parametrize("name", docs.MEDIA_TYPES)
+@pytest.mark.parametrize("range_", ["bytes=5-1", "bytes=0-9", "bytes=999999999-", "lines=1"])
+def test_a_file_of_the_docs_is_sent_whole_whatever_range_is_asked_for(
+    client: TestClient, name: str, range_: str
+) -> None:
+    whole = client.get(f"/docs/{name}")
+    answer = client.get(f"/docs/{name}", headers={"Range": range_})
+    assert answer.status_code == 200
+    assert answer.content == whole.content
+    assert "accept-ranges" not in answer.headers
 
 
 @pytest.mark.parametrize("name", ["swagger-ui-bundle.js", "swagger-ui.css"])

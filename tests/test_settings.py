@@ -47,6 +47,8 @@ def test_every_setting_is_read_and_typed() -> None:
         ("CAT_MAX_UPLOAD_BYTES", "10MiB", "a whole number of at least 1"),
         ("CAT_MAX_UPLOAD_BYTES", "0", "a whole number of at least 1"),
         ("CAT_MAX_PIXELS", "-5", "a whole number of at least 1"),
+        ("CAT_MAX_PIXELS", "9" * 5000, "a whole number of at least 1"),
+        ("CAT_MAX_PIXELS", "٣", "a whole number of at least 1"),
         ("CAT_WORKERS", "0", "a whole number from 1 to 256"),
         ("CAT_WORKERS", "1.5", "a whole number from 1 to 256"),
         ("CAT_BIND_PORT", "65536", "a whole number from 0 to 65,535"),

@@ -31,6 +31,10 @@ THRESHOLD_RULE = (
     f"the sources with both classes, is the best to {TOLERANCE}, among those that answer at least "
     f"{1 - MOST_WRONG:.0%} of every source with one class right (where it has {COUNTS} pictures)"
 )
+FEW_RULE = (
+    "of 0.5 and, after fine-tuning, the threshold that it started from the one with the better "
+    "balanced accuracy: the validation pictures are too few to choose another"
+)
 TOO_FEW = f"left as it was: fewer than {ENOUGH} validation pictures, or {ENOUGH_OF_EACH} of a class"
 
 
@@ -41,6 +45,10 @@ class Calibration:
     scale: float = 1.0
     shift: float = 0.0
     rule: str = TOO_FEW
+
+    def undone(self, p: float) -> float:
+        """The probability before the calibration of what is p, in (0, 1), after it."""
+        return float(sigmoid(np.asarray((np.log(p / (1 - p)) - self.shift) / self.scale)))
 
 
 def enough(y: Array) -> bool:
@@ -135,12 +143,15 @@ def mean_balanced_accuracy(y: Array, p: Array, sources: Sequence[str], threshold
     return float(np.mean(balanced or [counts.accuracy for counts in every]))
 
 
-def choose_threshold(y: Array, p: Array, sources: Sequence[str], otherwise: float = 0.5) -> float:
-    """One threshold for all sources, as `THRESHOLD_RULE` says; `otherwise` where the pictures are
-    too few to choose by. The single best threshold would follow one picture this way or that;
-    the middle of the plateau around it does not. In (0, 1)."""
+def choose_threshold(
+    y: Array, p: Array, sources: Sequence[str], otherwise: Sequence[float] = (0.5,)
+) -> float:
+    """One threshold for all sources, as `THRESHOLD_RULE` says; where the pictures are too few to
+    choose by, the better on them of those in `otherwise`, the first if they are equal. The single
+    best threshold would follow one picture this way or that; the middle of the plateau around it
+    does not. In (0, 1)."""
     if not enough(y):
-        return otherwise
+        return max(otherwise, key=lambda t: mean_balanced_accuracy(y, p, sources, t))
     edges = np.concatenate([[0.0], np.unique(p), [1.0]])
     candidates = (edges[1:] + edges[:-1]) / 2  # halfway between neighbouring p
     values, allowed = _rule(candidates, y, p, np.asarray(sources))

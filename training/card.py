@@ -335,12 +335,20 @@ def _rebuild(classifier: Classifier) -> list[str]:
         return []
     words = [f"python -m training {command}", *sets["training"]["files"]]
     words += _options(classifier, command)
+    same = (
+        "The same pictures, seed and number of threads give the same weights; another processor or "
+        "linear algebra library moves the last digits, and then everything after them."
+    )
+    if "parts" in training:
+        same = (
+            "These weights were made in parts, between which the settings were changed as the "
+            "table above says; in one run the result is as good, not the same."
+        )
     return [
         "## How to make it again",
         "```\n" + " \\\n    ".join(words) + "\n```",
-        "The same pictures, seed and number of threads give the same weights; another processor or "
-        "linear algebra library moves the last digits, and then everything after them. Which of "
-        "the pictures can be had, and how, the documentation of this repository says.",
+        f"{same} Which of the pictures can be had, and how, the documentation of this repository "
+        "says.",
     ]
 
 
@@ -358,6 +366,8 @@ def _options(classifier: Classifier, command: str) -> list[str]:
         if training.get("teacher"):
             words.append(f"--teacher {training['teacher']}")
             words.append(f"--teacher-share {training['teacher_share']}")
+        if shares := training.get("shares"):
+            words.append("--shares " + " ".join(f"{name}={n}" for name, n in shares.items()))
         names = [each.name for each in fields(LoopConfig) if "help" in each.metadata]
     else:
         names = ["learning_rate", "iterations", "seed"]

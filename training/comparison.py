@@ -11,7 +11,7 @@ from training.cost import loss
 from training.metrics import roc_auc
 from training.validation import Validation
 
-CLEARLY, BY_CHANCE, NOT = "clearly better", "better, but maybe by chance", "no better"
+CLEARLY, BY_CHANCE, NOT = "clearly better", "better, maybe by chance", "no better"
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,11 @@ class Comparison:
     verdict: str
 
 
-def compare(before: Array, after: Array, validation: Validation, threshold: float) -> Comparison:
-    """before, after: logits (m,) of the held-back pictures, as training left them; what is fitted
-    to these very pictures (calibration, threshold) must not take part.
+def compare(
+    before: Array, after: Array, validation: Validation, thresholds: tuple[float, float]
+) -> Comparison:
+    """before, after: logits (m,) of the held-back pictures, as training left them: a calibration
+    that is fitted to these very pictures must not take part. thresholds: of both.
 
     By the log loss, which counts every picture. Clearly better: by more than 1.96 standard errors
     of the mean difference, picture by picture.
@@ -37,7 +39,9 @@ def compare(before: Array, after: Array, validation: Validation, threshold: floa
     if gains.mean() <= 0:
         verdict = NOT
     return Comparison(
-        _figures(before, validation, threshold), _figures(after, validation, threshold), verdict
+        _figures(before, validation, thresholds[0]),
+        _figures(after, validation, thresholds[1]),
+        verdict,
     )
 
 
@@ -60,7 +64,9 @@ def as_text(comparison: Comparison, pictures: int, start: str) -> str:
             ("ROC AUC", "roc_auc", ".3f"),
         )
     )
-    text = f"On {pictures} held-back pictures it is {comparison.verdict} than {start}: {figures}."
+    how, _, reserve = comparison.verdict.partition(", ")
+    text = f"On {pictures} held-back pictures it is {how} than {start}"
+    text += f", {reserve}: {figures}." if reserve else f": {figures}."
     if comparison.verdict == NOT:
         text += f" The weights written are those of {start}. More pictures may help, or others."
     elif comparison.verdict == BY_CHANCE:

@@ -10,8 +10,8 @@ from model.architecture import build, describe
 from model.classifier import Classifier
 from model.network import Layer, parameters, sigmoid
 from training.calibration import (
+    FEW_RULE,
     THRESHOLD_RULE,
-    TOO_FEW,
     calibrate,
     choose_threshold,
     enough,
@@ -27,7 +27,7 @@ class Words:
 
     name: str
     class_names: tuple[str, str]
-    threshold: float = 0.5  # kept where the validation pictures are too few to choose one
+    thresholds: tuple[float, ...] = (0.5,)  # to choose from where validation pictures are few
 
 
 def finish(
@@ -51,10 +51,10 @@ def finish(
     calibration = calibrate(z, validation.labels, validation.sources)
     calibrated = as_stored(fold_calibration(stored, calibration))
     p = sigmoid(validation.logits(calibrated, threads))
-    threshold = choose_threshold(validation.labels, p, validation.sources, words.threshold)
+    threshold = choose_threshold(validation.labels, p, validation.sources, words.thresholds)
     found = {
         "calibration": asdict(calibration),
-        "threshold_rule": THRESHOLD_RULE if enough(validation.labels) else TOO_FEW,
+        "threshold_rule": THRESHOLD_RULE if enough(validation.labels) else FEW_RULE,
         "metrics": {"validation": metrics_by_source(p, validation, threshold)},
     }
     classifier = Classifier(

@@ -10,6 +10,7 @@ from model.classifier import BadArtifact, Classifier
 from model.network import Layer
 from training import checkpoint, report
 from training.architecture import STAGES
+from training.calibration import Calibration
 from training.checkpoint import Best, Run
 from training.command import (
     Commands,
@@ -127,19 +128,20 @@ def _write(task: Task, run: Run, places: Places, arguments: argparse.Namespace, 
     best = run.best
     assert best is not None
     say(f"best epoch: {best.epoch}; calibrating and measuring")
-    comparison = _compare(task, best)
     facts: dict[str, Any] = {
         **task.facts,
         "learning_curve": [_untimed(row) for row in run.curve],
         "best_epoch": best.epoch,
-        "comparison": comparison and to_json(comparison),
     }
     words = Words(
         name=arguments.name or places.output.stem,
         class_names=class_names(arguments),
-        threshold=task.start.threshold if task.start else 0.5,
+        thresholds=(task.start.threshold, 0.5) if task.start else (0.5,),
     )
     classifier = _finished(best.layers, task, words, facts)
+    comparison = _compare(task, best, classifier)
+    if comparison:
+        classifier.metadata["comparison"] = to_json(comparison)
     files = fit_report(classifier, task.validation, run.curve, task.config.threads)
     with report.write_folder(places.report, files):
         saved = _save(classifier, places.output)
@@ -154,13 +156,15 @@ def _untimed(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in TIMINGS}
 
 
-def _compare(task: Task, best: Best) -> Comparison | None:
+def _compare(task: Task, best: Best, classifier: Classifier) -> Comparison | None:
     if not task.start:
         return None
     threads = task.config.threads
     before = task.validation.logits(task.start.layers, threads)
     after = task.validation.logits(best.layers, threads) if best.epoch else before
-    return compare(before, after, task.validation, task.start.threshold)
+    calibration = Calibration(**classifier.metadata["calibration"])
+    thresholds = task.start.threshold, calibration.undone(classifier.threshold)
+    return compare(before, after, task.validation, thresholds)
 
 
 def _finished(

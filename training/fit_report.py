@@ -81,6 +81,7 @@ def _page(classifier: Classifier, drawn: Mapping[str, bytes]) -> str:
                 "will come out a little worse: `python -m training evaluate` measures on others.",
                 table=_table(metrics),
             ),
+            *_comparison(facts),
             report.Section(
                 "Learning curve",
                 f"Epoch that was kept: {kept}. The training loss is that of varied pictures, and "
@@ -106,6 +107,20 @@ def _page(classifier: Classifier, drawn: Mapping[str, bytes]) -> str:
             ),
         ],
     )
+
+
+def _comparison(facts: Mapping[str, Any]) -> list[report.Section]:
+    """Before and after, where it was fine-tuned."""
+    comparison = facts.get("comparison")
+    if not comparison:
+        return []
+    before, after = comparison["before"], comparison["after"]
+    table = [["", "before", "after"]]
+    for metric, is_share in (("log_loss", False), ("balanced_accuracy", True), ("roc_auc", False)):
+        numbers = (_number(each[metric], is_share) for each in (before, after))
+        table.append([_ROWS[metric][0], *numbers])
+    text = f"On the pictures held back it is {comparison['verdict']}."
+    return [report.Section(f"Did it help {facts['started_from']['name']}?", text, table=table)]
 
 
 def _table(metrics: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from model.classifier import Classifier, Golden
 from model.preprocessing import Filter, Preprocessing, read_picture, to_vector
 
-CANDIDATES = 40
+CANDIDATES = 120
 _SHARES = np.linspace(-1, 1, 17, dtype=np.float32)
 _EXIF_ORIENTATION, _ROTATED = 0x0112, 6
 
@@ -214,5 +214,5 @@ def _encode(field: Field) -> bytes:
     exif = Image.Exif()
     exif[_EXIF_ORIENTATION] = _ROTATED
     buffer = BytesIO()
-    _render(field).save(buffer, "JPEG", quality=40, subsampling=0, exif=exif)
+    _render(field).save(buffer, "JPEG", quality=30, subsampling=0, exif=exif)
     return buffer.getvalue()

@@ -52,7 +52,8 @@ def _prefix(path: Path, file: h5py.File) -> str:
 
 
 def _pictures(path: Path, x: h5py.Dataset) -> npt.NDArray[np.uint8]:
-    name, shape = x.name.removeprefix("/"), x.shape or ()
+    name: str = x.name.removeprefix("/")
+    shape: tuple[int, ...] = x.shape or ()
     if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or x.dtype != np.uint8:
         raise BadData(
             f"{path}: {name} has shape {shape} of {x.dtype}; expected (m, side, side, 3) of "

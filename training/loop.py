@@ -26,6 +26,7 @@ from model.network import (
     Scratch,
     backward,
     forward,
+    parameters,
     pieces,
     sigmoid,
 )
@@ -59,6 +60,7 @@ class LoopConfig:
     strength: float = _option(1.0, "of the random variations of the pictures: 0 for none, 1 usual")
     calm: float = 0.2  # share of the run, at its end, over which the augmentation fades
     calm_strength: float = 0.4  # what it fades to
+    anchor: float = 0.0  # share of the weights that it started from in those that are kept
     statistics: int = 4096  # pictures that measure the normalisation of the averaged weights
     seed: int = _option(1, "of everything that is drawn at random")
 
@@ -91,6 +93,10 @@ class Trainer:
             weight_decay=config.weight_decay,
             averaging=config.averaging,
         )
+        if config.anchor and batch_norms(layers):
+            raise ValueError("an anchor is for weights that are trained, without normalisation")
+        own = parameters(layers) if config.anchor else {}
+        self._start = {name: value.copy() for name, value in own.items()}
         self._averaged = copy.deepcopy(layers)
         bind(self._averaged, self.optimizer.average)
         self._scratches = [Scratch(keep=True) for _ in range(config.threads)]
@@ -175,11 +181,19 @@ class Trainer:
     def folded(self) -> list[Layer]:
         """The network as it would be saved now: averaged weights, and in place of the batch
         normalisation the statistics that whole, unvaried training pictures have under them
-        (Izmailov et al. 2018, Averaging Weights Leads to Wider Optima)."""
+        (Izmailov et al. 2018, Averaging Weights Leads to Wider Optima).
+
+        With an anchor, weights part of the way back to those that training started from: what it
+        knew before is hardly lost, and what it learned generalises better than the end of the way
+        does (Wortsman et al. 2022, Robust Fine-Tuning of Zero-Shot Models)."""
         self._prepare(self._averaged)
         norms = batch_norms(self._averaged)
-        statistics = self._measure(norms) if norms else {}
-        return fold(self._averaged, statistics)
+        layers = fold(self._averaged, self._measure(norms) if norms else {})
+        if self.config.anchor:
+            for name, value in parameters(layers).items():
+                value += self.config.anchor * (self._start[name] - value)
+            self._prepare(layers)
+        return layers
 
     def _measure(self, norms: Sequence[BatchNorm]) -> dict[int, tuple[Array, Array]]:
         """Mean and variance of what comes into each normalisation of the averaged network."""
