@@ -7,14 +7,15 @@ import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Never, TypeAlias
+from typing import Literal, Never, TypeAlias
 
 from tqdm import tqdm
 
+from model.classifier import BadArtifact, Classifier
 from model.preprocessing import Preprocessing
 from training import report
 from training.data import CLASS_NAMES, PictureSet, read_pictures
-from training.errors import BadArguments
+from training.errors import BadArguments, Refused
 from training.gradient_descent import RECORD_EVERY
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -230,3 +231,15 @@ def check_output(path: Path) -> None:
         raise OSError(errno.EINVAL, "is a device, pipe or socket; name a file", str(path))
     if not os.access(path.resolve().parent, os.W_OK):
         raise PermissionError(errno.EACCES, "its folder cannot be written to", str(path))
+
+
+def save(
+    classifier: Classifier, output: Path, dtype: Literal["float32", "float16"] = "float32"
+) -> Classifier:
+    """`Classifier.save`, with what goes wrong as the command line tells it. Raises Refused, and
+    OSError with the file's name."""
+    try:
+        with report.naming(output):
+            return classifier.save(output, dtype)
+    except BadArtifact as error:
+        raise Refused(str(error)) from error

@@ -1,7 +1,6 @@
 """Whether fine-tuning helped: the network before and after on pictures that neither saw."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from model.network import Array, sigmoid
 from training.calibration import mean_balanced_accuracy, source_weights
 from training.cost import loss
 from training.metrics import roc_auc
-from training.validation import Validation
+from training.validation import Validation, source_log_loss
 
 CLEARLY, BY_CHANCE, NOT = "clearly better", "better, maybe by chance", "no better"
 
@@ -48,7 +47,7 @@ def compare(
 def _figures(z: Array, validation: Validation, threshold: float) -> dict[str, float]:
     y, p = validation.labels, sigmoid(z)
     return {
-        "log_loss": float(np.mean(source_weights(validation.sources) * loss(z, y))),
+        "log_loss": source_log_loss(z, y, validation.sources),
         "balanced_accuracy": mean_balanced_accuracy(y, p, validation.sources, threshold),
         "roc_auc": roc_auc(y, p),
     }
@@ -72,12 +71,3 @@ def as_text(comparison: Comparison, pictures: int, start: str) -> str:
     elif comparison.verdict == BY_CHANCE:
         text += " Hold back more pictures to be sure (--validation)."
     return text
-
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """For the metadata."""
-    return {
-        "before": comparison.before,
-        "after": comparison.after,
-        "verdict": comparison.verdict,
-    }

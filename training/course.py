@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from model.classifier import BadArtifact, Classifier
+from model.classifier import Classifier
 from model.network import Array, Layer, parameters
 from model.preprocessing import Preprocessing, to_vector
 from training import report
@@ -28,10 +28,10 @@ from training.command import (
     positive,
     positive_int,
     read_data,
+    save,
     seed,
 )
 from training.data import PictureSet, Pixels
-from training.errors import Refused
 from training.golden import choose_golden
 from training.gradient_descent import (
     RECORD_EVERY,
@@ -145,7 +145,7 @@ def run_course(arguments: argparse.Namespace, say: Say) -> None:
     }
     classifier = _classifier(layers, trained_on.class_names, facts, rng)
     with report.write_folder(folder, _course_report(layers, costs, evaluated, facts)):
-        saved = _save(classifier, output)
+        saved = save(classifier, output)
     for name, each in evaluated.items():
         say(_accuracy(name, each))
     say(f"weights: {output} (version {saved.version})")
@@ -174,35 +174,12 @@ def _classifier(
     return replace(classifier, golden=choose_golden(classifier, rng))
 
 
-def _save(classifier: Classifier, output: Path) -> Classifier:
-    try:
-        with report.naming(output):
-            return classifier.save(output)
-    except BadArtifact as error:
-        raise Refused(str(error)) from error
-
-
 def _accuracy(name: str, each: Evaluated) -> str:
     low, high = each.metrics["accuracy_interval"]
     return (
         f"{name}: {report.percent(each.metrics['accuracy'])} of {len(each.pictures):,} pictures "
         f"right (95 % interval {report.percent(low, 0)} to {report.percent(high, 0)})"
     )
-
-
-_ROWS = {  # metric → (its row in the table, shown as a share)
-    "pictures": ("pictures", False),
-    "accuracy": ("accuracy", True),
-    "balanced_accuracy": ("balanced accuracy", True),
-    "precision": ("precision", True),
-    "recall": ("recall", True),
-    "f1": ("F1", True),
-    "roc_auc": ("ROC AUC", False),
-    "average_precision": ("average precision", False),
-    "brier_score": ("Brier score", False),
-    "log_loss": ("log loss", False),
-    "expected_calibration_error": ("expected calibration error", False),
-}
 
 
 def _course_report(
@@ -269,7 +246,7 @@ def _course_page(
             report.Section(
                 "Measured",
                 "\n".join(_accuracy(name, each) + "." for name, each in evaluated.items()),
-                table=_table(evaluated),
+                table=report.metrics_table({n: each.metrics for n, each in evaluated.items()}),
             ),
             report.Section(
                 "Can the probabilities be believed?",
@@ -285,20 +262,6 @@ def _course_page(
             ),
         ],
     )
-
-
-def _table(evaluated: Mapping[str, Evaluated]) -> list[list[str]]:
-    table = [["", *evaluated]]
-    for metric, (name, is_share) in _ROWS.items():
-        values = [each.metrics[metric] for each in evaluated.values()]
-        table.append([name, *(_number(value, is_share) for value in values)])
-    return table
-
-
-def _number(value: int | float | None, is_share: bool) -> str:
-    if is_share or value is None:
-        return report.percent(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def add_commands(commands: Commands) -> None:

@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model.classifier import BadArtifact, Classifier
+from model.classifier import Classifier
 from model.network import Layer
 from training import checkpoint, report
 from training.architecture import STAGES
@@ -22,9 +22,10 @@ from training.command import (
     outputs,
     positive,
     positive_int,
+    save,
     seed,
 )
-from training.comparison import Comparison, as_text, compare, to_json
+from training.comparison import Comparison, as_text, compare
 from training.epochs import CHECKPOINT, TIMINGS, remove_progress, run_epochs, shown
 from training.errors import BadArguments, Refused
 from training.finish import Words, finish
@@ -141,10 +142,10 @@ def _write(task: Task, run: Run, places: Places, arguments: argparse.Namespace, 
     classifier = _finished(best.layers, task, words, facts)
     comparison = _compare(task, best, classifier)
     if comparison:
-        classifier.metadata["comparison"] = to_json(comparison)
+        classifier.metadata["comparison"] = asdict(comparison)
     files = fit_report(classifier, task.validation, run.curve, task.config.threads)
     with report.write_folder(places.report, files):
-        saved = _save(classifier, places.output)
+        saved = save(classifier, places.output, "float16")
     if comparison and task.start:
         say(as_text(comparison, len(task.validation.labels), task.start.name))
     say(f"weights: {places.output} (version {saved.version}, threshold {saved.threshold:.3f})")
@@ -177,14 +178,6 @@ def _finished(
         )
     except ValueError as error:
         raise Refused(f"The trained network cannot be stored: {error}.") from error
-
-
-def _save(classifier: Classifier, output: Path) -> Classifier:
-    try:
-        with report.naming(output):
-            return classifier.save(output, "float16")
-    except BadArtifact as error:
-        raise Refused(str(error)) from error
 
 
 # --- the command line ---------------------------------------------------------------------------

@@ -10,16 +10,10 @@ from training.epochs import LOG, log_text
 from training.metrics import confusion, reliability_table
 from training.validation import Validation
 
-_ROWS = {  # metric → (its row in the table, shown as a share)
-    "pictures": ("pictures", False),
-    "accuracy": ("accuracy", True),
-    "balanced_accuracy": ("balanced accuracy", True),
-    "recall": ("recall", True),
-    "precision": ("precision", True),
-    "roc_auc": ("ROC AUC", False),
-    "log_loss": ("log loss", False),
-    "expected_calibration_error": ("expected calibration error", False),
-}
+_ROWS = (
+    *("pictures", "accuracy", "balanced_accuracy", "recall", "precision"),
+    *("roc_auc", "log_loss", "expected_calibration_error"),
+)
 
 
 def fit_report(
@@ -79,7 +73,7 @@ def _page(classifier: Classifier, drawn: Mapping[str, bytes]) -> str:
                 "Measured on validation",
                 "Epoch, calibration and threshold were chosen on these pictures, so that new ones "
                 "will come out a little worse: `python -m training evaluate` measures on others.",
-                table=_table(metrics),
+                table=report.metrics_table(metrics, _ROWS),
             ),
             *_comparison(facts),
             report.Section(
@@ -114,23 +108,7 @@ def _comparison(facts: Mapping[str, Any]) -> list[report.Section]:
     comparison = facts.get("comparison")
     if not comparison:
         return []
-    before, after = comparison["before"], comparison["after"]
-    table = [["", "before", "after"]]
-    for metric, is_share in (("log_loss", False), ("balanced_accuracy", True), ("roc_auc", False)):
-        numbers = (_number(each[metric], is_share) for each in (before, after))
-        table.append([_ROWS[metric][0], *numbers])
+    sets = {when: comparison[when] for when in ("before", "after")}
+    table = report.metrics_table(sets, ("log_loss", "balanced_accuracy", "roc_auc"))
     text = f"On the pictures held back it is {comparison['verdict']}."
     return [report.Section(f"Did it help {facts['started_from']['name']}?", text, table=table)]
-
-
-def _table(metrics: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    table = [["", *metrics]]
-    for metric, (name, is_share) in _ROWS.items():
-        table.append([name, *(_number(each[metric], is_share) for each in metrics.values())])
-    return table
-
-
-def _number(value: float | None, is_share: bool) -> str:
-    if is_share or value is None:
-        return report.percent(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

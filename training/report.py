@@ -7,7 +7,7 @@ import base64
 import errno
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from html import escape
@@ -279,6 +279,38 @@ def _row(cell: str, texts: Sequence[str]) -> str:
 def percent(share: float | None, digits: int = 2) -> str:
     """0.7 as 70.00 %; a dash for a number that is undefined."""
     return "–" if share is None else f"{share:.{digits}%}".replace("%", " %")
+
+
+METRICS = {  # of `training.metrics.summary` → (its row in a table, shown as a share)
+    "pictures": ("pictures", False),
+    "accuracy": ("accuracy", True),
+    "balanced_accuracy": ("balanced accuracy", True),
+    "precision": ("precision", True),
+    "recall": ("recall", True),
+    "f1": ("F1", True),
+    "roc_auc": ("ROC AUC", False),
+    "average_precision": ("average precision", False),
+    "brier_score": ("Brier score", False),
+    "log_loss": ("log loss", False),
+    "expected_calibration_error": ("expected calibration error", False),
+}
+
+
+def metrics_table(
+    sets: Mapping[str, Mapping[str, Any]], metrics: Iterable[str] = tuple(METRICS)
+) -> list[list[str]]:
+    """A row for each of the metrics, a column for each of the sets: a section's table."""
+    table = [["", *sets]]
+    for metric in metrics:
+        name, is_share = METRICS[metric]
+        table.append([name, *(_number(each[metric], is_share) for each in sets.values())])
+    return table
+
+
+def _number(value: float | None, is_share: bool) -> str:
+    if is_share or value is None:
+        return percent(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 # --- the folder ---------------------------------------------------------------------------------
