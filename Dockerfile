@@ -23,11 +23,8 @@ RUN /venv/bin/python -m compileall -q /srv
 
 FROM python:3.13-slim
 
-# One thread a decode: the service itself keeps all cores busy. Fewer arenas: less memory lies idle.
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    OPENBLAS_NUM_THREADS=1 \
-    MALLOC_ARENA_MAX=2 \
     CAT_BIND_HOST=0.0.0.0
 
 COPY --from=build /venv /venv

@@ -5,7 +5,7 @@ PYTHON ?= python3
 # Written last, so that an interrupted setup starts over.
 STAMP := .venv/complete
 
-.PHONY: setup run test test-all test-more lint format lock
+.PHONY: setup run test test-all test-more lint format lock clients
 
 setup: $(STAMP)
 	@:
@@ -24,11 +24,16 @@ test: setup
 
 test-all: test test-more
 
-# What `make test` skips because it needs more than Python; HEIC pictures in an environment that
-# has their decoder, so that the usual one shows how the service does without.
+# What `make test` skips because it needs more than Python; the page in a browser, and HEIC pictures
+# in an environment that has their decoder, so that the usual one shows how the service does without.
 test-more: setup
 	.venv/bin/python -m pytest -m "container or network or slow"
+	.venv/bin/python -m uv run --quiet --no-project --isolated --python .venv/bin/python --with-requirements requirements/development.txt --with-requirements requirements/browser.txt python -m pytest -m browser
 	.venv/bin/python -m uv run --quiet --no-project --isolated --python .venv/bin/python --with-requirements requirements/development.txt --with-requirements requirements/heic.txt python -m pytest -k heic
+
+# The clients of other model servers against /v2; the first time it installs 1 GB of them.
+clients: setup
+	.venv/bin/python -m scripts.check_clients --environments .venv-clients
 
 lint: setup
 	.venv/bin/python -m ruff check && .venv/bin/python -m ruff format --check

@@ -1,10 +1,13 @@
 """Plain `pytest` needs Python alone: tests that need more are skipped, and say what runs them."""
 
 import pytest
+from hypothesis import settings
 
 import model  # noqa: F401 - settles linear algebra before NumPy is loaded
 
-NEEDS_MORE = ("container", "network", "slow")  # markers, explained in pyproject.toml
+settings.register_profile("long", max_examples=50_000)  # for tests/test_fuzz_decoding.py
+
+NEEDS_MORE = ("browser", "container", "network", "slow")  # markers, explained in pyproject.toml
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,36 +4,59 @@ Assembling reads the settings; the weights are loaded when the server starts, an
 weights cannot be loaded stops with one sentence.
 """
 
-import logging
 import os
 import sys
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app import docs, problems, routes
-from app.middleware import HeadAsGet, NoSniffing, PlainStartupFailure, StoppedRequests, UnreadBodies
+from app import (
+    about,
+    access,
+    allocator,
+    configuration,
+    docs,
+    explain,
+    inference_protocol,
+    metrics,
+    page,
+    problems,
+    reload,
+    routes,
+)
+from app.admission import Admission
+from app.capacity import Capacity, plan
+from app.decoders import Decoders
+from app.middleware import (
+    HeadAsGet,
+    LostRequests,
+    PlainStartupFailure,
+    SafeHeaders,
+    UnreadBodies,
+)
+from app.observation import Observed
+from app.reload import load_classifier
 from app.settings import BadSettings, Settings
-from model.classifier import Classifier, default_weights
+from model.classifier import Classifier
+from model.preprocessing import Limits, MemoryBudget
 
 API_VERSION = "1"
 # uvicorn's exit status for a start that failed; a worker that ends with it is not started again.
 STARTUP_FAILURE = 3
 
-# The server's own log: the only one that is set up whichever way the service is started.
-logger = logging.getLogger("uvicorn.error")
 
-
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    classifier: Classifier | None = None,
+    capacity: Capacity | None = None,
+) -> FastAPI:
     """Build the service; without `settings` they come from the environment.
 
-    Raises BadSettings for an environment that cannot be used. Loads nothing: that is the
-    lifespan's, which leaves the classifier on `app.state`.
+    Raises BadSettings for an environment that cannot be used. Loads nothing: without a classifier
+    the lifespan loads it, and without a capacity it plans for a process that is alone.
     """
     app = FastAPI(
         title="Cat or not",
@@ -46,39 +69,63 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # a redirect would make clients send their picture twice
     )
     app.state.settings = Settings.from_env(os.environ) if settings is None else settings
+    app.state.classifier = classifier
+    app.state.capacity = capacity
     app.include_router(routes.router)
+    app.include_router(inference_protocol.router)
+    app.include_router(explain.router)
+    app.include_router(about.router)
     app.include_router(docs.router)
+    app.include_router(page.router)
     problems.install(app)
-    for wrapper in (HeadAsGet, UnreadBodies, StoppedRequests, NoSniffing, PlainStartupFailure):
-        app.add_middleware(wrapper)
+    if app.state.settings.metrics != "off":
+        app.include_router(metrics.router)
+    app.router.routes.insert(0, routes.DIRECT)
+    _wrap(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-def load_classifier(settings: Settings) -> Classifier:
-    """The classifier that the settings ask for. Raises BadArtifact."""
-    classifier = Classifier.load(settings.weights or default_weights())
-    if settings.threshold is None:
-        return classifier
-    return replace(classifier, threshold=settings.threshold)
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _wrap(app: FastAPI) -> None:
+    """Put what surrounds every request round the application, from the innermost on."""
+    settings: Settings = app.state.settings
+    app.add_middleware(HeadAsGet)
+    if settings.keys:
+        open_metrics = settings.metrics == "open"
+        app.add_middleware(access.KeysRequired, keys=settings.keys, metrics_open=open_metrics)
+    app.add_middleware(UnreadBodies)
+    app.add_middleware(LostRequests)
+    if settings.cors_origins:
+        app.add_middleware(access.Cors, origins=settings.cors_origins)
+    app.add_middleware(SafeHeaders)
+    app.add_middleware(Observed, log=settings.log, counted=settings.metrics != "off")
+    app.add_middleware(PlainStartupFailure)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    for name in settings.ignored:
-        logger.warning("%s is not a setting of this service and is ignored", name)
-    app.state.classifier = classifier = load_classifier(settings)
-    # More decodes at once than cores would only wait for each other, each holding its memory.
-    with ThreadPoolExecutor(cores(), thread_name_prefix="decoder") as decoders:
-        app.state.decoders = decoders
-        logger.info("Serving the model %s, version %s", classifier.name, classifier.version)
-        yield
+    state = app.state
+    if state.capacity is None:  # nobody has prepared this process: it is alone
+        state.classifier = state.classifier or load_classifier(settings)
+        state.capacity = plan(workers=1)
+        configuration.log(settings, state.capacity, state.classifier)
+        allocator.settle()
+    classifier: Classifier = state.classifier
+    capacity: Capacity = state.capacity
+    memory = MemoryBudget(capacity.decode_bytes)
+    state.limits = Limits(max_pixels=settings.max_pixels, memory=memory)
+    reload.install(app)
+    state.ready = True
+    with Decoders(capacity.decoders) as decoders:
+        state.admission = Admission(
+            decoders,
+            places=settings.queue,
+            upload_bytes=capacity.upload_bytes,
+            deadline_seconds=settings.deadline_seconds,
+        )
+        async with metrics.told(classifier.name, classifier.version, state.admission):
+            yield
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -91,6 +138,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         document["components"]["schemas"]["Problem"] = problems.SCHEMA
+        settings: Settings = app.state.settings
+        if settings.keys:
+            access.document(document, metrics_open=settings.metrics == "open")
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -11,6 +11,18 @@ from model.classifier import BadArtifact
 # How much of an upload is still taken in after it was answered, and for how long.
 DRAIN_BYTES = 64 * 2**20
 DRAIN_SECONDS = 5.0
+# Nothing here is meant to be framed, embedded by other sites, kept in a cache, or run: the pages
+# that load something state a policy of their own.
+SAFE_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+
+FAILED = "Something went wrong inside the service; the picture may be fine."
 
 
 class PlainStartupFailure:
@@ -49,30 +61,39 @@ class HeadAsGet:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # a copy: the server still has to know
-        await self.app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}  # a copy: the server still has to know
+        await self.app(as_get, receive, send)
+        scope["route"] = as_get.get("route")  # for the log and the metrics
 
 
-class NoSniffing:
-    """Tells browsers to believe our content types."""
+class SafeHeaders:
+    """Adds to every answer what keeps browsers from misusing it; an answer's own header stands."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_header(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+                own = message.get("headers", ())
+                names = {name for name, _ in own}
+                added = [header for header in SAFE_HEADERS if header[0] not in names]
+                message = {**message, "headers": [*own, *added]}
             await send(message)
 
-        await self.app(scope, receive, send_with_header)
+        await self.app(scope, receive, send_with_headers)
 
 
-class StoppedRequests:
-    """Answers a request that a stopping server gives up, which would else be a fault of ours.
+class LostRequests:
+    """Answers a request that nothing inside answers any more: one that failed, or that a stopping
+    server gives up, which would else be a fault of ours.
 
-    uvicorn cancels what is not done when its time to stop is over: slow uploads, mostly.
+    uvicorn cancels what is not done when its time to stop is over: slow uploads, mostly. Failures
+    are answered here, below the other wrappers, so that the answer gets what they add; then the
+    exception goes on, to the server's log.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -93,6 +114,10 @@ class StoppedRequests:
                 raise
             detail = "The service stops before the request is done. Send it again in a while."
             await answer(Problem("stopping", detail, {"Retry-After": "5"}))(scope, receive, send)
+        except Exception:
+            if not answered and scope["type"] == "http":
+                await answer(Problem("internal-error", FAILED))(scope, receive, send)
+            raise
 
 
 class UnreadBodies:

@@ -16,7 +16,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from app.observation import current_facts
 from model.preprocessing import DEFAULT_LIMITS, InvalidImage, Reason
 
 MEDIA_TYPE = "application/problem+json"
@@ -49,6 +51,20 @@ KINDS: dict[str, Kind] = {
             " client's form upload does. Or send the picture itself as the body.",
         ),
         Kind(
+            "invalid-inference",
+            400,
+            "The inference request is not valid",
+            "Correct what the detail names; GET /v2/models/cat shows the inputs and outputs, and"
+            " how many pictures a request may have.",
+        ),
+        Kind(
+            "unauthorized",
+            401,
+            "The request brings no valid key",
+            "Send one of the keys that the operator has set with CAT_API_KEYS, in the header"
+            " X-API-Key or as Authorization: Bearer.",
+        ),
+        Kind(
             "not-found",
             404,
             "There is nothing at this address",
@@ -59,6 +75,13 @@ KINDS: dict[str, Kind] = {
             405,
             "This address does not answer to this method",
             "Use one of the methods in the answer's Allow header.",
+        ),
+        Kind(
+            "slow-upload",
+            408,
+            "The upload takes too long",
+            "Send the picture faster, or a smaller one. The operator sets the time with"
+            " CAT_UPLOAD_SECONDS.",
         ),
         Kind(
             "too-large",
@@ -132,6 +155,26 @@ KINDS: dict[str, Kind] = {
             "This is a fault of the service, not of the request; its log says more.",
         ),
         Kind(
+            "busy",
+            503,
+            "The service has all the work that it takes on at once",
+            "Send the request again after the seconds in the answer's Retry-After header. The"
+            " operator sets how many may wait with CAT_QUEUE.",
+        ),
+        Kind(
+            "deadline-passed",
+            503,
+            "The answer would come too late",
+            "The service is overloaded: send the request again after the seconds in the answer's"
+            " Retry-After header. The operator sets the time with CAT_DEADLINE_SECONDS.",
+        ),
+        Kind(
+            "not-ready",
+            503,
+            "The service takes no more requests",
+            "It is about to stop: send requests to another instance.",
+        ),
+        Kind(
             "stopping",
             503,
             "The service is stopping",
@@ -154,7 +197,28 @@ class Problem(Exception):
         self.members = members
 
 
-def answer(problem: Problem) -> JSONResponse:
+class ProblemResponse(JSONResponse):
+    """A problem. Clients of /v2 read only plain JSON, and of it the sentence in `error`."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self, content: dict[str, Any], status: int, headers: Mapping[str, str] | None
+    ) -> None:
+        facts = current_facts()
+        facts.problem = content["type"].rpartition("#")[2]
+        self._content = {**content, "request_id": facts.request_id}
+        super().__init__(self._content, status, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if f"{scope['path']}/".startswith("/v2/"):
+            self.body = self.render({"error": self._content["detail"], **self._content})
+            self.headers["Content-Type"] = "application/json"
+            self.headers["Content-Length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
+def answer(problem: Problem) -> Response:
     """The problem as an HTTP response."""
     kind = problem.kind
     content = {
@@ -164,7 +228,7 @@ def answer(problem: Problem) -> JSONResponse:
         "detail": problem.detail,
         **problem.members,
     }
-    return JSONResponse(content, kind.status, problem.headers, MEDIA_TYPE)
+    return ProblemResponse(content, kind.status, problem.headers)
 
 
 def install(app: FastAPI) -> None:
@@ -205,18 +269,12 @@ def install(app: FastAPI) -> None:
             "status": error.status_code,
             "detail": error.detail,
         }
-        return JSONResponse(content, error.status_code, error.headers, MEDIA_TYPE)
+        return ProblemResponse(content, error.status_code, error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(_: Request, __: ClientDisconnect) -> Response:
         # Nobody reads this; without it the log would show a client's leaving as our error.
         return Response(status_code=HTTPStatus.BAD_REQUEST)
-
-    @app.exception_handler(Exception)
-    async def internal_error(_: Request, __: Exception) -> Response:
-        # Starlette raises the exception again after this answer, so the server logs it.
-        detail = "Something went wrong inside the service; the picture may be fine."
-        return answer(Problem("internal-error", detail))
 
 
 SCHEMA: dict[str, Any] = {
@@ -229,6 +287,7 @@ SCHEMA: dict[str, Any] = {
         "title": {"type": "string", "description": "The kind in words."},
         "status": {"type": "integer", "description": "The HTTP status."},
         "detail": {"type": "string", "description": "What arrived, what the limit is, what to do."},
+        "request_id": {"type": "string", "description": "The answer's X-Request-ID."},
         "limit_bytes": {"type": "integer", "description": "With too-large: the upload limit."},
         "limit_pixels": {"type": "integer", "description": "With too-many-pixels: the limit."},
         "limit_side": {"type": "integer", "description": "With too-many-pixels: the limit a side."},

@@ -1,39 +1,21 @@
 """The addresses of the service, beside the shapes of their answers."""
 
-import asyncio
-from concurrent.futures import Executor
-from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, Field
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from app import problems
-from app.uploads import Upload
-from model.classifier import Classifier
+from app.observation import Facts, current_facts
+from app.problems import Problem
+from app.uploads import read_upload
+from model.classifier import Classifier, Prediction
 from model.preprocessing import Limits
 
 router = APIRouter()
-
-
-async def get_classifier(request: Request) -> Classifier:
-    classifier: Classifier = request.app.state.classifier
-    return classifier
-
-
-async def get_limits(request: Request) -> Limits:
-    return Limits(max_pixels=request.app.state.settings.max_pixels)
-
-
-async def get_decoders(request: Request) -> Executor:
-    decoders: Executor = request.app.state.decoders
-    return decoders
-
-
-ServedClassifier = Annotated[Classifier, Depends(get_classifier)]
-PictureLimits = Annotated[Limits, Depends(get_limits)]
-Decoders = Annotated[Executor, Depends(get_decoders)]
 
 
 class ModelName(BaseModel):
@@ -50,6 +32,7 @@ class PredictionAnswer(BaseModel):
         ge=0, le=1, description="The probability of the model's first class, for ours: cat."
     )
     label: str = Field(description="The first class from the threshold on, else the second.")
+    words: str = Field(description="The answer for people, with how sure it is.")
     threshold: float = Field(ge=0, le=1)
     model: ModelName
     warnings: list[str] = Field(
@@ -60,6 +43,10 @@ class PredictionAnswer(BaseModel):
 class HealthAnswer(BaseModel):
     status: str
     model: ModelName
+
+
+class LiveAnswer(BaseModel):
+    status: str
 
 
 BYTES: dict[str, Any] = {"type": "string", "format": "binary", "minLength": 1}
@@ -76,41 +63,74 @@ PICTURE_BODY: dict[str, Any] = {
     },
 }
 
+# What reading and classifying a picture may end in.
+UPLOAD_PROBLEMS = (
+    "malformed-form",
+    "slow-upload",
+    "too-large",
+    "not-a-picture",
+    "format-not-allowed",
+    "encoded-body",
+    "empty",
+    "missing-file",
+    "several-files",
+    "damaged",
+    "too-many-pixels",
+    "busy",
+    "deadline-passed",
+    "stopping",
+)
+
 
 @router.post(
     "/predict",
     operation_id="predict",
+    response_model=PredictionAnswer,
     summary="Say whether a picture shows a cat",
     response_description="The picture was classified.",
     openapi_extra={"requestBody": PICTURE_BODY},
-    responses=problems.responses(
-        "malformed-form",
-        "too-large",
-        "not-a-picture",
-        "format-not-allowed",
-        "encoded-body",
-        "empty",
-        "missing-file",
-        "several-files",
-        "damaged",
-        "too-many-pixels",
-        "stopping",
-    ),
+    responses=problems.responses(*UPLOAD_PROBLEMS),
 )
-async def predict(
-    picture: Upload, classifier: ServedClassifier, limits: PictureLimits, decoders: Decoders
-) -> PredictionAnswer:
+async def predict(request: Request) -> Response:
     """Send the picture as the request's body, or as the field `file` of a form."""
-    # Decoding takes most of the time, and would keep the event loop from every other client.
-    predict_it = partial(classifier.predict, picture, limits)
-    prediction = await asyncio.get_running_loop().run_in_executor(decoders, predict_it)
-    return PredictionAnswer(
+    state = request.app.state
+    classifier: Classifier = state.classifier  # once: a reload may change it meanwhile
+    facts = current_facts()
+    facts.model_version = classifier.version
+    with state.admission.enter(request) as place:
+        picture = await read_upload(request, place)
+        # Decoding takes most of the time, and would keep the event loop from every other client.
+        prediction = await place.run(classify, classifier, picture, state.limits, facts)
+    answer = PredictionAnswer(
         cat_probability=prediction.cat_probability,
         label=prediction.label,
+        words=prediction.words,
         threshold=classifier.threshold,
         model=ModelName.of(classifier),
         warnings=list(prediction.warnings),
     )
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+class DirectRoute(Route):
+    """A route that calls its endpoint without FastAPI's reading of parameters and checking of
+    answers: a small picture's request would spend a tenth of its time on them."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        return match, {**found, "route": self}
+
+
+# Asked before the same route of the router, which documents it.
+DIRECT = DirectRoute("/predict", predict, methods=["POST"])
+
+
+def classify(classifier: Classifier, picture: bytes, limits: Limits, facts: Facts) -> Prediction:
+    """Answer for a picture, in a decoder's thread, and note the answer. Raises InvalidImage."""
+    prediction = classifier.predict(picture, limits)
+    facts.answers.append((prediction.label, prediction.cat_probability))
+    facts.saw(prediction.picture.pixels, classifier.usual)
+    return prediction
 
 
 @router.get(
@@ -118,9 +138,31 @@ async def predict(
     operation_id="health",
     summary="Say that the service is ready, and with which model",
     response_description="The service is ready.",
+    responses=problems.responses("not-ready"),
 )
-async def health(classifier: ServedClassifier) -> HealthAnswer:
-    return HealthAnswer(status="ready", model=ModelName.of(classifier))
+@router.get(
+    "/health/ready",
+    operation_id="ready",
+    summary="Say that the service takes requests; while it stops, it does not",
+    response_description="The service is ready.",
+    responses=problems.responses("not-ready"),
+)
+async def health(request: Request) -> HealthAnswer:
+    state = request.app.state
+    if not state.ready:
+        detail = "The service is about to stop and should get no more requests."
+        raise Problem("not-ready", detail, {"Retry-After": "5"})
+    return HealthAnswer(status="ready", model=ModelName.of(state.classifier))
+
+
+@router.get(
+    "/health/live",
+    operation_id="live",
+    summary="Say that the process answers, whether or not it takes more requests",
+    response_description="The process answers.",
+)
+async def live() -> LiveAnswer:
+    return LiveAnswer(status="live")
 
 
 @router.get(problems.PAGE, include_in_schema=False)

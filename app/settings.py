@@ -6,7 +6,7 @@ reader of the environment. The field `max_pixels` is the variable CAT_MAX_PIXELS
 
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
 
@@ -31,6 +31,52 @@ def _whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], i
     return parse
 
 
+def _seconds(maximum: float, *, zero: bool = False) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= maximum or (number == 0 and not zero):  # also refuses NaN
+            raise ValueError(f"a number of seconds{'' if zero else ' above 0'} up to {maximum:g}")
+        return number
+
+    return parse
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        word = text.strip().lower()
+        if word not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return word
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    return _one_of("on", "off")(text) == "on"
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    keys = _list(text)
+    if not keys or not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise ValueError("keys of printable ASCII characters without spaces, parted by commas")
+    return keys
+
+
+def _keys_in_file(text: str) -> tuple[str, ...]:
+    try:
+        lines = Path(text).read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"a file of keys, a line each, that can be read ({error})") from None
+    return _keys(",".join(lines))
+
+
 def _probability(text: str) -> float:
     try:
         number = float(text)
@@ -48,6 +94,7 @@ class Setting:
     parse: Callable[[str], Any]
     meaning: str
     default: str
+    secret: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,13 +127,82 @@ class Settings:
         ),
     ] = 25_000_000
     workers: Annotated[
-        int,
+        int | None,
         Setting(
             _whole_number(1, 256),
             "processes that answer requests; `python -m app` starts them",
-            "1",
+            "one a core, as far as the memory reaches",
         ),
-    ] = 1
+    ] = None
+    queue: Annotated[
+        int,
+        Setting(
+            _whole_number(1, 100_000),
+            "requests that a worker takes on at once, those being uploaded among them; beyond"
+            " it answers 503 at once",
+            "64",
+        ),
+    ] = 64
+    deadline_seconds: Annotated[
+        float,
+        Setting(
+            _seconds(3600), "how long a picture that has arrived may wait for its answer", "10"
+        ),
+    ] = 10.0
+    upload_seconds: Annotated[
+        float,
+        Setting(
+            _seconds(3600),
+            "how long an upload may take; each 50 kB that arrived give it a second more",
+            "10",
+        ),
+    ] = 10.0
+    drain_seconds: Annotated[
+        float,
+        Setting(
+            _seconds(3600, zero=True),
+            "how long a service that is stopping still takes requests, while /health/ready"
+            " already sends load balancers elsewhere",
+            "0",
+        ),
+    ] = 0.0
+    api_keys: Annotated[
+        tuple[str, ...],
+        Setting(_keys, "keys, parted by commas, one of which requests must bring", "none", True),
+    ] = field(default=(), repr=False)
+    api_keys_file: Annotated[
+        tuple[str, ...],
+        Setting(_keys_in_file, "a file of more such keys, a line each", "none", True),
+    ] = field(default=(), repr=False)
+    metrics: Annotated[
+        str,
+        Setting(
+            _one_of("open", "key", "off"),
+            "who may read /metrics: anybody (open), whoever has an API key (key), nobody (off)",
+            "open",
+        ),
+    ] = "open"
+    log: Annotated[
+        str,
+        Setting(_one_of("text", "json", "off"), "the line that is logged a request", "text"),
+    ] = "text"
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Setting(
+            _list,
+            "origins, parted by commas, whose web pages may call the service; * for all",
+            "none",
+        ),
+    ] = ()
+    forwarded_allow_ips: Annotated[
+        str,
+        Setting(
+            str,
+            "addresses of proxies, parted by commas, whose X-Forwarded-For and -Proto are believed",
+            "none",
+        ),
+    ] = ""
+    page: Annotated[bool, Setting(_switch, "the page for people at /; on or off", "on")] = True
     bind_host: Annotated[
         str,
         Setting(str, "the address that `python -m app` listens on; 0.0.0.0 for all", "127.0.0.1"),
@@ -122,11 +238,22 @@ class Settings:
             try:
                 values[name.removeprefix(PREFIX).lower()] = table[name].parse(text)
             except ValueError as error:
+                shown = "a secret" if table[name].secret else repr(text)
                 raise BadSettings(
-                    f"{name} is {text!r}, but must be {error}. Change it, or leave it out for the"
+                    f"{name} is {shown}, but must be {error}. Change it, or leave it out for the"
                     f" default: {table[name].default}."
                 ) from None
-        return cls(**values, ignored=tuple(ignored))
+        settings = cls(**values, ignored=tuple(ignored))
+        if settings.metrics == "key" and not settings.keys:
+            raise BadSettings(
+                "CAT_METRICS is 'key', but there is no key: set CAT_API_KEYS or CAT_API_KEYS_FILE."
+            )
+        return settings
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All API keys, from the variable and from the file; none: anybody may ask."""
+        return self.api_keys + self.api_keys_file
 
 
 def settings_table() -> dict[str, Setting]:

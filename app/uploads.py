@@ -5,14 +5,17 @@ handed on: each byte is copied once. A form is parsed as it streams by, and what
 picture is dropped at once.
 """
 
+import asyncio
 import logging
+from collections.abc import Callable
 from io import BytesIO
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from fastapi import Depends, Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
 
+from app.admission import Place
 from app.problems import Problem
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ FIELD = b"file"
 # For a form's boundaries, part headers and other fields, on top of the picture's own limit.
 FORM_ALLOWANCE_BYTES = 64 * 2**10
 MAX_PARTS = 20
+LEAST_BYTES_A_SECOND = 50_000
 
 # The parser logs a warning, quoting what arrived, for each malformed form. The answer tells the
 # client, and uploads stay out of logs.
@@ -29,10 +33,11 @@ _silent = logging.getLogger(f"{__name__}.parser")
 _silent.disabled = True
 
 
-async def read_upload(request: Request) -> bytes:
+async def read_upload(request: Request, place: Place) -> bytes:
     """The picture's bytes: the form field `file` of multipart/form-data, or else the body itself.
 
-    Raises Problem: encoded-body, too-large, empty, malformed-form, missing-file, several-files.
+    Raises Problem: encoded-body, too-large, busy, slow-upload, empty, malformed-form,
+    missing-file, several-files; and ClientDisconnect.
     """
     limit: int = request.app.state.settings.max_upload_bytes
     encoding = request.headers.get("content-encoding", "").strip().lower()
@@ -45,26 +50,57 @@ async def read_upload(request: Request) -> bytes:
         )
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
-        return await _read_form(request, options.get(b"boundary", b""), limit)
-    return await _read_body(request, limit)
-
-
-Upload = Annotated[bytes, Depends(read_upload)]
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    _refuse_announced(request, limit, limit)
-    picture = BytesIO()
-    async for chunk in request.stream():
-        if picture.tell() + len(chunk) > limit:
-            raise _too_large(f"More than {limit:,} bytes arrived", limit)
-        picture.write(chunk)
-    if not picture.tell():
+        return await _read_form(request, place, options.get(b"boundary", b""), limit)
+    picture = await read_body(request, place, limit)
+    if not picture:
         raise Problem("empty", "The request has no body. Send the picture's bytes as the body.")
-    return picture.getvalue()  # BytesIO hands over its buffer: no copy
+    return picture
 
 
-async def _read_form(request: Request, boundary: bytes, limit: int) -> bytes:
+async def read_body(request: Request, place: Place, limit: int) -> bytes:
+    """The body, which may have `limit` bytes. Raises Problem: too-large, busy, slow-upload; and
+    ClientDisconnect."""
+    _announce(request, place, limit, limit)
+    body = BytesIO()
+
+    def take(chunk: bytes) -> None:
+        if body.tell() + len(chunk) > limit:
+            raise _too_large(f"More than {limit:,} bytes arrived", limit)
+        body.write(chunk)
+
+    await _receive(request, place, take)
+    return body.getvalue()  # BytesIO hands over its buffer: no copy
+
+
+async def _receive(request: Request, place: Place, take: Callable[[bytes], None]) -> None:
+    """Read the body to its end, chunk by chunk, counting its bytes and its time."""
+    seconds: float = request.app.state.settings.upload_seconds
+    began = asyncio.get_running_loop().time()
+    received, more = 0, True
+    try:
+        async with asyncio.timeout_at(began + seconds) as limit:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk: bytes = message.get("body", b"")
+                received += len(chunk)
+                place.arrived(len(chunk))
+                take(chunk)
+                more = message.get("more_body", False)
+                if more:
+                    limit.reschedule(began + seconds + received / LEAST_BYTES_A_SECOND)
+    except TimeoutError:
+        raise Problem(
+            "slow-upload",
+            f"After {asyncio.get_running_loop().time() - began:.0f} s only {received:,} bytes had"
+            f" arrived; an upload may take {seconds:g} s and a second more for each"
+            f" {LEAST_BYTES_A_SECOND:,} bytes. Send it faster, or a smaller picture.",
+            {"Connection": "close"},
+        ) from None
+
+
+async def _read_form(request: Request, place: Place, boundary: bytes, limit: int) -> bytes:
     if not boundary:
         raise Problem(
             "malformed-form",
@@ -72,17 +108,21 @@ async def _read_form(request: Request, boundary: bytes, limit: int) -> bytes:
             " header to the HTTP client.",
         )
     limit_with_form = limit + FORM_ALLOWANCE_BYTES
-    _refuse_announced(request, limit_with_form, limit)
+    _announce(request, place, limit_with_form, limit)
     form = _Form(limit)
     received = 0
     try:
         parser = MultipartParser(boundary, form.callbacks())
         parser.logger = _silent
-        async for chunk in request.stream():
+
+        def take(chunk: bytes) -> None:
+            nonlocal received
             received += len(chunk)
             if received > limit_with_form:
                 raise _too_large(f"More than {limit_with_form:,} bytes of form arrived", limit)
             parser.write(chunk)
+
+        await _receive(request, place, take)
     except FormParserError as error:
         raise _malformed(str(error)) from None
     if not received:
@@ -90,19 +130,20 @@ async def _read_form(request: Request, boundary: bytes, limit: int) -> bytes:
     return form.picture()
 
 
-def _refuse_announced(request: Request, most: int, limit: int) -> None:
-    """Refuse what says that it is too large before any of it is read."""
+def _announce(request: Request, place: Place, most: int, limit: int) -> None:
+    """Refuse what says that it is too large, and make room for it, before any of it is read."""
     length = request.headers.get("content-length", "")
     # A nonsensical length is the server's to refuse; what is read is counted anyway.
     announced = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
     if announced > most:
         raise _too_large(f"The upload is announced as {announced:,} bytes", limit)
+    place.announce(announced)
 
 
 def _too_large(arrived: str, limit: int) -> Problem:
     return Problem(
         "too-large",
-        f"{arrived}; a picture may have at most {limit:,}. Scale it down or compress it more.",
+        f"{arrived}; at most {limit:,} are accepted. Scale it down or compress it more.",
         limit_bytes=limit,
     )
 

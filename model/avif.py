@@ -1,4 +1,4 @@
-"""The sizes that an AVIF file names, of the picture and of the streams it is coded in.
+"""What an AVIF file says of its size, and the streams that it is coded in of theirs.
 
 Its decoder believes the streams: a file of 1 kB can promise 64 × 64 pixels and hold a stream of
 16,384 × 16,384, which is decoded whole before anybody compares. So the streams' own headers are
@@ -9,15 +9,32 @@ specification, sections 5.3 to 5.5 (OBUs and the sequence header).
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 _MAX_BOXES = 10_000
-_SEQUENCE_HEADER = 1
+_SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
+_MOST_BYTES_PER_PIXEL = 12.0  # three channels of 16 bits, without grain and with it
+_BT709, _SRGB, _IDENTITY = 1, 13, 0
 _PLAIN_CONTAINERS = frozenset({b"iprp", b"ipco", b"moov", b"trak", b"mdia", b"minf", b"stbl"})
 Size = tuple[int, int]
 
 
-def sizes(data: bytes) -> tuple[list[Size], list[Size]]:
-    """Return the (width, height) of every picture promised, and of every AV1 stream held.
+@dataclass
+class Stream:
+    """An AV1 stream, which holds one picture or a part of one: what decoding it takes."""
+
+    size: Size = (0, 0)  # the largest that it names
+    bytes_per_pixel: float = 0  # of the picture as it comes out: luma and what chroma there is
+    frames: int = 0  # which may all have to be decoded, and kept, before the first is shown
+
+    def bytes_to_decode(self) -> int:
+        """The memory that decoding takes; half a byte a pixel was measured beside the picture."""
+        width, height = self.size
+        return int(width * height * (self.bytes_per_pixel * max(self.frames, 1) + 0.5))
+
+
+def sizes(data: bytes) -> tuple[list[Size], list[Stream]]:
+    """Return the (width, height) of every picture promised, and every AV1 stream held.
 
     Raises struct.error or IndexError where the file is cut off or makes no sense.
     """
@@ -47,9 +64,10 @@ def sizes(data: bytes) -> tuple[list[Size], list[Size]]:
             raise IndexError("extents of more bytes than there are")
         pieces = (source[at : at + length if length else None] for at, length in extents)
         streams.append(b"".join(pieces))
+        promised += _grid_size(streams[-1])
     for at, length in zip(sample_starts, sample_sizes, strict=False):
         streams.append(data[at : at + length])
-    return promised, [size for stream in streams for size in _stream_sizes(stream)]
+    return promised, [found for each in streams if (found := _stream(each)).size != (0, 0)]
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -113,15 +131,28 @@ def _item_places(data: bytes, start: int) -> list[tuple[int, list[Size]]]:
     return items
 
 
-def _stream_sizes(stream: bytes) -> list[Size]:
-    """Return the largest frame size of each sequence header in a series of OBUs."""
-    found: list[Size] = []
-    with suppress(IndexError):  # EXIF, a grid, or a stream that no decoder follows further either
-        found.extend(_sequence_sizes(stream))
-    return found
+def _grid_size(item: bytes) -> list[Size]:
+    """Return the size of the picture that an item puts together of others, if it is such a one."""
+    if len(item) in (8, 12) and not item[0]:
+        return [struct.unpack(">II" if item[1] & 1 else ">HH", item[4:])]
+    return []
 
 
-def _sequence_sizes(stream: bytes) -> Iterator[Size]:
+def _stream(data: bytes) -> Stream:
+    """Read a series of OBUs; what is none, such as EXIF or a grid, has no size."""
+    stream = Stream()
+    with suppress(IndexError):  # where no decoder follows further either
+        for kind, content in _obus(data):
+            if kind == _SEQUENCE_HEADER:
+                size, bytes_per_pixel = _sequence(content)
+                stream.size = max(stream.size, size, key=lambda each: each[0] * each[1])
+                stream.bytes_per_pixel = max(stream.bytes_per_pixel, bytes_per_pixel)
+            elif kind in (_FRAME_HEADER, _FRAME):
+                stream.frames += 1
+    return stream
+
+
+def _obus(stream: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at < len(stream):
         header = stream[at]
@@ -134,8 +165,7 @@ def _sequence_sizes(stream: bytes) -> Iterator[Size]:
                 at += 1
                 if not stream[at - 1] & 0x80:
                     break
-        if header >> 3 == _SEQUENCE_HEADER:
-            yield _sequence_size(stream[at : at + length])
+        yield header >> 3, stream[at : at + min(length, 512)]
         at += length
 
 
@@ -159,16 +189,63 @@ class _Bits:
         return (1 << zeros) - 1 + self.take(zeros) if zeros < 32 else 2**32 - 1
 
 
-def _sequence_size(header: bytes) -> Size:
-    """Read a sequence header (AV1 5.5.1) as far as the largest frame size."""
-    bits = _Bits(header[:512])
-    bits.take(4)  # seq_profile, still_picture
-    if bits.take(1):  # reduced_still_picture_header
+def _sequence(header: bytes) -> tuple[Size, float]:
+    """Read a sequence header (AV1 5.5.1): the largest size of a frame, and its bytes a pixel."""
+    bits = _Bits(header)
+    profile = bits.take(3)
+    bits.take(1)  # still_picture
+    reduced = bits.take(1)  # reduced_still_picture_header
+    if reduced:
         bits.take(5)
     else:
         _skip_timing_and_operating_points(bits)
     width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
-    return bits.take(width_bits) + 1, bits.take(height_bits) + 1
+    size = bits.take(width_bits) + 1, bits.take(height_bits) + 1
+    try:
+        if not reduced and bits.take(1):  # frame_id_numbers
+            bits.take(7)
+        bits.take(3)  # superblocks, intra filter, intra edge
+        if not reduced:
+            _skip_tools(bits)
+        bits.take(3)  # superres, cdef, restoration
+        return size, _bytes_per_pixel(bits, profile)
+    except IndexError:
+        return size, _MOST_BYTES_PER_PIXEL  # and no decoder will show it
+
+
+def _skip_tools(bits: _Bits) -> None:
+    bits.take(4)  # inter-intra, masked compound, warped motion, dual filter
+    has_order_hint = bits.take(1)
+    if has_order_hint:
+        bits.take(2)
+    if bits.take(1) or bits.take(1):  # screen content tools: chosen by frame, or forced
+        bits.take(1) or bits.take(1)  # whole-number motion vectors: chosen by frame, or told
+    if has_order_hint:
+        bits.take(3)
+
+
+def _bytes_per_pixel(bits: _Bits, profile: int) -> float:
+    """Read the colours (AV1 5.5.2), and whether grain is added, which is in a second picture."""
+    deep = bits.take(1)
+    twelve = profile == 2 and deep and bits.take(1)
+    mono = profile != 1 and bits.take(1)
+    described = (bits.take(8), bits.take(8), bits.take(8)) if bits.take(1) else None
+    if mono:
+        bits.take(1)  # colour range
+        samples = 1.0
+    elif described == (_BT709, _SRGB, _IDENTITY):
+        bits.take(1)  # separate_uv_delta_q
+        samples = 3.0
+    else:
+        bits.take(1)  # colour range
+        across = profile == 0 or (profile == 2 and (bits.take(1) if twelve else 1))
+        down = profile == 0 or (across and twelve and bits.take(1))
+        if across and down:
+            bits.take(2)  # where chroma lies
+        bits.take(1)  # separate_uv_delta_q
+        samples = 1.5 if down else 2.0 if across else 3.0
+    has_grain = bits.take(1)
+    return samples * (2 if deep else 1) * (2 if has_grain else 1)
 
 
 def _skip_timing_and_operating_points(bits: _Bits) -> None:

@@ -10,14 +10,17 @@ import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model import bands
 from model.architecture import build, describe
 from model.artifact import pack, read_file, unpack, write_file
+from model.bands import Band, default_bands, words_for
 from model.network import Layer, Scratch, forward, parameters, pieces, prepare, sigmoid
 from model.preprocessing import (
     DEFAULT_LIMITS,
@@ -28,6 +31,7 @@ from model.preprocessing import (
     read_picture,
     to_vector,
 )
+from model.statistics import Usual
 
 FORMAT_VERSION = 1
 # Pictures that go through the network together: more is hardly faster and takes more memory
@@ -36,7 +40,7 @@ LONGEST = 80  # characters of a name
 GOLDEN_TOLERANCE = 1e-3  # other processors and decoders differ in the last digits
 
 _OWN_KEYS = (
-    *("format_version", "name", "class_names", "threshold"),
+    *("format_version", "name", "class_names", "threshold", "bands"),
     *("preprocessing", "architecture", "golden"),
 )
 
@@ -65,6 +69,7 @@ class Prediction:
 
     cat_probability: float  # of the first class, whatever its name; in [0, 1]
     label: str
+    words: str  # for people, with how sure it is: "cat, quite sure"
     warnings: tuple[str, ...]
     picture: Picture
 
@@ -78,6 +83,7 @@ class Classifier:
     threshold: float  # from it on, the first class is the label; in (0, 1)
     layers: Sequence[Layer]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    bands: tuple[Band, ...] = ()  # words for probabilities; empty for those that fit the threshold
     metadata: dict[str, Any] = field(default_factory=dict)  # how it was trained: JSON values
     golden: Golden | None = None
     version: str = ""  # 12 hex digits of a hash of what decides the answers; empty while in no file
@@ -89,7 +95,21 @@ class Classifier:
         picture = read_picture(data, self.preprocessing, limits)
         probability = float(self.probabilities(to_vector(picture.pixels[None]))[0])
         label = self.class_names[0 if probability >= self.threshold else 1]
-        return Prediction(probability, label, picture.warnings, picture)
+        return Prediction(probability, label, self.words(probability), picture.warnings, picture)
+
+    def words(self, probability: float) -> str:
+        """Return the words for a probability of the first class."""
+        return words_for(probability, self.all_bands)
+
+    @property
+    def all_bands(self) -> tuple[Band, ...]:
+        """The bands of its own, or else those that fit its threshold."""
+        return self.bands or default_bands(self.class_names, self.threshold)
+
+    @cached_property
+    def usual(self) -> Usual | None:
+        """What pictures usually are, by which unlike ones are told; None in older artifacts."""
+        return Usual.from_metadata(self.metadata)
 
     def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return σ(z), (m,) in [0, 1], for pictures X, (m, side·side·3) in [0, 1]."""
@@ -142,6 +162,7 @@ class Classifier:
             "name": self.name,
             "class_names": self.class_names,
             "threshold": self.threshold,
+            "bands": bands.to_json(self.all_bands),
             "preprocessing": self.preprocessing.to_json(),
             "architecture": description,
             "golden": {
@@ -172,6 +193,7 @@ def _from_bytes(data: bytes) -> Classifier:
         name=_name(values["name"]),
         class_names=_class_names(values["class_names"]),
         threshold=_threshold(values["threshold"]),
+        bands=bands.from_json(values["bands"]),
         layers=_network(values["architecture"], tensors),
         preprocessing=Preprocessing.from_json(values["preprocessing"]),
         metadata={key: value for key, value in values.items() if key not in _OWN_KEYS},

@@ -6,17 +6,19 @@ stumble over them, so `open_container` reads the few facts that matter (orientat
 depth) itself, in bounded work, and hands on the container without the rest.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model import avif
 from model.formats import Format, InvalidImage, Reason, size
 
 MAX_PARTS = 100_000  # segments, chunks or blocks; 10 MiB of ordinary ones are fewer
 MAX_TAGS = 4_096
-MAX_SCANS = 100  # passes over a JPEG's pixels; encoders make about ten
+MAX_SCANS = 40  # passes over a JPEG's pixels; encoders make about ten
+MAX_LAYERS = 8  # of an AVIF picture that is shown while it loads; four are what the format names
 MAX_COUNTED_FRAMES = 10_000
 
 
@@ -29,15 +31,22 @@ class Container:
     frames: int | None = 1  # None: several, more than are worth counting
     bits: int = 8  # a channel
     size: tuple[int, int] = (0, 0)  # that a decoder may allocate for, where that is not its size
+    can_shrink: bool = False  # whether its decoder can give fewer pixels
+    held_whole: bool = True  # whether its decoder holds the whole picture even then
+    beside_bytes: int = 0  # of memory that its decoder takes besides the pixels it gives
+    opening_bytes: int = 0  # of memory in all, where the decoder takes them as soon as it is opened
 
 
 def open_container(data: bytes, kind: Format) -> Container:
     """Read the container of a picture of this kind; raises InvalidImage (DAMAGED)."""
     reader = _READERS.get(kind, Container)
     try:
-        return reader(data)
+        container = reader(data)
     except (struct.error, IndexError) as error:
         raise cut_off(data, kind) from error
+    if container.data is data:
+        return container
+    return replace(container, beside_bytes=container.beside_bytes + len(container.data))
 
 
 def cut_off(data: bytes, kind: Format) -> InvalidImage:
@@ -58,19 +67,23 @@ def _crowded(kind: Format, what: str, most: int) -> InvalidImage:
 
 # --- JPEG ----------------------------------------------------------------------------------------
 
-_JPEG_START_OF_SCAN = 0xDA
+_JPEG_START_OF_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_EXIF = 0xE1
+_JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _JPEG_ONE_PASS_FRAMES = frozenset({0xC0, 0xC1, 0xC9})  # where one scan can hold all components
+_JPEG_FRAMES_THAT_SHRINK = frozenset({0xC0, 0xC1, 0xC2})  # cosines, coded as everyone codes them
 # APP1 to APP13, APP15 and comments; APP0 (JFIF) and APP14 (Adobe) tell how colours are stored
 _JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 _JPEG_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
+_JPEG_MARKER_AMONG_PIXELS = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # no fill, no restart
 
 
 def _jpeg(data: bytes) -> Container:
     view = memoryview(data)
     kept = [view[:2]]
     orientation = 0
-    components = 0
+    frame = 0  # where the frame header is
+    one_pass = False
     at = 2
     for _ in range(MAX_PARTS):
         found = data.find(b"\xff", at)
@@ -83,24 +96,65 @@ def _jpeg(data: bytes) -> Container:
             at = found + 2
         elif marker == _JPEG_START_OF_SCAN:
             kept.append(view[found:])
-            # More than one pass only where the first does not hold everything
-            if (components > data[found + 4] or not components) and (
-                data.count(b"\xff\xda", found) > MAX_SCANS
-            ):
-                raise _crowded(Format.JPEG, "scans", MAX_SCANS)
+            one_pass = (
+                frame > 0
+                and data[frame + 1] in _JPEG_ONE_PASS_FRAMES
+                and data[found + 4] >= data[frame + 9]
+            )
+            if not one_pass:
+                _check_jpeg_scans(data, found)
             break
         else:
             at = found + 2 + struct.unpack_from(">H", data, found + 2)[0]
             if marker == _JPEG_EXIF and not orientation:
                 orientation = _exif_orientation(data[found + 4 : at])
-            if marker in _JPEG_ONE_PASS_FRAMES:
-                components = data[found + 9]
+            if marker in _JPEG_FRAMES:
+                frame = found
             if marker not in _JPEG_METADATA:
                 kept.append(view[found:at])
     else:
         raise _crowded(Format.JPEG, "segments", MAX_PARTS)
     untouched = sum(map(len, kept)) == len(data)
-    return Container(data if untouched else b"".join(kept), orientation or 1)
+    return Container(
+        data if untouched else b"".join(kept),
+        orientation or 1,
+        can_shrink=data[frame + 1] in _JPEG_FRAMES_THAT_SHRINK,
+        held_whole=not one_pass,
+        beside_bytes=0 if one_pass or not frame else _jpeg_coefficients(data, frame),
+    )
+
+
+def _check_jpeg_scans(data: bytes, at: int) -> None:
+    """Refuse more scans than any picture needs: each takes time for every block of pixels."""
+    scans = 0
+    for _ in range(MAX_PARTS):
+        found = _JPEG_MARKER_AMONG_PIXELS.search(data, at)
+        if found is None or data[found.end() - 1] == _JPEG_END:
+            return
+        scans += data[found.end() - 1] == _JPEG_START_OF_SCAN
+        if scans > MAX_SCANS:
+            raise _crowded(Format.JPEG, "scans", MAX_SCANS)
+        at = found.end() + struct.unpack_from(">H", data, found.end())[0]
+    raise _crowded(Format.JPEG, "segments", MAX_PARTS)
+
+
+def _jpeg_coefficients(data: bytes, frame: int) -> int:
+    """Return the bytes of all coefficients, which a decoder holds where there are several scans:
+    two a pixel and component, in whole blocks of 8 × 8."""
+    height, width, components = struct.unpack_from(">HHB", data, frame + 5)
+    packed = [data[frame + 11 + 3 * i] for i in range(components)]
+    factors = [(max(each >> 4, 1), max(each & 15, 1)) for each in packed]
+    most_across, most_down = (max(side, default=1) for side in zip(*factors, strict=True))
+    return sum(
+        2
+        * _rounded_up(-(-width * across // most_across), 8 * across)
+        * _rounded_up(-(-height * down // most_down), 8 * down)
+        for across, down in factors
+    )
+
+
+def _rounded_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 # --- PNG -----------------------------------------------------------------------------------------
@@ -149,23 +203,39 @@ def _png(data: bytes) -> Container:
 
 
 def _gif(data: bytes) -> Container:
-    """Count the frames by stepping over their blocks: decoding them is what makes it slow."""
+    """Count the frames by stepping over their blocks: decoding them is what makes it slow.
+
+    Measure the first: it may be larger than the screen, and the decoder makes room for it, and for
+    what is to be seen after it, as soon as it is opened.
+    """
     at = 13 + _gif_palette_size(data[10])
-    frames = 0
+    width, height = struct.unpack_from("<HH", data, 6)
+    frames, disposal, counted = 0, 0, False
     steps = iter(range(MAX_PARTS))
     for _ in steps:
         if at >= len(data) or data[at] == 0x3B:  # the trailer, which some writers forget
-            return Container(data, frames=max(frames, 1))
+            counted = True
+            break
         if data[at] == 0x2C:  # a frame
+            if not frames:
+                left, top, across, down = struct.unpack_from("<HHHH", data, at + 1)
+                width, height = max(width, left + across), max(height, top + down)
             frames += 1
             at = _after_gif_blocks(data, at + 11 + _gif_palette_size(data[at + 9]), steps)
         elif data[at] == 0x21:  # an extension: a comment, a duration, …
+            if data[at + 1] == 0xF9 and not frames:
+                disposal = max(disposal, data[at + 3] >> 2 & 7)
             at = _after_gif_blocks(data, at + 2, steps)
         else:
             at += 1
-    if not frames:
+    if not counted and not frames:
         raise _crowded(Format.GIF, "blocks before its first frame", MAX_PARTS)
-    return Container(data, frames=None if frames > 1 else 1)
+    return Container(
+        data,
+        frames=max(frames, 1) if counted or frames == 1 else None,
+        size=(width, height),
+        opening_bytes=width * height * (2 if disposal > 1 else 1),
+    )
 
 
 def _gif_palette_size(flags: int) -> int:
@@ -178,6 +248,31 @@ def _after_gif_blocks(data: bytes, at: int, steps: Iterator[int]) -> int:
             return at + 1
         at += 1 + data[at]
     return at
+
+
+# --- BMP -----------------------------------------------------------------------------------------
+
+_BMP_RUNS = (1, 2)
+_MAX_PIXELS_IN_RUNS = 2_000_000  # which are unpacked by Python, one by one
+
+
+def _bmp(data: bytes) -> Container:
+    header, width, height = struct.unpack_from("<Iii", data, 14)
+    if header < 40 or struct.unpack_from("<I", data, 30)[0] not in _BMP_RUNS:
+        return Container(data)
+    pixels = abs(width * height)
+    if pixels > _MAX_PIXELS_IN_RUNS:
+        raise InvalidImage(
+            Reason.TOO_MANY_PIXELS,
+            f"The BMP picture has {abs(width):,} × {abs(height):,} pixels in run-length encoding, "
+            f"in which at most {_MAX_PIXELS_IN_RUNS:,} are accepted: save it as PNG.",
+        )
+    if len(data) > 4 * (pixels + abs(height) + 1024):
+        raise InvalidImage(
+            Reason.DAMAGED, "The BMP picture has more runs than pixels; save it as PNG."
+        )
+    # Unpacked to a row of pixels, which then is copied, before it is a picture
+    return Container(data, beside_bytes=2 * pixels)
 
 
 # --- WebP ----------------------------------------------------------------------------------------
@@ -199,7 +294,8 @@ def _webp(data: bytes) -> Container:
         )
     if len(data) < 30:
         raise cut_off(data, Format.WEBP)
-    return Container(data, size=(width, height))
+    # The picture, the one before, the one handed on; and one without loss while it is decoded
+    return Container(data, size=(width, height), opening_bytes=12 * width * height + len(data))
 
 
 # --- AVIF ----------------------------------------------------------------------------------------
@@ -207,14 +303,21 @@ def _webp(data: bytes) -> Container:
 
 def _avif(data: bytes) -> Container:
     """Measure the coded streams too: their size is what is decoded, whatever the file promises."""
-    promised, coded = avif.sizes(data)
+    promised, streams = avif.sizes(data)
+    coded = [each.size for each in streams]
     largest = max(*promised, *coded, (0, 0), (0, 0), key=_area)
     # A colour stream, alpha, a thumbnail, a gain map; or a grid of tiles, together one picture
     if sum(map(_area, coded)) > 4 * _area(largest):
         raise InvalidImage(
             Reason.DAMAGED, "The AVIF picture holds more pixels than it promises; save it anew."
         )
-    return Container(data, size=largest)
+    if any(each.frames > MAX_LAYERS for each in streams):
+        raise _crowded(Format.AVIF, "layers", MAX_LAYERS)
+    memory = sum(each.bytes_to_decode() for each in streams)
+    if b"grid" in data:  # of tiles, which are put together
+        most = max((each.bytes_per_pixel for each in streams), default=0)
+        memory += int(_area(largest) * most)
+    return Container(data, size=largest, beside_bytes=memory)
 
 
 def _area(size: tuple[int, int]) -> int:
@@ -226,7 +329,7 @@ def _area(size: tuple[int, int]) -> int:
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323  # a decoder allocates a whole tile
 _DNG_VERSION_TAG = 50706
-_SHORT, _LONG = 3, 4
+_NUMBER_FORMS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 16: "Q", 17: "Q"}  # by type
 _TIFF_PIXEL_TAGS = frozenset(
     {
         *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293),  # size and strips
@@ -248,11 +351,11 @@ class _Directory:
     big: bool
 
     def number(self, tag: int, default: int) -> int:
-        """Return the value of a tag that holds one 16-bit or 32-bit number."""
+        """Return the value of a tag that holds one whole number."""
         for entry in self.entries:
             found, kind = struct.unpack_from(f"{self.order}HH", entry)
-            if found == tag and kind in (_SHORT, _LONG):
-                form = self.order + ("H" if kind == _SHORT else "I")
+            if found == tag and kind in _NUMBER_FORMS:
+                form = self.order + _NUMBER_FORMS[kind]
                 value: int = struct.unpack_from(form, entry, 12 if self.big else 8)[0]
                 return value
         return default
@@ -291,7 +394,6 @@ def _tiff(data: bytes) -> Container:
         )
     kept = [e for tag, e in zip(tags, first.entries, strict=True) if tag in _TIFF_PIXEL_TAGS]
     _check_tiff_counts(first, kept)
-    bare = bytearray(data)
     directory = b"".join(
         (
             struct.pack(first.order + ("Q" if first.big else "H"), len(kept)),
@@ -299,9 +401,9 @@ def _tiff(data: bytes) -> Container:
             bytes(8 if first.big else 4),  # no next directory
         )
     )
-    bare[first.start : first.start + len(directory)] = directory
+    view = memoryview(data)
     return Container(
-        bytes(bare),
+        b"".join((view[: first.start], directory, view[first.start + len(directory) :])),
         _valid_orientation(first.number(_ORIENTATION_TAG, 1)) or 1,
         _count_pages(chain),
         size=(first.number(_TILE_WIDTH_TAG, 0), first.number(_TILE_LENGTH_TAG, 0)),
@@ -354,6 +456,7 @@ _READERS: dict[Format, Callable[[bytes], Container]] = {
     Format.JPEG: _jpeg,
     Format.PNG: _png,
     Format.GIF: _gif,
+    Format.BMP: _bmp,
     Format.WEBP: _webp,
     Format.TIFF: _tiff,
     Format.AVIF: _avif,

@@ -100,6 +100,8 @@ class Convolution(Layer):
     ) -> tuple[Array, Gradients]:
         way = self._backward_minimal if self._minimal(x, scratch) else self._backward_gathered
         dx, dw = way(x, dy, scratch, input_gradient)
+        if not scratch.train:
+            return dx, {}
         gradients = {"weights": dw}
         if "bias" in self.parameters:
             gradients["bias"] = dy.sum(axis=(0, 1, 2))
@@ -110,7 +112,8 @@ class Convolution(Layer):
         pays where there are tiles enough to use it on."""
         m, height, width, _ = x.shape
         enough = m * -(-height // 4) * -(-width // 4) >= FEW_TILES
-        return self.kernel == 3 and self.stride == 1 and (enough or scratch.keep)
+        pays = enough or (scratch.keep and scratch.train)
+        return self.kernel == 3 and self.stride == 1 and pays
 
     # --- 3×3, stride 1: minimal filtering ---------------------------------------------------
 

@@ -39,12 +39,13 @@ class Scratch:
     forward pass leaves for its backward pass.
 
     Large arrays made anew for each batch cost more in page faults than the arithmetic on them.
-    `keep=True` says that a backward pass follows. One instance serves one thread, and the
-    stages of a pass are valid until the next pass with the same scratch.
+    `keep=True` says that a backward pass follows, and `train=False` that it is for the stages
+    alone: weights then get no gradients, nor what would make up for many pictures. One instance
+    serves one thread, and the stages of a pass are valid until the next pass with the same scratch.
     """
 
-    def __init__(self, *, keep: bool = False) -> None:
-        self.keep = keep
+    def __init__(self, *, keep: bool = False, train: bool = True) -> None:
+        self.keep, self.train = keep, train
         self.saved: dict[Hashable, Any] = {}
         self._buffers: dict[Hashable, Array] = {}
 

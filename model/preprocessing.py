@@ -2,18 +2,21 @@
 
 encoded bytes → upright RGB, squeezed to side × side × 3 uint8 → vector of side·side·3 in [0, 1]
 
-The squeeze comes before the turn: on a square they commute, and turning 64×64 pixels costs
-nothing. Colour profiles and XMP are not read; EXIF is, for its orientation.
+A JPEG is shrunk while it is decoded, as far as the specification allows: its decoder then works
+out an 8 × 8 block as 4 × 4, 2 × 2 or one pixel. The squeeze comes before the turn: on a square
+they commute, and turning 64×64 pixels costs nothing. Colour profiles and XMP are not read; EXIF
+is, for its orientation.
 """
 
 import warnings
-from dataclasses import asdict, dataclass, fields
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, fields
 from io import BytesIO
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import AvifImagePlugin, Image, TiffImagePlugin
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -25,11 +28,14 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from model.containers import Container, cut_off, exif_orientation, open_container
 from model.formats import Format, InvalidImage, Reason, accepted_formats, recognise, size
+from model.memory import MemoryBudget, OverBudget, bytes_to_decode, bytes_to_squeeze
+from model.squeeze import Box, squeeze
 
 __all__ = [
     "DEFAULT_LIMITS",
     "InvalidImage",
     "Limits",
+    "MemoryBudget",
     "Picture",
     "Preprocessing",
     "Reason",
@@ -50,6 +56,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # 32-bit grey. A key is byte order, photometric, sample format, fill order, bits, extra samples.
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32B"))
+# The threads that read pictures fill the cores already.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 # Given directly to the bytes they are for: no other decoder is ever tried.
 _DECODERS: Final[dict[Format, type[ImageFile]]] = {
@@ -77,16 +85,26 @@ _TURNS: Final = {  # EXIF orientation → what makes it upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-ON_WHITE: Final = "its transparent parts were put on white"
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a picture may hold, judged by its header before pixels are decoded."""
+    """What a picture may take, judged by its header before pixels are decoded.
+
+    The pixels that count are those decoded: of a JPEG, what is left of it after it was shrunk in
+    decoding, unless its decoder holds the whole all the same, as it does of a progressive one.
+    """
 
     max_pixels: int = 25_000_000
     max_side: int = 10_000
+    # What the pictures read at the same time may take together: one that needs more than all of
+    # it is refused, one that needs more than there is now waits
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+
+    @property
+    def max_pixels_in_file(self) -> int:
+        """The most in a JPEG that is shrunk: decoding it takes time for every one of them."""
+        return 8 * self.max_pixels
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -100,6 +118,9 @@ class Preprocessing:
     filter: Filter = "bilinear"  # Pillow's, which widens with the reduction: antialiased
     fit: Literal["squeeze"] = "squeeze"  # the whole picture: no crop, no bars
     background: Literal["white"] = "white"  # under transparent parts
+    # A JPEG is decoded at 1/8, 1/4 or 1/2 where both sides still are this many times `side`; at
+    # its whole size otherwise, and always where this is None
+    jpeg_times: int | None = 2
 
     def __post_init__(self) -> None:
         if type(self.side) is not int or not 1 <= self.side <= 1024:
@@ -111,6 +132,11 @@ class Preprocessing:
             raise ValueError(f"preprocessing: fit must be 'squeeze', not {self.fit!r}")
         if self.background != "white":
             raise ValueError(f"preprocessing: background must be 'white', not {self.background!r}")
+        times = self.jpeg_times
+        if times is not None and (type(times) is not int or not 1 <= times <= 4):
+            raise ValueError(
+                f"preprocessing: jpeg_times must be from 1 to 4, or none, not {times!r}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON values."""
@@ -175,16 +201,50 @@ def to_vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _read(data: bytes, kind: Format, spec: Preprocessing, limits: Limits) -> Picture:
     container = open_container(data, kind)
-    _check_size(*container.size, kind=kind, limits=limits)
-    with _decoder(kind)(BytesIO(container.data)) as image:
-        # Whatever decodes fewer pixels than the file holds has its place here, and in the
-        # specification: before the limits, which are about what is decoded.
-        _check_size(image.width, image.height, kind, limits)
-        image.load()
-        tile, notes = _squeeze(image, container, spec)
-        width, height = image.size
-        orientation = _orientation(image, container, kind)
-        frames = _frames(image, container, kind)
+    if not _is_within(*container.size, limits):
+        raise _too_many_pixels(*container.size, kind, limits)
+    memory = container.opening_bytes
+    if memory:
+        memory += bytes_to_squeeze(*container.size, spec.side)
+    try:
+        with (
+            limits.memory.reserve(memory),
+            closing(_decoder(kind)(BytesIO(container.data))) as image,
+        ):
+            return _read_opened(image, container, kind, spec, limits)
+    except OverBudget as error:
+        raise _too_large(*container.size, memory, kind, limits) from error
+
+
+def _read_opened(
+    image: ImageFile, container: Container, kind: Format, spec: Preprocessing, limits: Limits
+) -> Picture:
+    width, height = image.size
+    box = _shrink_in_decoding(image, container, spec)
+    if container.can_shrink and not container.held_whole:
+        decoded, in_file = image.size, limits.max_pixels_in_file
+    else:
+        decoded, in_file = (width, height), limits.max_pixels
+    if not _is_within(*decoded, limits) or width * height > in_file:
+        raise _too_many_pixels(width, height, kind, limits)
+    if image.mode in ("I", "F"):
+        raise InvalidImage(
+            Reason.FORMAT_NOT_ALLOWED,
+            f"The {kind} picture holds signed, 32-bit or fractional numbers, whose black and "
+            "white nobody states; save it with 8 or 16 bits a channel.",
+        )
+    memory = 0  # or all of it is there already
+    if not container.opening_bytes:
+        memory = bytes_to_decode(image, kind, container.beside_bytes)
+        memory += bytes_to_squeeze(*image.size, spec.side)
+    try:
+        with limits.memory.reserve(memory), closing(image):
+            pixels = _load(image, kind)
+            tile, notes = squeeze(pixels, spec.side, _FILTERS[spec.filter], box, container.bits)
+            del pixels
+    except OverBudget as error:
+        raise _too_large(width, height, memory, kind, limits) from error
+    orientation = _orientation(image, container, kind)
     if orientation in _TURNS:
         tile = tile.transpose(_TURNS[orientation])
         notes.append("it was turned upright as its EXIF orientation says")
@@ -192,6 +252,7 @@ def _read(data: bytes, kind: Format, spec: Preprocessing, limits: Limits) -> Pic
         width, height = height, width
     if min(width, height) < spec.side:
         notes.append(f"it is smaller than {spec.side} pixels a side and was enlarged")
+    frames = _frames(image, container, kind)
     if frames != 1:
         number = "several" if frames is None else str(frames)
         notes.append(f"only the first of {number} frames was used")
@@ -200,20 +261,63 @@ def _read(data: bytes, kind: Format, spec: Preprocessing, limits: Limits) -> Pic
 
 def _decoder(kind: Format) -> Any:
     if kind is Format.HEIC:  # optional, and slow to import
-        from pillow_heif import HeifImageFile
+        from pillow_heif import HeifImageFile, options
 
+        options.DECODE_THREADS = 1
         return HeifImageFile
     return _DECODERS[kind]
 
 
-def _check_size(width: int, height: int, kind: Format, limits: Limits) -> None:
-    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
-        raise InvalidImage(
-            Reason.TOO_MANY_PIXELS,
-            f"The {kind} picture has {width:,} × {height:,} pixels; at most "
-            f"{_count(limits.max_pixels)} pixels and {limits.max_side:,} a side are "
-            "accepted: send a smaller one.",
-        )
+def _shrink_in_decoding(image: ImageFile, container: Container, spec: Preprocessing) -> Box:
+    """Let a JPEG be decoded as small as is allowed; return where in that the picture lies.
+
+    Its last row and column of pixels may lie beyond the picture's edge in part.
+    """
+    drafted = None
+    if container.can_shrink and spec.jpeg_times is not None:
+        least = spec.side * spec.jpeg_times
+        drafted = image.draft(None, (least, least))
+    return drafted[1] if drafted else (0, 0, *image.size)
+
+
+def _load(image: Any, kind: Format) -> Image.Image:
+    """Decode the pixels; of WebP and AVIF, letting their decoders go before anything is copied."""
+    if kind is Format.WEBP:
+        data, mode = image._decoder.get_next()[0], image.rawmode
+    elif kind is Format.AVIF:
+        data, mode = image._decoder.get_frame(0)[0], image.mode
+    else:
+        image.load()
+        return cast(Image.Image, image)
+    image._decoder = None
+    return Image.frombuffer(mode, image.size, data, "raw", mode, 0, 1)
+
+
+def _is_within(width: int, height: int, limits: Limits) -> bool:
+    return width * height <= limits.max_pixels and max(width, height) <= limits.max_side
+
+
+def _too_many_pixels(width: int, height: int, kind: Format, limits: Limits) -> InvalidImage:
+    larger = (
+        f" ({_count(limits.max_pixels_in_file)} pixels in a baseline JPEG, which is shrunk while it"
+        " is decoded)"
+    )
+    return InvalidImage(
+        Reason.TOO_MANY_PIXELS,
+        f"The {kind} picture has {width:,} × {height:,} pixels; at most "
+        f"{_count(limits.max_pixels)} pixels and {limits.max_side:,} a side are "
+        f"accepted{larger if kind is Format.JPEG else ''}: send a smaller one.",
+    )
+
+
+def _too_large(width: int, height: int, memory: int, kind: Format, limits: Limits) -> InvalidImage:
+    baseline = "" if kind is Format.JPEG else ", or as a baseline JPEG"
+    return InvalidImage(
+        Reason.TOO_MANY_PIXELS,
+        f"The {kind} picture of {width:,} × {height:,} pixels needs {memory / 1e6:,.0f} MB of "
+        f"memory to be decoded, and there are {(limits.memory.total or 0) / 1e6:,.0f} MB: "
+        f"send it smaller{baseline}.",
+    )
 
 
 def _count(number: int) -> str:
@@ -231,77 +335,6 @@ def _frames(image: ImageFile, container: Container, kind: Format) -> int | None:
     if kind in (Format.WEBP, Format.AVIF):
         return int(getattr(image, "n_frames", 1))
     return container.frames
-
-
-def _squeeze(
-    image: ImageFile, container: Container, spec: Preprocessing
-) -> tuple[Image.Image, list[str]]:
-    """Return the picture as side × side RGB, and notes on what was done to its pixels."""
-    square, resample = (spec.side, spec.side), _FILTERS[spec.filter]
-    notes = []
-    tags: Any = getattr(image, "tag_v2", {})
-    if 16 in (container.bits, *tags.get(_TIFF_BITS, ())):
-        notes.append("its 16 bits a channel were scaled to 8")
-    if image.mode.startswith(("I", "F")):
-        deep, full_scale, any_transparent = _deep_grey(image)
-        if any_transparent:
-            notes.append(ON_WHITE)
-        # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
-        values = np.asarray(deep.resize(square, resample), np.float64)
-        grey = np.clip(values * (255 / full_scale) + 0.5, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB"), notes
-    if image.has_transparency_data:
-        flat, any_transparent = _on_white(image, container.bits)
-        if any_transparent:
-            notes.append(ON_WHITE)
-    elif image.mode in ("RGB", "L"):
-        flat = image  # a conversion would be a copy of every pixel
-    else:
-        flat = image.convert("L" if image.mode == "1" else "RGB")
-    tile = flat.resize(square, resample)
-    return (tile if tile.mode == "RGB" else tile.convert("RGB")), notes
-
-
-def _deep_grey(image: ImageFile) -> tuple[Image.Image, int, bool]:
-    """Return grey of more than 8 bits as one that Pillow resizes right, its value of white, and
-    whether any of it was transparent."""
-    tags: Any = getattr(image, "tag_v2", {})
-    if image.mode in ("I", "F"):
-        raise InvalidImage(
-            Reason.FORMAT_NOT_ALLOWED,
-            f"The {image.format} picture holds signed, 32-bit or fractional numbers, whose black "
-            "and white nobody states; save it with 8 or 16 bits a channel.",
-        )
-    values = np.asarray(image)
-    white = 4095 if tags.get(_TIFF_BITS) == (12,) else 65535
-    if tags.get(_TIFF_PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
-        values = white - values
-    transparent = values == image.info.get("transparency", -1)  # a PNG's one value for nothing
-    any_transparent = bool(transparent.any())
-    if any_transparent:
-        values = np.where(transparent, white, values)
-    return Image.fromarray(values.astype(np.uint16)), white, any_transparent
-
-
-def _on_white(image: ImageFile, bits: int) -> tuple[Image.Image, bool]:
-    """Return the picture in RGB on white, and whether any of it was transparent."""
-    key = image.info.get("transparency")
-    if isinstance(key, int) and image.mode == "L" and bits < 8:
-        image.info["transparency"] = key * 255 // (2**bits - 1)  # PNG states it unscaled
-    elif isinstance(key, tuple) and bits == 16:
-        # Pillow keeps the high bytes of 16-bit colours, so near shades become transparent too
-        image.info["transparency"] = tuple(value >> 8 for value in key)
-    full: Image.Image = image
-    if image.mode == "La":
-        full = full.convert("LA")
-    if full.mode != "RGBA":
-        full = full.convert("RGBA")
-    alpha = full.getchannel("A")
-    if alpha.getextrema() == (255, 255):
-        return full.convert("RGB"), False
-    flat = Image.new("RGB", full.size, "white")
-    flat.paste(full, mask=alpha)
-    return flat, True
 
 
 def _undecodable(data: bytes, kind: Format, error: Exception) -> InvalidImage:

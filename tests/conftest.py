@@ -1,5 +1,7 @@
 """A tiny classifier and the service on top of it."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from app.settings import Settings
 from model.classifier import Classifier, Golden
 from model.network import Linear
 from tests.data_folder import REPOSITORY
+
+IMAGE = "cat-under-test"
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +56,14 @@ def client(weights_path: Path) -> Iterator[TestClient]:
     """The service in this process, with its default settings but for the weights."""
     with TestClient(create_app(Settings(weights=weights_path))) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The container image, built from this checkout."""
+    if shutil.which("docker") is None:
+        pytest.skip("needs a container engine: there is no docker")
+    if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("needs a container engine: none answers docker")
+    subprocess.run(["docker", "build", "--tag", IMAGE, "."], check=True, cwd=REPOSITORY)
+    return IMAGE

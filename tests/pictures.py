@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,14 @@ def turned(orientation: int, format: str = "JPEG", width: int = 160, height: int
     """`scene`, stored as a camera stores it that was held that way."""
     stored = STORED_AS[orientation](scene(width, height))
     return encode(stored, format, exif=exif(orientation))
+
+
+def see_through(mode: str = "RGBA", width: int = 160, height: int = 120) -> Image.Image:
+    """`scene`, opaque at the right, and the less the further to the left."""
+    image = scene(width, height, mode)
+    ramp = np.linspace(0, 255, width).astype(np.uint8)
+    image.putalpha(Image.fromarray(np.tile(ramp, (height, 1))))
+    return image
 
 
 def animation(format: str, frames: int = 3) -> bytes:  # noqa: A002
@@ -261,3 +270,60 @@ def jpeg_of_many_exif_segments(segments: int = 50_000) -> bytes:
 def mpo() -> bytes:
     """A phone's JPEG with a second picture behind the first."""
     return encode(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (160, 120))])
+
+
+@cache
+def kinds() -> dict[str, bytes]:
+    """`scene`, 160 × 120, in every format, mode and compression that is read in its own way."""
+    grey = np.asarray(scene(mode="L"))
+    inverted = (65535 - grey.astype(">u2") * 257).tobytes()
+    few_colours = scene().quantize(32)
+    runs = struct.pack("<IIIIiiHHIIIIII", 0, 0, 1078, 40, 64, 64, 1, 8, 1, 0, 0, 0, 0, 0)
+    return {
+        **{name: picture(name) for name in FORMATS},
+        **{
+            f"{mode} {name}": encode(scene(mode=mode), name)
+            for name, modes in {
+                "PNG": ("1", "L"),
+                "TIFF": ("1", "L", "CMYK", "YCbCr", "LAB"),
+                "JPEG": ("L", "CMYK"),
+                "BMP": ("1", "L"),
+            }.items()
+            for mode in modes
+        },
+        **{
+            f"{mode} {name}": encode(see_through(mode), name)
+            for mode, name in (
+                *(("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "TIFF"), ("LA", "TIFF")),
+                *(("RGBA", "WEBP"), ("RGBA", "AVIF")),
+            )
+        },
+        **{
+            f"TIFF {name}": encode(scene(), "TIFF", compression=name)
+            for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg", "lzma", "zstd")
+        },
+        "TIFF group4": encode(scene(mode="1"), "TIFF", compression="group4"),
+        "big TIFF": encode(scene(), "TIFF", big_tiff=True),
+        "progressive JPEG": encode(scene(), "JPEG", progressive=True),
+        "turned JPEG": turned(6),
+        "MPO": mpo(),
+        "lossy WebP": encode(scene(), "WEBP", lossless=False),
+        "lossy RGBA WebP": encode(see_through(), "WEBP", lossless=False),
+        **{f"animated {name}": animation(name) for name in ("GIF", "PNG", "WEBP", "AVIF", "TIFF")},
+        "palette PNG": encode(few_colours, "PNG"),
+        "palette BMP": encode(few_colours, "BMP"),
+        "see-through palette PNG": encode(few_colours, "PNG", transparency=bytes(range(200, 232))),
+        "see-through GIF": encode(few_colours, "GIF", transparency=5, disposal=2),
+        "see-through grey PNG": encode(scene(mode="L"), "PNG", transparency=100),
+        "see-through colour PNG": encode(
+            few_colours.convert("RGB"),
+            "PNG",
+            transparency=few_colours.convert("RGB").getpixel((0, 0)),
+        ),
+        "16-bit PNG": deep_png(grey.astype(np.uint16) * 257),
+        "16-bit RGBA PNG": deep_png(np.asarray(see_through()).astype(np.uint16) * 257),
+        "16-bit TIFF": tiff(
+            160, 120, inverted, order=">", tags=[(258, "H", [16]), (262, "H", [0])]
+        ),
+        "BMP of runs": b"BM" + runs + bytes(range(256)) * 4 + b"\x40\x07\0\0" * 64 + b"\0\1",
+    }

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from tests.data_folder import REPOSITORY
 
 PYTHON_M_APP = [sys.executable, "-m", "app"]
 UVICORN = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"]
-START_SECONDS = 30
-STOP_SECONDS = 15
+START_SECONDS = 60
+STOP_SECONDS = 30
 
 
 def environment(**settings: str | int | Path) -> dict[str, str]:
@@ -37,6 +38,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            process_group=0,  # as a shell does, so that Ctrl-C can be sent to all of it
         )
         self._lines: Queue[str] = Queue()
         self._log: list[str] = []
@@ -51,6 +53,23 @@ class Server:
     @property
     def log(self) -> str:
         return "".join(self._log)
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of all workers that were started so far, in that order."""
+        return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self.log)]
+
+    def wait_for_log(self, text: str, times: int = 1) -> None:
+        """Wait until the log holds the text so many times."""
+        deadline = time.monotonic() + START_SECONDS
+        while self.log.count(text) < times:
+            assert time.monotonic() < deadline, f"no {times} × {text!r} in:\n{self.log}"
+            time.sleep(0.05)
+
+    def wait_for_workers(self, count: int) -> list[int]:
+        """Wait until so many workers were started in all; their process ids."""
+        self.wait_for_log("Application startup complete", count)
+        return self.workers
 
     def stop(self) -> int:
         """Ask the server to stop, as service managers do; its exit status."""
@@ -90,3 +109,18 @@ def running(command: Sequence[str], **settings: str | int | Path) -> Iterator[Se
         if server.process.poll() is None:
             server.process.kill()
             server.wait()
+
+
+def lives(pid: int) -> bool:
+    """Whether the process runs; one that ended and waits to be reaped does not."""
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def wait_until_gone(pids: Sequence[int]) -> None:
+    deadline = time.monotonic() + STOP_SECONDS
+    while left := [pid for pid in pids if lives(pid)]:
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.1)

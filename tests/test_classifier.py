@@ -547,8 +547,9 @@ WRONG: Mapping[str, Patch] = {
             )
         )
     ),
-    "shrunk in decoding": reader_is(thumbnail(64)),
-    "shrunk in decoding to twice the side": reader_is(thumbnail(128)),
+    "shrunk in decoding, with what is beyond the edge": reader_is(thumbnail(64)),
+    "decoded whole": reader_is(squeeze_with(lambda image: image.resize(SQUARE, BILINEAR))),
+    "shrunk to twice the side, with what is beyond the edge": reader_is(thumbnail(128)),
     "shrunk in two steps": reader_is(
         squeeze_with(lambda image: image.resize(SQUARE, BILINEAR, reducing_gap=2))
     ),

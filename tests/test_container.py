@@ -2,11 +2,11 @@
 
 import http.client
 import json
-import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -15,7 +15,6 @@ from tests.data_folder import REPOSITORY
 
 pytestmark = pytest.mark.container
 
-IMAGE = "cat-under-test"
 STRICT = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--memory", "256m"]  # noqa: S108
 PREDICT_DIRECTLY = (
     "import sys; from model.classifier import Classifier, default_weights;"
@@ -44,20 +43,10 @@ class Container:
         return docker("exec", "--interactive", self.name, *command, stdin=stdin)
 
 
-@pytest.fixture(scope="module")
-def image() -> str:
-    if shutil.which("docker") is None:
-        pytest.skip("needs a container engine: there is no docker")
-    if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
-        pytest.skip("needs a container engine: none answers docker")
-    docker("build", "--tag", IMAGE, ".")
-    return IMAGE
-
-
-@pytest.fixture
-def container(image: str) -> Iterator[Container]:
-    """A container that is healthy, started with every restriction that the README names."""
-    name = docker("run", "--detach", "--publish", "127.0.0.1::8000", *STRICT, image)
+@contextmanager
+def container_with(image: str, *options: str) -> Iterator[Container]:
+    """A container that is healthy, started with these options."""
+    name = docker("run", "--detach", "--publish", "127.0.0.1::8000", *options, image)
     try:
         address = docker("port", name, "8000/tcp")
         container = Container(name, int(address.rpartition(":")[2]))
@@ -69,6 +58,13 @@ def container(image: str) -> Iterator[Container]:
         yield container
     finally:
         docker("rm", "--force", "--volumes", name)
+
+
+@pytest.fixture
+def container(image: str) -> Iterator[Container]:
+    """A container with every restriction that the README names."""
+    with container_with(image, *STRICT) as container:
+        yield container
 
 
 def predict(container: Container, picture: bytes) -> dict[str, object]:

@@ -49,6 +49,7 @@ def test_a_lock_names_no_index_host_and_no_path(lock: Path) -> None:
         ("runtime", []),
         ("development", [*GROUPS["training"], *GROUPS["test"], *GROUPS["dev"]]),
         ("heic", EXTRAS["heic"]),
+        ("browser", GROUPS["browser"]),
         ("benchmarks", [*GROUPS["training"], *GROUPS["benchmarks"]]),
     ],
 )

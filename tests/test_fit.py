@@ -24,6 +24,7 @@ from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier
 from model.network import Array, parameters
+from model.statistics import Usual
 from tests.data_folder import REPOSITORY
 from training.__main__ import main
 from training.data import Listing
@@ -124,6 +125,9 @@ def test_the_weights_file_says_how_it_came_about(trained: Path) -> None:
     assert [row["epoch"] for row in facts["learning_curve"]] == [1, 2, 3, 4, 5, 6]
     assert 1 <= facts["best_epoch"] <= 6
     assert facts["metrics"]["validation"]["all"]["balanced_accuracy"] == 1
+    usual = Usual.from_metadata(facts)
+    assert usual
+    assert usual.distance(np.zeros((64, 64, 3), np.uint8)) > 1
     assert facts["calibration"]["scale"] == 1  # 24 pictures are too few
     assert "too few" in facts["threshold_rule"]
     assert str(trained.parent) not in json.dumps(facts)  # names of files, not where they lay

@@ -26,6 +26,13 @@ def server(weights_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def strict_server(weights_path: Path) -> Iterator[Server]:
+    """The service with the parser of its choice, which uvicorn's command line chooses itself."""
+    with running(PYTHON_M_APP, weights=weights_path, workers=1) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def large_files(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Files of so many MB, which take no room on the disk."""
     folder = tmp_path_factory.mktemp("large")
@@ -148,12 +155,46 @@ def test_an_endless_upload_is_not_read_for_ever(server: Server) -> None:
         "POST /predict HTTP/1.1\nHost: x\nContent-Length: 1\nContent-Length: 2\n",
         "POST /predict HTTP/1.1\nHost: x\nTransfer-Encoding: gzip\n",
         "POST /predict HTTP/1.1\nContent-Length: 0\n",
+        "POST /predict HTTP/1.1\nHost: x\nHost: y\nContent-Length: 0\n",
         "NO HTTP AT ALL\n",
     ],
 )
-def test_what_is_not_http_is_a_bad_request(server: Server, head: str) -> None:
-    status = int(raw_request(server, head).split()[1])
+def test_what_is_not_http_is_a_bad_request(strict_server: Server, head: str) -> None:
+    status = int(raw_request(strict_server, head).split()[1])
     assert status in (400, 501)  # 501: RFC 9112 for an unknown Transfer-Encoding
+
+
+@pytest.mark.parametrize(
+    ("head", "endless"),
+    [
+        (b"GET /", b"a" * 1000),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"a" * 1000),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X: aaaaaaaa\r\n" * 80),
+        (
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            b"X: aaaaaaaa\r\n" * 80,
+        ),
+        (
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ",
+            b"a" * 1000,
+        ),
+    ],
+    ids=["address", "header", "headers", "trailers", "trailer"],
+)
+def test_a_head_without_end_is_not_read_for_ever(
+    strict_server: Server, head: bytes, endless: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", strict_server.port), timeout=30) as connection:
+        connection.sendall(head)
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            connection.sendall(endless * 50_000)
+    assert httpx.get(f"{strict_server.url}/health").status_code == 200
+
+
+def test_a_large_head_is_fine(strict_server: Server, cat_picture: bytes) -> None:
+    headers = {f"X-{number}": "a" * 1000 for number in range(30)}
+    url = f"{strict_server.url}/predict?{'a' * 8000}"
+    assert httpx.post(url, content=cat_picture, headers=headers).status_code == 200
 
 
 def test_a_client_that_leaves_amid_its_upload_leaves_no_trace(weights_path: Path) -> None:
@@ -177,7 +218,7 @@ def test_the_log_holds_nothing_of_a_picture(weights_path: Path) -> None:
         form = {"Content-Type": "multipart/form-data; boundary=b"}
         httpx.post(f"{server.url}/predict", content=secret, headers=form)
         server.stop()
-    assert "POST /predict" in server.log
+    assert "/predict" in server.log
     for word in ("nobody", "business", "secret-name", "boundary"):
         assert word not in server.log
 
@@ -221,7 +262,7 @@ def test_an_upload_that_never_ends_does_not_keep_the_server_from_stopping(
         time.sleep(0.3)
         started = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 20
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"/problems#stopping" in answer
@@ -244,7 +285,7 @@ def failed_start(command: list[str], **settings: str | int | Path) -> tuple[int,
 
 STARTS = [
     pytest.param(PYTHON_M_APP, 1, id="python -m app"),
-    pytest.param(PYTHON_M_APP, 2, id="python -m app, two workers"),
+    pytest.param(PYTHON_M_APP, 4, id="python -m app, four workers"),
     pytest.param(UVICORN, 1, id="uvicorn"),
 ]
 
@@ -282,19 +323,6 @@ def test_an_unknown_setting_is_named_in_a_warning_and_does_no_harm(
     for name in ("CAT_TRESHOLD", "CAT_PORT"):
         assert server.log.count(name) == 1
         assert f"WARNING:  {name} is not a setting" in server.log
-
-
-def test_several_workers_answer_and_stop_together(weights_path: Path, cat_picture: bytes) -> None:
-    with running(PYTHON_M_APP, weights=weights_path, workers=2) as server:
-        deadline = time.monotonic() + 20
-        while server.log.count("Application startup complete") < 2:
-            assert time.monotonic() < deadline, server.log
-            time.sleep(0.05)
-        for _ in range(4):
-            answer = httpx.post(f"{server.url}/predict", content=cat_picture)
-            assert answer.status_code == 200
-        assert server.stop() == 0
-    assert "Traceback" not in server.log
 
 
 def test_the_health_check_of_the_container_tells_ready_from_not(weights_path: Path) -> None:

@@ -15,13 +15,25 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert Settings.from_env({}) == Settings()
 
 
-def test_every_setting_is_read_and_typed() -> None:
+def test_every_setting_is_read_and_typed(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("third\nfourth\n\n", encoding="utf-8")
     environ = {
         "CAT_WEIGHTS": "/srv/own.safetensors",
         "CAT_THRESHOLD": "0.7",
         "CAT_MAX_UPLOAD_BYTES": "1048576",
         "CAT_MAX_PIXELS": "1000000",
         "CAT_WORKERS": "3",
+        "CAT_QUEUE": "5",
+        "CAT_DEADLINE_SECONDS": "2.5",
+        "CAT_UPLOAD_SECONDS": "30",
+        "CAT_DRAIN_SECONDS": "0",
+        "CAT_API_KEYS": "first, second",
+        "CAT_API_KEYS_FILE": str(tmp_path / "keys"),
+        "CAT_METRICS": "KEY",
+        "CAT_LOG": "json",
+        "CAT_CORS_ORIGINS": "https://a.example,https://b.example",
+        "CAT_FORWARDED_ALLOW_IPS": "10.0.0.1",
+        "CAT_PAGE": "off",
         "CAT_BIND_HOST": "::",
         "CAT_BIND_PORT": "80",
         "PATH": "/bin",
@@ -32,6 +44,17 @@ def test_every_setting_is_read_and_typed() -> None:
         max_upload_bytes=1_048_576,
         max_pixels=1_000_000,
         workers=3,
+        queue=5,
+        deadline_seconds=2.5,
+        upload_seconds=30.0,
+        drain_seconds=0.0,
+        api_keys=("first", "second"),
+        api_keys_file=("third", "fourth"),
+        metrics="key",
+        log="json",
+        cors_origins=("https://a.example", "https://b.example"),
+        forwarded_allow_ips="10.0.0.1",
+        page=False,
         bind_host="::",
         bind_port=80,
     )
@@ -51,6 +74,12 @@ def test_every_setting_is_read_and_typed() -> None:
         ("CAT_MAX_PIXELS", "٣", "a whole number of at least 1"),
         ("CAT_WORKERS", "0", "a whole number from 1 to 256"),
         ("CAT_WORKERS", "1.5", "a whole number from 1 to 256"),
+        ("CAT_QUEUE", "0", "a whole number from 1 to 100,000"),
+        ("CAT_DEADLINE_SECONDS", "0", "a number of seconds above 0 up to 3600"),
+        ("CAT_UPLOAD_SECONDS", "nan", "a number of seconds above 0 up to 3600"),
+        ("CAT_DRAIN_SECONDS", "-1", "a number of seconds up to 3600"),
+        ("CAT_METRICS", "yes", "one of open, key, off"),
+        ("CAT_PAGE", "1", "one of on, off"),
         ("CAT_BIND_PORT", "65536", "a whole number from 0 to 65,535"),
     ],
 )
@@ -59,6 +88,27 @@ def test_a_bad_value_is_refused_with_the_name_and_what_it_may_be(
 ) -> None:
     with pytest.raises(BadSettings, match=re.escape(f"{name} is {value!r}, but must be {allowed}")):
         Settings.from_env({name: value})
+
+
+@pytest.mark.parametrize("text", [",", "schlüssel", "one two"])
+def test_a_bad_key_is_refused_without_being_shown(text: str) -> None:
+    with pytest.raises(BadSettings, match="CAT_API_KEYS is a secret, but must be keys") as refused:
+        Settings.from_env({"CAT_API_KEYS": text})
+    assert repr(text) not in str(refused.value)
+
+
+def test_a_file_of_keys_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match=r"CAT_API_KEYS_FILE .* No such file"):
+        Settings.from_env({"CAT_API_KEYS_FILE": str(tmp_path / "none")})
+
+
+def test_metrics_for_keys_alone_need_a_key() -> None:
+    with pytest.raises(BadSettings, match="CAT_METRICS is 'key', but there is no key"):
+        Settings.from_env({"CAT_METRICS": "key"})
+
+
+def test_keys_are_not_in_what_settings_look_like() -> None:
+    assert "hidden" not in repr(Settings(api_keys=("hidden",), api_keys_file=("hidden",)))
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
@@ -93,7 +143,9 @@ def test_the_help_lists_every_setting_with_its_default() -> None:
 def test_the_defaults_in_words_are_the_defaults() -> None:
     for name, setting in settings_table().items():
         default = getattr(Settings(), name.removeprefix("CAT_").lower())
-        if default is not None:
+        if default in (None, (), ""):
+            assert setting.default in ("none", "the artifact's own") or " " in setting.default
+        else:
             assert setting.parse(setting.default) == default
 
 

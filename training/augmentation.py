@@ -25,8 +25,8 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 class Augmentation:
     """Ranges at strength 1. Probabilities and widths shrink in proportion to the strength."""
 
-    smallest_area: float = 0.40  # of the picture, that a crop keeps
-    largest_area: float = 1.15  # above 1 the border is repeated
+    smallest_area: float = 0.55  # of the picture, that a crop keeps
+    largest_area: float = 1.50  # above 1 the border is repeated
     stretch: float = 0.25  # log of the largest change of aspect ratio
     rotation: float = 8.0  # degrees, either way, for `rotated` of the pictures
     rotated: float = 0.4

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from model import statistics
 from model.classifier import Classifier
 from model.network import Array, Layer, parameters
-from model.preprocessing import Preprocessing, to_vector
+from model.preprocessing import to_vector
 from training import report
 from training.command import (
     Commands,
@@ -142,6 +143,7 @@ def run_course(arguments: argparse.Namespace, say: Say) -> None:
         "data": {name: describe_data(files[name], pictures) for name, pictures in sets.items()},
         "metrics": {name: each.metrics for name, each in evaluated.items()},
         "costs": {"every": RECORD_EVERY, "values": costs},
+        statistics.KEY: statistics.Usual.of(trained_on.pictures).to_json(),
     }
     classifier = _classifier(layers, trained_on.class_names, facts, rng)
     with report.write_folder(folder, _course_report(layers, costs, evaluated, facts)):
@@ -170,7 +172,7 @@ def _classifier(
     facts: dict[str, Any],
     rng: np.random.Generator,
 ) -> Classifier:
-    classifier = Classifier("logistic", class_names, THRESHOLD, layers, Preprocessing(), facts)
+    classifier = Classifier("logistic", class_names, THRESHOLD, layers, metadata=facts)
     return replace(classifier, golden=choose_golden(classifier, rng))
 
 

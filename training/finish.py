@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from model import statistics
 from model.architecture import build, describe
 from model.classifier import Classifier
 from model.network import Layer, parameters, sigmoid
@@ -44,7 +45,7 @@ def finish(
 
     Everything is fitted to and measured on the numbers as float16 holds them, which is how they
     are stored. facts: JSON values that go into the metadata beside what is found out here:
-    calibration, threshold_rule, metrics.
+    calibration, threshold_rule, metrics, input_statistics.
     """
     stored = as_stored(layers)
     z = validation.logits(stored, threads)
@@ -56,6 +57,7 @@ def finish(
         "calibration": asdict(calibration),
         "threshold_rule": THRESHOLD_RULE if enough(validation.labels) else FEW_RULE,
         "metrics": {"validation": metrics_by_source(p, validation, threshold)},
+        statistics.KEY: statistics.Usual.of(validation.squeezed()).to_json(),
     }
     classifier = Classifier(
         name=words.name,

@@ -5,8 +5,8 @@ the probability again, and any code that decodes, turns, squeezes or scales pict
 must land more than the tolerance away. How far each mistake moves the probability depends on the
 weights, so pictures are drawn until one shows them all.
 
-The picture is more than four times the network's input on both sides: ways to shrink a picture
-while it is decoded, or in two steps, begin there.
+The picture is more than four times the network's input on both sides, and of odd ones: ways to
+shrink a picture while it is decoded, or in two steps, begin there.
 """
 
 from collections.abc import Callable
@@ -33,16 +33,17 @@ Vector = NDArray[np.float32]  # (side·side·3,)
 def choose_golden(classifier: Classifier, rng: np.random.Generator) -> Golden:
     """Return the picture, of those tried, on which the least visible mistake shows most.
 
-    It is a JPEG of a few kB, not square, four times the network's input, and to be turned.
+    It is a JPEG of a few kB, not square, at least four times the network's input, and to be turned.
     Where the weights are such that no picture shows a mistake (all zeros), it is just a picture.
     """
-    side = classifier.preprocessing.side
+    # From twice what a JPEG is to keep in decoding, it is shrunk in decoding
+    least = classifier.preprocessing.side * max(4, 2 * (classifier.preprocessing.jpeg_times or 1))
     best, best_score = Golden(b"", 0.5), -1.0
     best_field = np.zeros((1, 1, 3), np.float32)
     for i in range(CANDIDATES):
         if i < CANDIDATES // 2:
-            height = int(side * rng.uniform(4.05, 4.2))
-            field = _random_field(rng, height, int(height * rng.uniform(1.08, 1.15)))
+            height = int(least * rng.uniform(1.01, 1.05)) | 1
+            field = _random_field(rng, height, int(height * rng.uniform(1.08, 1.15)) | 1)
         else:
             change = _random_field(rng, *best_field.shape[:2])
             field = _standardised(best_field + rng.uniform(0.1, 0.8) * change)
@@ -78,6 +79,11 @@ def _wrong_vectors(picture: bytes, spec: Preprocessing) -> dict[str, Vector]:
         for name in get_args(Filter)
         if name != spec.filter
     }
+    wrong |= {
+        name: to_vector(read_picture(picture, replace(spec, jpeg_times=times)).pixels)
+        for name, times in _JPEG_RULES.items()
+        if times != spec.jpeg_times
+    }
     wrong |= {name: to_vector(function(picture, spec)) for name, function in _DECODINGS.items()}
     wrong |= {
         "mirrored": to_vector(right[:, ::-1]),
@@ -92,47 +98,46 @@ def _wrong_vectors(picture: bytes, spec: Preprocessing) -> dict[str, Vector]:
     return wrong
 
 
-def _open(picture: bytes, *, upright: bool = True) -> Image.Image:
+def _open(picture: bytes, spec: Preprocessing, *, upright: bool = True) -> Image.Image:
     image = Image.open(BytesIO(picture))
+    if spec.jpeg_times is not None:
+        least = spec.side * spec.jpeg_times
+        image.draft(None, (least, least))
     return ImageOps.exif_transpose(image) if upright else image
 
 
 def _nearest(picture: bytes, spec: Preprocessing) -> Pixels:
-    return np.asarray(_open(picture).resize((spec.side, spec.side), Image.Resampling.NEAREST))
+    image = _open(picture, spec)
+    return np.asarray(image.resize((spec.side, spec.side), Image.Resampling.NEAREST))
 
 
 def _without_antialiasing(picture: bytes, spec: Preprocessing) -> Pixels:
     """Interpolate between the nearest pixels alone, as OpenCV and TensorFlow do by default."""
-    image = _open(picture)
+    image = _open(picture, spec)
     box = (0, 0, *image.size)
     size = (spec.side, spec.side)
     return np.asarray(image.transform(size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR))
 
 
 def _not_turned(picture: bytes, spec: Preprocessing) -> Pixels:
-    image = _open(picture, upright=False)
+    image = _open(picture, spec, upright=False)
     return np.asarray(image.resize((spec.side, spec.side), _resampling(spec)))
 
 
 def _cropped(picture: bytes, spec: Preprocessing) -> Pixels:
-    return np.asarray(ImageOps.fit(_open(picture), (spec.side, spec.side), _resampling(spec)))
+    return np.asarray(ImageOps.fit(_open(picture, spec), (spec.side, spec.side), _resampling(spec)))
 
 
 def _letterboxed(picture: bytes, spec: Preprocessing) -> Pixels:
-    return np.asarray(ImageOps.pad(_open(picture), (spec.side, spec.side), _resampling(spec)))
+    return np.asarray(ImageOps.pad(_open(picture, spec), (spec.side, spec.side), _resampling(spec)))
 
 
-def _shrunk_in_decoding(times: int) -> Callable[[bytes, Preprocessing], Pixels]:
-    """Let the JPEG decoder halve the picture while it stays `times` the input, as thumbnailers do.
-
-    It then computes fewer coefficients, which is faster, and other pixels.
-    """
+def _with_what_is_beyond_the_edge(times: int) -> Callable[[bytes, Preprocessing], Pixels]:
+    """Take the last row and column of a JPEG that was shrunk in decoding for whole ones."""
 
     def shrink(picture: bytes, spec: Preprocessing) -> Pixels:
-        image = _open(picture, upright=False)
-        image.draft("RGB", (times * spec.side, times * spec.side))
-        upright = ImageOps.exif_transpose(image)
-        return np.asarray(upright.resize((spec.side, spec.side), _resampling(spec)))
+        image = _open(picture, replace(spec, jpeg_times=times))
+        return np.asarray(image.resize((spec.side, spec.side), _resampling(spec)))
 
     return shrink
 
@@ -140,7 +145,8 @@ def _shrunk_in_decoding(times: int) -> Callable[[bytes, Preprocessing], Pixels]:
 def _in_two_steps(picture: bytes, spec: Preprocessing) -> Pixels:
     """Average whole blocks first, then filter: Pillow's reducing_gap."""
     size = (spec.side, spec.side)
-    return np.asarray(_open(picture).resize(size, _resampling(spec), reducing_gap=2))
+    whole = ImageOps.exif_transpose(Image.open(BytesIO(picture)))
+    return np.asarray(whole.resize(size, _resampling(spec), reducing_gap=2))
 
 
 def _resampling(spec: Preprocessing) -> Image.Resampling:
@@ -153,9 +159,14 @@ _DECODINGS: Final[dict[str, Callable[[bytes, Preprocessing], Pixels]]] = {
     "not turned": _not_turned,
     "cropped": _cropped,
     "letterboxed": _letterboxed,
-    "shrunk in decoding": _shrunk_in_decoding(1),
-    "shrunk in decoding to twice the side": _shrunk_in_decoding(2),
+    "shrunk in decoding, with what is beyond the edge": _with_what_is_beyond_the_edge(1),
+    "shrunk to twice the side, with what is beyond the edge": _with_what_is_beyond_the_edge(2),
     "shrunk in two steps": _in_two_steps,
+}
+_JPEG_RULES: Final = {
+    "decoded whole": None,
+    "shrunk in decoding": 1,
+    "shrunk in decoding to twice the side": 2,
 }
 
 

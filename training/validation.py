@@ -4,13 +4,15 @@ Fewer pictures decide by what they are read as than by how they are scored: they
 service reads pictures, and each source counts the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.network import Array, Layer, sigmoid
+from training.augmentation import SIDE, whole
 from training.calibration import (
     calibrate,
     choose_threshold,
@@ -36,6 +38,12 @@ class Validation:
     def logits(self, layers: Sequence[Layer], threads: int) -> Array:
         """z (m,) float64 of the network."""
         return score(layers, self.pictures, self.sides, threads).astype(np.float64)
+
+    def squeezed(self) -> Iterator[NDArray[np.uint8]]:
+        """The pictures one by one as the network sees them, (64, 64, 3)."""
+        for i in range(len(self.pictures)):
+            row = whole(self.pictures[i : i + 1], self.sides[i : i + 1])
+            yield (row * 255 + 0.5).astype(np.uint8).reshape(SIDE, SIDE, 3)
 
 
 def validation_of(pictures: PictureSet) -> Validation:

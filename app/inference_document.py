@@ -1,0 +1,161 @@
+"""What the OpenAPI document says of /v2, whose messages are no pydantic models: clients leave out
+the content type, and binary tensors follow the JSON."""
+
+from typing import Any
+
+from app import problems
+from app.tensors import HEADER_LENGTH, LONGEST_ID
+
+BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+DATA: dict[str, Any] = {
+    "type": "array",
+    "description": "In row-major order, flat or nested as the shape says.",
+    "items": {},
+}
+REQUEST: dict[str, Any] = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string", "maxLength": LONGEST_ID},
+        "parameters": {
+            "type": "object",
+            "properties": {"binary_data_output": {"type": "boolean", "default": False}},
+        },
+        "inputs": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape", "data"],
+                "properties": {
+                    "name": {"enum": ["image", "pixels", "vector"]},
+                    "datatype": {"enum": ["BYTES", "UINT8", "FP32"]},
+                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+                    "parameters": {"type": "object"},
+                    "data": DATA,
+                },
+            },
+        },
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": {"enum": ["cat_probability", "label"]},
+                    "parameters": {
+                        "type": "object",
+                        "properties": {"binary_data": {"type": "boolean"}},
+                    },
+                },
+            },
+        },
+    },
+}
+ANSWER: dict[str, Any] = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string", "description": "The request's."},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape"],
+                "properties": {
+                    "name": {"enum": ["cat_probability", "label"]},
+                    "datatype": {"enum": ["FP32", "BYTES"]},
+                    "shape": {"type": "array", "items": {"type": "integer"}},
+                    "parameters": {"type": "object"},
+                    "data": DATA,
+                },
+            },
+        },
+    },
+}
+INFER: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": REQUEST,
+                "example": {
+                    "inputs": [
+                        {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["/9j/4AA…"]}
+                    ]
+                },
+            },
+            "application/octet-stream": {"schema": BINARY},
+        },
+    },
+    "parameters": [
+        {
+            "name": HEADER_LENGTH,
+            "in": "header",
+            "description": "The bytes of JSON before binary tensors; 0: the body is one picture.",
+            "schema": {"type": "integer", "minimum": 0},
+        }
+    ],
+}
+VERSION: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "version",
+            "in": "path",
+            "required": True,
+            "description": "The version that is served, as the model's metadata have it.",
+            "schema": {"type": "string"},
+        }
+    ]
+}
+
+VERSIONED_INFER = {**INFER, "parameters": INFER["parameters"] + VERSION["parameters"]}
+
+
+def errors(*slugs: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's entries for problems as they are sent here."""
+    documented = problems.responses(*slugs)
+    for entry in documented.values():
+        media = entry["content"].pop(problems.MEDIA_TYPE)
+        for example in media["examples"].values():
+            example["value"] = {"error": example["value"]["detail"], **example["value"]}
+        named = {"required": ["error"], "properties": {"error": {"type": "string"}}}
+        media["schema"] = {"allOf": [media["schema"], named]}
+        entry["content"]["application/json"] = media
+    return documented
+
+
+def inference_responses() -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's entries for what `infer` answers."""
+    header = {"description": "The bytes of JSON before the tensors.", "schema": {"type": "integer"}}
+    good = {
+        "description": "The pictures were classified. Where an output was asked for in binary, its"
+        " bytes follow the JSON.",
+        "headers": {HEADER_LENGTH: header},
+        "content": {
+            "application/json": {"schema": ANSWER},
+            "application/octet-stream": {"schema": BINARY},
+        },
+    }
+    return {
+        200: good,
+        **errors(
+            "invalid-inference",
+            "unauthorized",
+            "not-found",
+            "slow-upload",
+            "too-large",
+            "not-a-picture",
+            "format-not-allowed",
+            "encoded-body",
+            "empty",
+            "damaged",
+            "too-many-pixels",
+            "busy",
+            "deadline-passed",
+            "stopping",
+        ),
+    }

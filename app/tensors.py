@@ -1,0 +1,395 @@
+"""The Open Inference Protocol's messages: bytes of a request → one tensor, results → bytes.
+
+A message is JSON, or JSON followed by tensors as plain bytes (the binary tensor data extension);
+the header Inference-Header-Content-Length, and nothing else, says which, and where the JSON ends.
+BYTES elements are text in JSON, which for pictures is base64, and in binary 4 bytes of length,
+little-endian, before the bytes themselves.
+"""
+
+import asyncio
+import binascii
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.problems import Problem
+from model.memory import MemoryBudget, OverBudget
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+MAX_PICTURES = 32
+LONGEST_ID = 1000  # characters
+# JSON takes many times its bytes once it is Python objects: values beyond those that tensors
+# need are refused before that. For names and parameters, on top of the tensor's own values:
+OTHER_VALUES = 10_000
+_VALUE_BYTES = 128  # of a value as an object, and its place in lists: more than measured
+_PIECE_BYTES = 64 * 2**10
+
+_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits
+_NUMBERS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
+# Extensions that would change what a client gets back: ignoring them would answer wrongly.
+_NOT_OFFERED = ("shared_memory_region", "classification")
+
+Data = list[bytes] | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor as the model's metadata declare it; -1 in the shape is the number of pictures."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A request: the input it brings, and the outputs it wants, each in binary or not."""
+
+    id: str | None
+    input: Spec
+    data: Data  # BYTES: a list; numbers: an array of the shape that the request stated
+    outputs: tuple[tuple[Spec, bool], ...]
+
+
+async def inflate(body: bytes, encoding: str, limit: int, count: Callable[[int], None]) -> bytes:
+    """Undo a Content-Encoding, never beyond `limit` bytes, telling `count` how many as they come.
+    Raises Problem: encoded-body, too-large, invalid-inference; and what `count` raises."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in _WINDOWS:
+        raise Problem(
+            "encoded-body",
+            f"The body has Content-Encoding {encoding[:40]!r}; here gzip and deflate are undone."
+            " Send it in one of them, or as it is.",
+            {"Accept-Encoding": "gzip, deflate"},
+        )
+    stream = zlib.decompressobj(_WINDOWS[encoding])
+    plain = BytesIO()
+    try:
+        for begin in range(0, len(body), _PIECE_BYTES):
+            piece = body[begin : begin + _PIECE_BYTES]
+            while piece and not stream.eof:
+                part = stream.decompress(piece, _PIECE_BYTES)
+                piece = stream.unconsumed_tail
+                count(len(part))
+                plain.write(part)
+                if plain.tell() > limit:
+                    raise _inflates_too_much(limit)
+                await asyncio.sleep(0)  # others have their turn between pieces
+        count(plain.write(stream.flush()))
+    except zlib.error as error:
+        raise _invalid(f"The body is not {encoding}, as Content-Encoding says: {error}.") from None
+    if not stream.eof or stream.unused_data:
+        raise _invalid(f"The body is not one complete {encoding} stream.")
+    return plain.getvalue()
+
+
+def _inflates_too_much(limit: int) -> Problem:
+    return Problem(
+        "too-large",
+        f"The body inflates to more than {limit:,} bytes. Send fewer or smaller pictures.",
+        limit_bytes=limit,
+    )
+
+
+def read(
+    body: bytes,
+    header_length: str | None,
+    inputs: Sequence[Spec],
+    outputs: Sequence[Spec],
+    memory: MemoryBudget,
+) -> Inference:
+    """Read a request for one of the inputs and any of the outputs. A header length of 0 means a
+    body that is the one element of the first input. `memory` is what reading may take, which can
+    wait for it. Raises Problem: invalid-inference, too-large."""
+    json_end = _json_end(header_length, len(body))
+    if header_length is not None and not json_end:
+        return Inference(None, inputs[0], [body], tuple((spec, False) for spec in outputs))
+    text, tensors = body[:json_end], memoryview(body)[json_end:]
+    with _reserved(memory, _bytes_to_parse(text, inputs) + len(tensors)):
+        message = _object(_parse(text), "The request")
+        identity = message.get("id")
+        if identity is not None and not (isinstance(identity, str) and len(identity) <= LONGEST_ID):
+            raise _invalid(f"The id must be a text of at most {LONGEST_ID:,} characters.")
+        spec, data = _input(message.get("inputs"), tensors, header_length is not None, inputs)
+        return Inference(identity, spec, data, tuple(_outputs(message, outputs)))
+
+
+def write(
+    message: Mapping[str, Any], results: Sequence[tuple[Spec, list[Any], bool]]
+) -> tuple[bytes, dict[str, str]]:
+    """Write an answer: what its JSON begins with, and the outputs, one row a picture, each in
+    binary or not. Returns the body and its headers."""
+    described, binary = [], []
+    for spec, values, is_binary in results:
+        output: dict[str, Any] = {
+            "name": spec.name,
+            "datatype": spec.datatype,
+            "shape": [len(values), 1],
+        }
+        if is_binary:
+            binary.append(_to_binary(spec.datatype, values))
+            output["parameters"] = {"binary_data_size": len(binary[-1])}
+        elif spec.datatype == "BYTES":
+            output["data"] = [value.decode() for value in values]
+        else:
+            output["data"] = values
+        described.append(output)
+    header = json.dumps({**message, "outputs": described}).encode()
+    if not binary:
+        return header, {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+    return b"".join([header, *binary]), headers
+
+
+def _invalid(detail: str) -> Problem:
+    return Problem("invalid-inference", detail)
+
+
+def _json_end(header_length: str | None, size: int) -> int:
+    if header_length is None:
+        return size
+    digits = header_length.isascii() and header_length.isdecimal() and len(header_length) < 20
+    if not digits or int(header_length) > size:
+        raise _invalid(
+            f"{HEADER_LENGTH} is {header_length[:20]!r}, and must be the number of bytes of JSON"
+            f" that the body of {size:,} begins with."
+        )
+    return int(header_length)
+
+
+def _bytes_to_parse(text: bytes, inputs: Sequence[Spec]) -> int:
+    """The memory that the JSON takes at most as Python's objects. Raises Problem for JSON of more
+    values than the inputs can have."""
+    most = OTHER_VALUES + max(MAX_PICTURES * _values(spec.shape[1:]) for spec in inputs)
+    values = sum(map(text.count, (b",", b"[", b"{")))
+    if values > most:
+        raise _invalid(
+            f"The JSON holds more than {most:,} values, which is more than {MAX_PICTURES} pictures"
+            " have. Send fewer pictures a request, or send them in binary."
+        )
+    # Three times, as text, as its parts and decoded; the first two take four bytes a character
+    # where one of them is not ASCII.
+    return _VALUE_BYTES * values + len(text) * (3 if text.isascii() else 9)
+
+
+@contextmanager
+def _reserved(memory: MemoryBudget, amount: int) -> Iterator[None]:
+    try:
+        with memory.reserve(amount):
+            yield
+    except OverBudget:
+        raise Problem(
+            "too-large",
+            f"Reading the request's JSON needs {amount / 1e6:,.0f} MB of memory, which this service"
+            " has not. Send fewer pictures a request, or send them in binary.",
+        ) from None
+
+
+def _parse(text: bytes) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"The request is not JSON: {str(error)[:100]}.") from None
+
+
+def _values(shape: tuple[int, ...]) -> int:
+    """How many numbers and brackets a picture of that shape is, as nested lists."""
+    return sum(prod(shape[:axis]) for axis in range(len(shape) + 1))
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _invalid(f"{what} must be a JSON object.")
+    return value
+
+
+def _named(value: Any, what: str, specs: Sequence[Spec]) -> tuple[Spec, dict[str, Any]]:
+    """The declared tensor that an entry of `inputs` or `outputs` names, and its parameters."""
+    entry = _object(value, f"Each of the {what}")
+    known = {spec.name: spec for spec in specs}
+    name = entry.get("name")
+    if not isinstance(name, str) or name not in known:
+        raise _invalid(f"There is no {what[:-1]} {_shown(name)}; there are {', '.join(known)}.")
+    parameters = _object(entry.get("parameters") or {}, f"The parameters of {name}")
+    for extension in _NOT_OFFERED:
+        if extension in parameters:
+            raise _invalid(f"{name} has the parameter {extension}, which is not offered here.")
+    return known[name], parameters
+
+
+def _shown(value: Any) -> str:
+    return repr(value[:40]) if isinstance(value, str) else f"of the type {type(value).__name__}"
+
+
+def _outputs(message: dict[str, Any], specs: Sequence[Spec]) -> Iterator[tuple[Spec, bool]]:
+    parameters = _object(message.get("parameters") or {}, "The request's parameters")
+    by_default = _truth(parameters, "binary_data_output", False)
+    wanted = message.get("outputs") or [{"name": spec.name} for spec in specs]
+    if not isinstance(wanted, list):
+        raise _invalid("The outputs must be a list.")
+    seen = set()
+    for value in wanted:
+        spec, parameters = _named(value, "outputs", specs)
+        if spec.name in seen:
+            raise _invalid(f"The output {spec.name} is asked for twice.")
+        seen.add(spec.name)
+        yield spec, _truth(parameters, "binary_data", by_default)
+
+
+def _truth(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise _invalid(f"The parameter {name} must be true or false.")
+    return value
+
+
+def _input(
+    values: Any, tensors: memoryview, with_header: bool, specs: Sequence[Spec]
+) -> tuple[Spec, Data]:
+    if not isinstance(values, list) or len(values) != 1:
+        names = ", ".join(spec.name for spec in specs)
+        found = len(values) if isinstance(values, list) else "no list"
+        raise _invalid(f"The inputs must be a list of exactly one of {names}; there is {found}.")
+    spec, parameters = _named(values[0], "inputs", specs)
+    entry = values[0]
+    if entry.get("datatype") != spec.datatype:
+        raise _invalid(
+            f"{spec.name} has the datatype {spec.datatype}, not {_shown(entry.get('datatype'))}."
+        )
+    shape = _shape(entry.get("shape"), spec)
+    size = parameters.get("binary_data_size")
+    if size is None:
+        if len(tensors):
+            raise _invalid(
+                "Bytes follow the JSON, but no input has the parameter binary_data_size."
+            )
+        if "data" not in entry:
+            raise _invalid(f"{spec.name} has neither data nor the parameter binary_data_size.")
+        return spec, _from_json(entry["data"], shape, spec)
+    if "data" in entry:
+        raise _invalid(f"{spec.name} has data as well as the parameter binary_data_size.")
+    if not with_header:
+        raise _invalid(
+            f"{spec.name} is binary: the header {HEADER_LENGTH} must say where it begins."
+        )
+    if type(size) is not int or size != len(tensors):
+        stated = f"{size:,}" if type(size) is int and abs(size) < 2**63 else _shown(size)
+        raise _invalid(
+            f"The binary_data_size of {spec.name} is {stated}, but {len(tensors):,} bytes"
+            " follow the JSON."
+        )
+    return spec, _from_binary(tensors, shape, spec)
+
+
+def _shape(value: Any, spec: Spec) -> tuple[int, ...]:
+    """The shape that the request states, if it is one of the input's; a column of pictures, as
+    (n, 1), passes for a row of them."""
+    column = value[:-1] if spec.datatype == "BYTES" and _is_column(value) else value
+    fits = (
+        isinstance(column, list)
+        and len(column) == len(spec.shape)
+        and all(type(size) is int for size in column)
+        and column[1:] == list(spec.shape[1:])
+    )
+    if not fits:
+        raise _invalid(f"The shape of {spec.name} must be {list(spec.shape)}, -1 for any number.")
+    if not 1 <= column[0] <= MAX_PICTURES:
+        raise _invalid(f"A request may have 1 to {MAX_PICTURES} pictures; split it into several.")
+    return tuple(value)
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and value[1] == 1
+
+
+def _from_json(data: Any, shape: tuple[int, ...], spec: Spec) -> Data:
+    values = _flat(data, shape, spec.name)
+    if spec.datatype == "BYTES":
+        return [_base64(value, f"{spec.name}[{index}]") for index, value in enumerate(values)]
+    kinds = set(map(type, values))
+    if not kinds <= ({int} if spec.datatype == "UINT8" else {int, float}):
+        numbers = "whole numbers" if spec.datatype == "UINT8" else "numbers"
+        raise _invalid(f"The data of {spec.name} must be {numbers}.")
+    if spec.datatype == "UINT8" and not (min(values) >= 0 and max(values) <= 255):
+        raise _invalid(f"The data of {spec.name} must be from 0 to 255.")
+    try:
+        return np.array(values, _NUMBERS[spec.datatype]).reshape(shape)
+    except OverflowError:  # whole numbers that no floating-point number holds
+        raise _invalid(f"The data of {spec.name} have a number that FP32 cannot hold.") from None
+
+
+def _flat(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
+    """The elements in order, from a flat list of them or from lists nested as the shape says."""
+    values = data if isinstance(data, list) else []
+    if values and isinstance(values[0], list) and len(values) == shape[0]:
+        for size in shape[1:]:
+            if not all(isinstance(part, list) and len(part) == size for part in values):
+                values = []
+            values = list(chain.from_iterable(values))
+    if len(values) != prod(shape):
+        raise _invalid(f"The data of {name} do not fit its shape {list(shape)}, flat or nested.")
+    return values
+
+
+def _base64(value: Any, name: str) -> bytes:
+    try:
+        return binascii.a2b_base64(value.encode("ascii"), strict_mode=True)
+    except (AttributeError, ValueError):
+        raise _invalid(f"{name} must be a picture file in base64, as one text.") from None
+
+
+def _from_binary(tensor: memoryview, shape: tuple[int, ...], spec: Spec) -> Data:
+    if spec.datatype == "BYTES":
+        return _elements(tensor, shape[0], spec.name)
+    dtype = _NUMBERS[spec.datatype]
+    if len(tensor) != prod(shape) * dtype.itemsize:
+        raise _invalid(
+            f"{spec.name} of the shape {list(shape)} has {prod(shape) * dtype.itemsize:,} bytes as"
+            f" {spec.datatype}, not {len(tensor):,}."
+        )
+    # A copy, since the tensor may begin at any byte of the body
+    return np.frombuffer(tensor, dtype).reshape(shape).copy()
+
+
+def _elements(tensor: memoryview, count: int, name: str) -> list[bytes]:
+    elements: list[bytes] = []
+    at = 0
+    while at + 4 <= len(tensor) and len(elements) < count:
+        (length,) = struct.unpack_from("<I", tensor, at)
+        elements.append(bytes(tensor[at + 4 : at + 4 + length]))
+        at += 4 + length
+    if at != len(tensor) or len(elements) != count:
+        raise _invalid(
+            f"{name} must be {count} times a length, as 4 bytes, little-endian, and as many bytes."
+        )
+    return [_decoded_where_text(element) for element in elements]
+
+
+def _decoded_where_text(element: bytes) -> bytes:
+    """`mlserver infer -b` sends the base64 text of its input file as the bytes. No picture file
+    has nothing but such letters in it."""
+    try:
+        return binascii.a2b_base64(element, strict_mode=True)
+    except ValueError:
+        return element
+
+
+def _to_binary(datatype: str, values: Any) -> bytes:
+    if datatype == "BYTES":
+        return b"".join(struct.pack("<I", len(value)) + value for value in values)
+    return np.asarray(values, _NUMBERS[datatype]).tobytes()

@@ -1,0 +1,192 @@
+"""What the heat maps claim: exact sums, correct derivatives, and places that matter."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from model.classifier import Classifier, default_weights
+from model.convolution import Convolution
+from model.explanation import explain, method, overlay, picture_of_weights, spread
+from model.network import (
+    Array,
+    GlobalAverage,
+    Layer,
+    Linear,
+    MaxPool,
+    Relu,
+    Residual,
+    Scratch,
+    Standardise,
+    backward,
+    forward,
+)
+from model.preprocessing import read_picture, to_vector
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def network() -> Sequence[Layer]:
+    """The network that ships."""
+    return Classifier.load(default_weights()).layers
+
+
+@pytest.fixture(scope="module")
+def cat(cat_picture: bytes) -> Pixels:
+    return read_picture(cat_picture).pixels
+
+
+def noise(side: int, seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
+
+
+def random(*shape: int, kind: type = np.float32) -> Array:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(kind)
+
+
+def convolution(c_in: int, c_out: int, stride: int = 1, kind: type = np.float32) -> Convolution:
+    return Convolution(random(3, 3, c_in, c_out, kind=kind) / 5, random(c_out, kind=kind), stride)
+
+
+def small(side: int, kind: type = np.float32) -> list[Layer]:
+    """Every kind of layer, with biases, for pictures of that side."""
+    inner: list[Layer] = [convolution(6, 6, kind=kind), Relu(), convolution(6, 6, kind=kind)]
+    return [
+        Standardise((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), side),
+        convolution(3, 4, 2, kind=kind),
+        MaxPool(),
+        Relu(),
+        convolution(4, 6, kind=kind),
+        Residual([*inner, Relu()]),
+        GlobalAverage(),
+        Linear(random(6, 2, kind=kind), random(2, kind=kind)),
+        Relu(),
+        Linear(random(2, 1, kind=kind), random(1, kind=kind)),
+    ]
+
+
+def logit(layers: Sequence[Layer], pixels: Pixels) -> float:
+    return float(forward(layers, to_vector(pixels[None]), Scratch())[-1][0, 0])
+
+
+def test_for_logistic_regression_the_map_is_weights_times_pixels(cat: Pixels) -> None:
+    weights, bias = random(12288, 1), random(1)
+    explanation = explain([Linear(weights, bias)], cat)
+    terms = (weights[:, 0] * to_vector(cat)).reshape(64, 64, 3)
+    np.testing.assert_allclose(explanation.heat, terms.sum(axis=2), rtol=1e-4, atol=1e-6)
+    assert explanation.bias == pytest.approx(float(bias[0]))
+
+
+@pytest.mark.parametrize("side", [8, 20, 64])
+def test_the_map_and_the_bias_sum_to_the_logit_in_networks_of_every_layer(side: int) -> None:
+    layers, pixels = small(side), noise(side)
+    explanation = explain(layers, pixels)
+    assert explanation.heat.shape == (side, side)
+    assert explanation.logit == pytest.approx(logit(layers, pixels), abs=1e-4)
+    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
+    assert total == pytest.approx(explanation.logit, abs=1e-4)
+
+
+def test_without_places_the_biases_are_told_apart_and_the_sum_is_exact_too(cat: Pixels) -> None:
+    layers = [Linear(random(12288, 5) / 99, random(5)), Relu(), Linear(random(5, 1), random(1))]
+    explanation = explain(layers, cat)
+    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
+    assert total == pytest.approx(logit(layers, cat), abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_map_and_the_bias_sum_to_the_logit_of_the_network_that_ships(
+    network: Sequence[Layer], cat: Pixels, seed: int
+) -> None:
+    for pixels in (cat, noise(64, seed)):
+        explanation = explain(network, pixels)
+        assert explanation.logit == pytest.approx(logit(network, pixels), abs=1e-3)
+        total = float(explanation.heat.sum(dtype=float)) + explanation.bias
+        assert total == pytest.approx(explanation.logit, abs=1e-3)
+
+
+def test_the_derivatives_are_those_of_finite_differences() -> None:
+    layers = small(16, kind=np.float64)
+    x = to_vector(noise(16)[None]).astype(np.float64)
+    scratch = Scratch(keep=True, train=False)
+    stages = forward(layers, x, scratch)
+    dx, gradients = backward(layers, stages, np.ones((1, 1)), scratch)
+    for i in range(0, x.size, 37):
+        step = np.zeros_like(x)
+        step[0, i] = 1e-6
+        above, below = (forward(layers, x + s, Scratch())[-1][0, 0] for s in (step, -step))
+        assert dx[0, i] == pytest.approx((above - below) / 2e-6, rel=1e-4, abs=1e-7)
+    assert not any(name.startswith(("1.", "4.")) for name in gradients)  # nobody trains here
+
+
+def test_hiding_what_speaks_for_cat_costs_more_than_hiding_anything_else(
+    network: Sequence[Layer], cat: Pixels
+) -> None:
+    blurred = np.asarray(Image.fromarray(cat).filter(ImageFilter.GaussianBlur(6)))
+    order = np.argsort(explain(network, cat).heat.ravel())
+    fifth = order.size // 5
+
+    def without(places: NDArray[np.intp]) -> float:
+        hidden = cat.reshape(-1, 3).copy()
+        hidden[places] = blurred.reshape(-1, 3)[places]
+        return logit(network, hidden.reshape(cat.shape))
+
+    anywhere = np.random.default_rng(0).permuted(np.tile(order, (10, 1)), axis=1)[:, :fifth]
+    others = [without(places) for places in (order[:fifth], *anywhere)]
+    assert without(order[-fifth:]) < min(others)
+
+
+def test_any_number_of_threads_explain_alike(network: Sequence[Layer], cat: Pixels) -> None:
+    pictures = [cat, noise(64, 1), noise(64, 2)] * 4
+    alone = [explain(network, pixels).heat for pixels in pictures]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda pixels: explain(network, pixels).heat, pictures))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("places", [1, 3, 8, 64])
+def test_spreading_keeps_the_sum_and_the_place(places: int) -> None:
+    terms = np.zeros((places, places))
+    terms[0, -1] = 2.5
+    spread_out = spread(terms, 64)
+    assert spread_out.sum() == pytest.approx(2.5)
+    assert spread_out[:32, 32:].sum() == pytest.approx(2.5 if places > 2 else 0.625, rel=0.1)
+
+
+def test_the_overlay_is_orange_where_it_speaks_for_and_blue_against(cat: Pixels) -> None:
+    heat = np.zeros((64, 64))
+    heat[:20], heat[-20:] = 1, -1
+    pixels, full = overlay(cat, heat)
+    assert pixels.dtype == np.uint8
+    assert full == pytest.approx(1)
+    red, _, blue = (pixels[..., channel].astype(int) for channel in range(3))
+    high = len(pixels)
+    assert (red - blue)[: high // 4].min() > 100
+    assert (blue - red)[-high // 4 :].min() > 100
+    assert abs(red - blue)[high // 2].max() == 0
+
+
+def test_an_overlay_of_nothing_is_the_grey_picture(cat: Pixels) -> None:
+    pixels, _ = overlay(cat, np.zeros((64, 64)))
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+
+
+def test_only_logistic_regression_has_a_picture_of_weights(network: Sequence[Layer]) -> None:
+    weights = np.zeros((64, 64, 3), np.float32)
+    weights[:32, :, 0], weights[32:, :, 2] = 1, -1
+    picture = picture_of_weights([Linear(weights.reshape(-1, 1), np.zeros(1, np.float32))], 64)
+    assert picture is not None
+    assert picture[0, 0].tolist() == [255, 127, 127]
+    assert picture[63, 0].tolist() == [127, 127, 0]
+    assert picture_of_weights(network, 64) is None
+
+
+def test_each_kind_of_network_names_its_method(network: Sequence[Layer]) -> None:
+    logistic = [Linear(random(12, 1), random(1))]
+    named = [method(layers).name for layers in (logistic, [*logistic, Relu()], network)]
+    assert len(set(named)) == 3

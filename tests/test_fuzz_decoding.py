@@ -1,0 +1,163 @@
+"""Damaged pictures of every kind: pixels or a reason come out, in bounded time and memory.
+
+A few hundred are tried with every run of the tests. For as many as you like:
+
+    python -m pytest tests/test_fuzz_decoding.py --hypothesis-profile=long
+"""
+
+import resource
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.preprocessing import (
+    InvalidImage,
+    Limits,
+    MemoryBudget,
+    Picture,
+    Reason,
+    read_picture,
+)
+from tests.pictures import kinds
+
+MEMORY = 60_000_000  # bytes, for a decode
+LIMITS = Limits(max_pixels=1_000_000, max_side=5_000, memory=MemoryBudget(MEMORY))
+SECONDS = 20  # a hang, whatever else the machine is doing
+
+# The filter that `model.preprocessing` sets, which pytest replaces
+noisy_libraries = pytest.mark.filterwarnings(r"ignore:::PIL\.")
+fuzz = settings(
+    deadline=None,
+    max_examples=max(1500, settings().max_examples),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def check(data: bytes) -> None:
+    """What must hold whatever the bytes are."""
+    start, most = time.perf_counter(), most_memory()
+    refused = None
+    try:
+        result = read_picture(data, limits=LIMITS)
+    except InvalidImage as error:
+        refused = error
+    if refused is not None:
+        assert str(refused).endswith(".")
+        assert len(str(refused)) < 500
+        assert refused.reason in Reason
+        assert "0x" not in str(refused)
+    else:
+        assert isinstance(result, Picture)
+        assert result.pixels.shape == (64, 64, 3)
+        assert result.pixels.dtype == np.uint8
+        assert result.width * result.height <= LIMITS.max_pixels_in_file
+    assert time.perf_counter() - start < SECONDS
+    assert most_memory() - most < MEMORY + 10_000_000
+    assert LIMITS.memory.taken == 0
+
+
+def most_memory() -> int:
+    """The most that this process held at any time, in bytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+# --- Changes to a picture ------------------------------------------------------------------------
+
+CORPUS = sorted(kinds().values())
+NUMBERS = (0, 1, 2, 3, 8, 255, 256, 4096, 0x7FFF, 0xFFDC, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
+FORMS = ("B", "<H", ">H", "<I", ">I", "<Q", ">Q")
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+
+def places(length: int) -> st.SearchStrategy[int]:
+    """Headers more often than what they describe: there a bit means most."""
+    return (
+        st.integers(0, min(100, length)) | st.integers(0, min(700, length)) | st.integers(0, length)
+    )
+
+
+def flip(draw: Draw, data: bytearray, at: int) -> None:
+    if at < len(data):
+        data[at] ^= 1 << draw(st.integers(0, 7))
+
+
+def write_number(draw: Draw, data: bytearray, at: int) -> None:
+    form = draw(st.sampled_from(FORMS))
+    number = draw(st.sampled_from(NUMBERS) | st.just(len(data)) | st.integers(0, 2**16))
+    size = struct.calcsize(form)
+    if at + size <= len(data):
+        struct.pack_into(form, data, at, number % (1 << 8 * size))
+
+
+def write_bytes(draw: Draw, data: bytearray, at: int) -> None:
+    data[at : at + draw(st.integers(0, 20))] = draw(st.binary(max_size=20))
+
+
+def cut_out(draw: Draw, data: bytearray, at: int) -> None:
+    del data[at : at + draw(st.integers(1, 30) | st.integers(1, len(data) + 1))]
+
+
+def repeat(draw: Draw, data: bytearray, at: int) -> None:
+    part = data[at : at + draw(st.integers(1, 300))]
+    data[at:at] = part * draw(st.integers(1, 5) | st.sampled_from([50, 2000]))
+
+
+def splice(draw: Draw, data: bytearray, at: int) -> None:
+    other = draw(st.sampled_from(CORPUS))
+    start = draw(places(len(other)))
+    part = other[start : start + draw(st.integers(1, 400) | st.just(len(other)))]
+    data[at : at + draw(st.sampled_from([0, len(part), len(data)]))] = part
+
+
+CHANGES = (flip, write_number, write_number, write_bytes, cut_out, repeat, splice)
+
+
+@st.composite
+def damaged(draw: Draw) -> bytes:
+    data = bytearray(draw(st.sampled_from(CORPUS)))
+    for change in draw(st.lists(st.sampled_from(CHANGES), min_size=1, max_size=5)):
+        change(draw, data, draw(places(len(data))))
+    if data.startswith(b"\x89PNG") and draw(st.booleans()):
+        return with_right_checksums(bytes(data))
+    return bytes(data[:1_000_000])
+
+
+def with_right_checksums(data: bytes) -> bytes:
+    """So that damage gets past the checksums of a PNG, to the decoder."""
+    parts = [data[:8]]
+    at = 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        content = data[at + 4 : at + 8 + length]
+        parts.append(data[at : at + 4] + content + struct.pack(">I", zlib.crc32(content)))
+        at += 12 + length
+    return b"".join(parts)
+
+
+# --- The tests -----------------------------------------------------------------------------------
+
+STARTS = sorted({data[:length] for data in CORPUS for length in (4, 12, 16, 30)})
+
+
+@noisy_libraries
+@fuzz
+@given(damaged())
+def test_damaged_pictures_give_pixels_or_a_reason(data: bytes) -> None:
+    check(data)
+
+
+@noisy_libraries
+@fuzz
+@given(st.sampled_from([b"", *STARTS]), st.binary(max_size=300))
+def test_arbitrary_bytes_give_pixels_or_a_reason(start: bytes, rest: bytes) -> None:
+    check(start + rest)

@@ -1,0 +1,155 @@
+"""The service with more to do than it can, and when it stops: what clients are told."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from model.classifier import Classifier
+from tests.gate import Gate
+
+Served = Callable[..., Any]
+
+
+@pytest.fixture
+def served(weights_path: Path, classifier: Classifier) -> Served:
+    """A service whose network waits for a gate, with these settings."""
+
+    @asynccontextmanager
+    async def serve(**settings: Any) -> AsyncIterator[tuple[Gate, httpx.AsyncClient, FastAPI]]:
+        gate, app = Gate(), create_app(Settings(weights=weights_path, **settings))
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app), base_url="http://test", timeout=30
+            ) as client,
+        ):
+            gated = dataclasses.replace(classifier, layers=[gate, *classifier.layers])
+            app.state.classifier = gated
+            try:
+                yield gate, client, app
+            finally:
+                gate.opened.set()
+
+    return serve
+
+
+def test_what_the_queue_does_not_hold_is_refused_at_once(
+    served: Served, cat_picture: bytes
+) -> None:
+    async def scene() -> None:
+        async with served(queue=2) as (gate, client, app):
+            tasks = [asyncio.create_task(client.post("/predict", content=cat_picture))]
+            assert await asyncio.to_thread(gate.reached.wait, 30)
+            tasks.append(asyncio.create_task(client.post("/predict", content=cat_picture)))
+            while app.state.admission.taken < 2:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.001)
+
+            refused = await client.post("/predict", content=cat_picture)
+            assert refused.status_code == 503
+            assert refused.json()["type"] == "/problems#busy"
+            assert int(refused.headers["retry-after"]) >= 1
+            assert (await client.get("/health")).status_code == 200
+
+            gate.opened.set()
+            assert [(await task).status_code for task in tasks] == [200, 200]
+            assert (await client.post("/predict", content=cat_picture)).status_code == 200
+
+    asyncio.run(scene())
+
+
+def test_a_refused_upload_is_refused_before_it_is_read(served: Served, cat_picture: bytes) -> None:
+    async def scene() -> None:
+        async with served(queue=1) as (gate, client, app):
+            first = asyncio.create_task(client.post("/predict", content=cat_picture))
+            assert await asyncio.to_thread(gate.reached.wait, 30)
+            sent = asyncio.Queue[dict[str, Any]]()
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/predict",
+                "query_string": b"",
+                "headers": [(b"content-length", b"1000")],
+            }
+
+            async def receive() -> dict[str, Any]:
+                assert not sent.empty(), "the body was asked for before the answer"
+                return {"type": "http.disconnect"}
+
+            await app(scope, receive, sent.put)
+            assert sent.get_nowait()["status"] == 503
+            gate.opened.set()
+            await first
+
+    asyncio.run(scene())
+
+
+def test_what_is_not_done_by_its_deadline_is_given_up(served: Served, cat_picture: bytes) -> None:
+    async def scene() -> None:
+        async with served(deadline_seconds=0.3) as (gate, client, app):
+            late = await client.post("/predict", content=cat_picture)
+            assert late.status_code == 503
+            assert late.json()["type"] == "/problems#deadline-passed"
+            assert int(late.headers["retry-after"]) >= 1
+            assert app.state.admission.taken == 0
+            gate.opened.set()
+            assert (await client.post("/predict", content=cat_picture)).status_code == 200
+
+    asyncio.run(scene())
+
+
+def test_an_upload_that_does_not_come_on_is_given_up(served: Served, cat_picture: bytes) -> None:
+    async def stalls() -> AsyncIterator[bytes]:
+        yield cat_picture[:100]
+        await asyncio.sleep(60)
+        yield cat_picture[100:]
+
+    async def scene() -> None:
+        async with served(upload_seconds=0.2) as (_, client, app):
+            slow = await client.post("/predict", content=stalls())
+            assert slow.status_code == 408
+            assert slow.json()["type"] == "/problems#slow-upload"
+            assert "100 bytes" in slow.json()["detail"]
+            assert (app.state.admission.taken, app.state.admission.held_bytes) == (0, 0)
+
+    asyncio.run(scene())
+
+
+def test_an_upload_that_comes_on_gets_more_time(served: Served, cat_picture: bytes) -> None:
+    async def steady() -> AsyncIterator[bytes]:
+        for start in range(0, len(cat_picture), 20_000):
+            await asyncio.sleep(0.15)
+            yield cat_picture[start : start + 20_000]
+
+    async def scene() -> None:
+        assert len(cat_picture) > 30_000
+        async with served(upload_seconds=0.25) as (gate, client, _):
+            gate.opened.set()
+            assert (await client.post("/predict", content=steady())).status_code == 200
+
+    asyncio.run(scene())
+
+
+def test_a_service_that_is_about_to_stop_says_so_and_still_answers(
+    weights_path: Path, cat_picture: bytes
+) -> None:
+    app = create_app(Settings(weights=weights_path))
+    with TestClient(app) as client:
+        assert client.get("/health/ready").json()["status"] == "ready"
+        app.state.ready = False
+        for path in ("/health", "/health/ready"):
+            answer = client.get(path)
+            assert answer.status_code == 503
+            assert answer.json()["type"] == "/problems#not-ready"
+            assert "retry-after" in answer.headers
+        assert client.get("/health/live").json() == {"status": "live"}
+        assert client.post("/predict", content=cat_picture).status_code == 200

@@ -1,0 +1,307 @@
+"""The page in Chromium against a real server; needs what requirements/browser.txt lists."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser import NoBrowser, chromium
+from tests.data_folder import REPOSITORY
+from tests.server import UVICORN, Server, running
+
+playwright_api = pytest.importorskip(
+    "playwright.sync_api", reason="browser: `make test-all` runs it with requirements/browser.txt"
+)
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+pytestmark = pytest.mark.browser
+
+expect = playwright_api.expect
+EXAMPLES = REPOSITORY / "examples"
+REFUSED = "Failed to load resource"  # what Chromium logs for a status of 400 or more
+# What drops or pastes a file as people do; browsers let no script do it to their own dialogs.
+TRANSFER = """(name) => {
+    const bytes = Uint8Array.from(atob(PICTURE), (c) => c.charCodeAt(0));
+    const transfer = new DataTransfer();
+    for (const each of name.split(" ")) {
+        transfer.items.add(new File([bytes], each, { type: "image/jpeg" }));
+    }
+    return transfer;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    try:
+        with chromium() as browser:
+            yield browser
+    except NoBrowser as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def server(weights_path: Path) -> Iterator[Server]:
+    with running(UVICORN, weights=weights_path) as server:
+        yield server
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page and sees to it that it complains of nothing and asks nobody else."""
+    opened = []
+
+    def visit(address: str, **options: Any) -> Any:
+        context = browser.new_context(**{"reduced_motion": "reduce", **options})
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        complaints: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        opened.append((context, address, complaints, asked))
+        page.goto(address)
+        return page
+
+    yield visit
+    for context, address, complaints, asked in opened:
+        context.close()
+        assert [each for each in complaints if REFUSED not in each] == []
+        assert [each for each in asked if not each.startswith((address, "blob:", "data:"))] == []
+
+
+def cards(page: Any) -> Any:
+    return page.locator("#answers > li")
+
+
+def words(card: Any) -> str:
+    """The words of a card, once it has its answer."""
+    card.locator(".views").wait_for()
+    text: str = card.locator("h2").inner_text()
+    return text
+
+
+def transfer(page: Any, names: str) -> Any:
+    """A DataTransfer with the photo of a cat under these names."""
+    picture = base64.b64encode((EXAMPLES / "cat.jpg").read_bytes()).decode()
+    return page.evaluate_handle(TRANSFER.replace("PICTURE", json.dumps(picture)), names)
+
+
+def assert_accessible(page: Any) -> None:
+    results = axe.Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+
+
+def test_an_example_is_answered_with_picture_words_probability_and_reason(
+    server: Server, visit: Callable[..., Any]
+) -> None:
+    page = visit(server.url + "/")
+    page.get_by_role("button", name="A tabby cat").click()
+    card = cards(page).first
+    assert "cat" in words(card)
+    expect(card.locator(".number")).to_contain_text("% probability of cat")
+    assert card.get_by_role("img", name="50 %").count() == 1  # the threshold, in the bar's label
+    expect(card.locator(".facts")).to_contain_text("451×300 JPEG")
+    expect(card.locator(".facts")).to_contain_text(" ms")
+    for name in ("The picture as the model saw it", "The heat map over the picture", "cat.jpg"):
+        image = card.get_by_role("img", name=name)
+        assert image.evaluate("image => image.naturalWidth") > 0
+    expect(page.get_by_role("status")).to_contain_text("cat.jpg: ")
+
+
+def test_several_chosen_files_are_answered_each_on_its_card(
+    server: Server, visit: Callable[..., Any]
+) -> None:
+    page = visit(server.url + "/")
+    names = ["cat.jpg", "coffee.jpg", "rocket.jpg"]
+    page.locator("#file").set_input_files([EXAMPLES / name for name in names])
+    for card, name in zip([cards(page).nth(i) for i in range(3)], names, strict=True):
+        words(card)
+        expect(card.locator(".facts")).to_contain_text(name)
+
+
+def test_dropped_and_pasted_pictures_are_answered(
+    server: Server, visit: Callable[..., Any]
+) -> None:
+    page = visit(server.url + "/")
+    dropped = transfer(page, "dropped.jpg second.jpg")
+    for event in ("dragenter", "dragover", "drop"):
+        page.dispatch_event("body", event, {"dataTransfer": dropped})
+        assert ("dragging" in page.locator("html").get_attribute("class")) == (event != "drop")
+    pasted = transfer(page, "pasted.jpg")
+    page.evaluate(
+        "data => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data }))",
+        pasted,
+    )
+    for i, name in enumerate(("pasted.jpg", "dropped.jpg", "second.jpg")):
+        words(cards(page).nth(i))
+        expect(cards(page).nth(i).locator(".facts")).to_contain_text(name)
+
+
+def test_what_was_done_to_the_picture_is_told(server: Server, visit: Callable[..., Any]) -> None:
+    out = io.BytesIO()
+    frames = [Image.new("L", (90, 80), 20 * number) for number in range(12)]
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    page = visit(server.url + "/")
+    file = {"name": "moving.gif", "mimeType": "image/gif", "buffer": out.getvalue()}
+    page.locator("#file").set_input_files([file])
+    words(cards(page).first)
+    expect(cards(page).first.locator(".seen")).to_contain_text("Only the first of 12 frames")
+
+
+def test_a_refused_file_tells_the_services_own_sentence(
+    server: Server, visit: Callable[..., Any]
+) -> None:
+    page = visit(server.url + "/")
+    file = {"name": "<b>notes</b>.txt", "mimeType": "text/plain", "buffer": b"hello"}
+    page.locator("#file").set_input_files([file])
+    card = cards(page).first
+    expect(card.locator("h2")).to_have_text("The upload is not a picture")
+    expect(card).to_contain_text("send the bytes of a JPEG, PNG")
+    expect(card).to_contain_text("<b>notes</b>.txt")
+    assert_accessible(page)
+
+
+def test_with_keys_the_page_asks_once_and_keeps_the_key_for_the_tab_only(
+    weights_path: Path, visit: Callable[..., Any]
+) -> None:
+    with running(UVICORN, weights=weights_path, api_keys="open-sesame") as server:
+        page = visit(server.url + "/")
+        page.locator("#file").set_input_files([EXAMPLES / "cat.jpg", EXAMPLES / "coffee.jpg"])
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Key").fill("wrong")
+        assert_accessible(page)
+        dialog.get_by_role("button", name="Use the key").click()
+        expect(dialog).to_contain_text("not one of this service's")
+        dialog.get_by_label("Key").fill("open-sesame")
+        page.keyboard.press("Enter")
+        words(cards(page).nth(0))
+        words(cards(page).nth(1))
+        page.reload()
+        page.get_by_role("button", name="A rocket at its launch").click()
+        words(cards(page).first)  # without being asked again
+        assert page.evaluate("Object.keys(localStorage).length") == 0
+        assert page.context.cookies() == []
+
+
+def test_whoever_has_no_key_is_told_so(weights_path: Path, visit: Callable[..., Any]) -> None:
+    with running(UVICORN, weights=weights_path, api_keys="open-sesame") as server:
+        page = visit(server.url + "/")
+        page.get_by_role("button", name="A tabby cat").click()
+        page.get_by_role("button", name="Cancel", exact=True).click()
+        expect(cards(page).first).to_contain_text("This service needs a key")
+
+
+def test_a_long_upload_shows_its_progress_and_can_be_cancelled(
+    server: Server, visit: Callable[..., Any]
+) -> None:
+    page = visit(server.url + "/")
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 200_000}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
+    file = {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": bytes(5_000_000)}
+    page.locator("#file").set_input_files([file])
+    expect(cards(page).first.locator("h2")).to_have_text("Sending")
+    expect(page.get_by_role("progressbar")).to_have_attribute("value", re.compile(r"0\.\d+"))
+    page.get_by_role("button", name="Cancel large.jpg").click()
+    expect(cards(page)).to_have_count(0)
+    expect(page.get_by_role("status")).to_have_text("large.jpg: cancelled")
+
+
+def test_a_service_that_is_gone_is_told(weights_path: Path, visit: Callable[..., Any]) -> None:
+    with running(UVICORN, weights=weights_path) as server:
+        page = visit(server.url + "/")
+        server.process.kill()
+        server.wait()
+        page.locator("#file").set_input_files([EXAMPLES / "cat.jpg"])
+        expect(cards(page).first).to_contain_text("The service cannot be reached")
+
+
+def test_the_model_panel_and_the_commands_are_there(
+    server: Server, visit: Callable[..., Any]
+) -> None:
+    page = visit(server.url + "/")
+    page.get_by_text("The model", exact=True).click()
+    expect(page.locator("#model")).to_contain_text("Logistic regression on the pixels")
+    expect(page.locator("#model")).to_contain_text("Its weights")
+    page.get_by_text("From a program").click()
+    expect(page.locator("#program")).to_contain_text(f"@picture.jpg {server.url}/predict")
+    assert_accessible(page)
+
+
+def test_the_network_that_ships_shows_its_metrics_and_its_learning_curve(
+    visit: Callable[..., Any],
+) -> None:
+    with running(UVICORN) as server:
+        page = visit(server.url + "/")
+        page.get_by_text("The model", exact=True).click()
+        expect(page.locator("#model table").first).to_contain_text("ROC AUC")
+        expect(page.get_by_role("img", name=re.compile("^Learning curve: loss"))).to_be_visible()
+        assert_accessible(page)
+
+
+def test_everything_is_reached_and_done_with_the_keyboard(
+    server: Server, visit: Callable[..., Any]
+) -> None:
+    page = visit(server.url + "/")
+    reached = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.outerHTML.slice(0, 40)"))
+        assert page.evaluate(
+            "getComputedStyle(document.activeElement).outlineStyle !== 'none' ||"
+            " getComputedStyle(document.querySelector('#file + label')).outlineStyle !== 'none'"
+        ), f"no visible focus on {reached[-1]}"
+    kinds = ["<input", "<button", "<button", "<button", "<summary>The", "<summary>From"]
+    assert [text.partition(" ")[0] for text in reached] == kinds
+    page.get_by_role("button", name="A tabby cat").focus()
+    page.keyboard.press("Enter")
+    words(cards(page).first)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"color_scheme": "light", "viewport": {"width": 1100, "height": 800}},
+        {"color_scheme": "dark", "viewport": {"width": 1100, "height": 800}},
+        {"color_scheme": "light", "viewport": {"width": 320, "height": 640}, "has_touch": True},
+        {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}, "has_touch": True},
+    ],
+    ids=["light", "dark", "narrow", "dark phone"],
+)
+def test_it_is_accessible_and_fits_in_light_and_dark_wide_and_narrow(
+    server: Server, visit: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    page = visit(server.url + "/", **options)
+    assert_accessible(page)
+    page.get_by_role("button", name="A tabby cat").click()
+    words(cards(page).first)
+    assert_accessible(page)
+    overflow = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    assert not page.evaluate(overflow)
+    # The page is dark where dark is asked for: its corner, as it is drawn.
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("L")
+    assert (np.asarray(shot)[2, 2] < 60) == (options["color_scheme"] == "dark")
+    camera = page.get_by_text("Take a photo")
+    assert camera.is_visible() == options.get("has_touch", False)
+
+
+def test_without_javascript_a_form_does_it(server: Server, visit: Callable[..., Any]) -> None:
+    page = visit(server.url + "/", java_script_enabled=False)
+    assert not page.get_by_text("Or try one of these").is_visible()
+    page.locator("#file").set_input_files(EXAMPLES / "cat.jpg")
+    page.get_by_role("button", name="Ask").click()
+    card = cards(page).first
+    expect(card.locator("h2")).to_contain_text("cat")
+    expect(card).to_contain_text("% probability of cat")
+    assert card.get_by_role("img", name="The heat map over the picture").is_visible()
+    file = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"}
+    page.locator("#file").set_input_files([file])
+    page.get_by_role("button", name="Ask").click()
+    expect(cards(page).first).to_contain_text("The upload is not a picture")
