@@ -1,0 +1,1 @@
+"""What the peers serve. Each file runs in its peer's own environment; none imports this project."""
