@@ -48,7 +48,7 @@ class Admission:
         self._turns: deque[asyncio.Future[bool]] = deque()
         self._seconds_each = 0.05  # a guess until something was measured
         self.taken = 0  # requests that have entered and not left
-        self.held_bytes = 0  # of bodies, announced or arrived
+        self.held_bytes = 0  # of bodies that arrived
 
     @property
     def waiting(self) -> int:
@@ -71,11 +71,10 @@ class Admission:
         seconds = ceil(self.taken * self._seconds_each / self._decoders.count)
         return {"Retry-After": str(min(max(seconds, 1), LONGEST_RETRY_SECONDS))}
 
-    def hold(self, count: int) -> None:
-        """Count bytes of a body, before they are read where they are announced. Raises Problem."""
-        if self.held_bytes + count > self._upload_bytes and self.held_bytes:
+    def fit(self, count: int) -> None:
+        """Refuse that many bytes of a body where there is no room for them. Raises Problem."""
+        if self.held_bytes + count > self._upload_bytes:
             raise self._busy("The uploads that are here take all the memory there is for them")
-        self.held_bytes += count
 
     def _busy(self, why: str) -> Problem:
         headers = self.retry_after()
@@ -103,7 +102,12 @@ class Admission:
             timer.cancel()
         if not mine:
             raise self.deadline_passed("the picture waited for its turn")
-        if await request.is_disconnected():
+        try:
+            gone = await request.is_disconnected()
+        except asyncio.CancelledError:
+            self._pass_on()
+            raise
+        if gone:
             self._pass_on()
             raise ClientDisconnect
 
@@ -150,7 +154,7 @@ class Place:
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
-        self._announced = self._arrived = 0
+        self._arrived = 0
         self.queue_seconds = self.work_seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -164,18 +168,20 @@ class Place:
         traceback: TracebackType | None,
     ) -> None:
         self._admission.taken -= 1
-        self._admission.held_bytes -= max(self._announced, self._arrived)
+        self._admission.held_bytes -= self._arrived
 
     def announce(self, count: int) -> None:
-        """Make room for that many bytes before they are read. Raises Problem: busy."""
-        self._admission.hold(count)
-        self._announced += count
+        """Refuse an upload of that many bytes, before they are read, where there is no room now.
+        Raises Problem: busy.
+
+        The room is taken as they arrive: who announces much and sends nothing takes none.
+        """
+        self._admission.fit(count)
 
     def arrived(self, count: int) -> None:
-        """Count bytes that were read; room is made for those not announced. Raises Problem."""
-        beyond = self._arrived + count - max(self._announced, self._arrived)
-        if beyond > 0:
-            self._admission.hold(beyond)
+        """Count bytes that were read. Raises Problem: busy."""
+        self._admission.fit(count)
+        self._admission.held_bytes += count
         self._arrived += count
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -203,13 +209,19 @@ class Place:
 
         # Shielded: whoever stops waiting leaves the decoder at its work.
         answer = asyncio.shield(admission.start(timed))
-        timer = loop.call_at(deadline, answer.cancel)
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = answer.cancel()
+
+        timer = loop.call_at(deadline, give_up)
         try:
             return await answer
         except asyncio.CancelledError:
-            if loop.time() < deadline:
-                raise
-            raise admission.deadline_passed("the picture was being worked on") from None
+            if late:
+                raise admission.deadline_passed("the picture was being worked on") from None
+            raise
         finally:
             timer.cancel()
             self.work_seconds = loop.time() - began

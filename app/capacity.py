@@ -2,7 +2,8 @@
 
 memory limit = shared by all workers + workers × (a worker's own + its uploads + its decodes)
 
-A worker refuses what its share does not hold, so the sum cannot exceed the limit.
+A worker refuses what its share does not hold, so the sum stays within the limit, as long as each
+worker has the least share.
 """
 
 import os
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-# Measured by `python -m benchmarks.service_memory`, rounded up.
+# As /proc/PID/smaps_rollup has them after some hundred requests, rounded up.
 SHARED_BYTES = 72 * 2**20  # interpreter, libraries, weights: loaded once, before workers are forked
 WORKER_BYTES = 28 * 2**20  # what a worker adds: its connections, its passes through the network
 MARGIN = 0.1  # of the limit, for what an allocator keeps between requests
@@ -29,6 +30,11 @@ class Capacity:
     decoders: int  # threads a worker
     upload_bytes: int  # that bodies may take together
     decode_bytes: int  # that decodes may take together
+
+    @property
+    def largest_upload_bytes(self) -> int:
+        """The largest picture for which there can be room, also in base64 under /v2."""
+        return self.upload_bytes * 3 // 4 - 2**17
 
 
 def plan(workers: int | None = None) -> Capacity:

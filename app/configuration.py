@@ -27,6 +27,12 @@ def log(settings: Settings, capacity: Capacity, classifier: Classifier) -> None:
         capacity.upload_bytes / 1e6,
         capacity.decode_bytes / 1e6,
     )
+    if settings.max_upload_bytes > capacity.largest_upload_bytes:
+        logger.warning(
+            "CAT_MAX_UPLOAD_BYTES is more than a worker has room for: %d bytes are accepted."
+            " Give the service more memory, or fewer workers",
+            capacity.largest_upload_bytes,
+        )
     logger.info("Model: %s, version %s", classifier.name, classifier.version)
 
 

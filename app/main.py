@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -113,6 +114,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         allocator.settle()
     classifier: Classifier = state.classifier
     capacity: Capacity = state.capacity
+    if settings.max_upload_bytes > capacity.largest_upload_bytes:
+        settings = replace(settings, max_upload_bytes=capacity.largest_upload_bytes)
+        state.settings = settings
     memory = MemoryBudget(capacity.decode_bytes)
     state.limits = Limits(max_pixels=settings.max_pixels, memory=memory)
     reload.install(app)

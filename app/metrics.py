@@ -45,11 +45,16 @@ def be_worker(number: int) -> None:
 def forget_worker(number: int) -> None:
     """Drop what the worker of that place had in hand when it died. For the supervisor."""
     if FOLDER:
-        mark_process_dead(number, FOLDER)
+        mark_process_dead(_named(number), FOLDER)
 
 
-def _identity() -> int:
-    return os.getpid() if _worker is None else _worker
+def _identity() -> int | str:
+    return os.getpid() if _worker is None else _named(_worker)
+
+
+def _named(number: int) -> str:
+    """A worker's name in its files: never a process's id, such as the parent's in a container."""
+    return f"w{number}"
 
 
 if FOLDER:

@@ -5,10 +5,18 @@ long one more time with each part that arrives. And it lets requests without a H
 RFC 9112, section 3.2, has servers refuse.
 """
 
+import asyncio
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # As in uvicorn's other parser. Of the address and all headers together, and of any one thing.
 MOST_HEAD_BYTES = 64 * 2**10
+# Browsers send some twenty headers, proxies add a few.
+MOST_HEADERS = 100
+# Requests sent on one connection before their answers; hardly a client does it at all.
+MOST_PIPELINED = 8
+# Connections that one worker keeps open; each may hold some 300 kB of what nobody read yet.
+MOST_CONNECTIONS = 1000
 
 
 class StrictHttp(HttpToolsProtocol):
@@ -19,6 +27,11 @@ class StrictHttp(HttpToolsProtocol):
 
     head_bytes = 0  # of the present request: address, headers, trailers
     pending_bytes = 0  # that arrived since the parser last understood something
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.server_state.connections) > MOST_CONNECTIONS:
+            transport.close()
 
     def data_received(self, data: bytes) -> None:
         self.pending_bytes += len(data)
@@ -42,6 +55,8 @@ class StrictHttp(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
             raise ValueError("not one Host")
+        if len(self.pipeline) >= MOST_PIPELINED:
+            raise ValueError("too many requests ahead of their answers")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -51,5 +66,5 @@ class StrictHttp(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self.pending_bytes = 0
         self.head_bytes += size + 4  # the colon, the space and the end of the line
-        if self.head_bytes > MOST_HEAD_BYTES:
+        if self.head_bytes > MOST_HEAD_BYTES or len(self.headers) > MOST_HEADERS:
             raise ValueError("the head is too large")

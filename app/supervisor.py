@@ -209,6 +209,7 @@ class Supervisor:
         self.app, self.config = app, config
         self.places = [_Place(number, each) for number, each in enumerate(sockets)]
         self.stopping = False
+        self.served = False  # whether a worker has lived for some time: then others can, too
         self.kill_at: float | None = None  # when workers that do not stop are ended
         self.status = 0
 
@@ -248,9 +249,17 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, delay)  # 0: none
 
     def _fork(self, place: _Place) -> None:
-        control, place.control = os.pipe()
         place.started = time.monotonic()
-        place.pid = os.fork()
+        control, writing = os.pipe()
+        try:
+            place.pid = os.fork()
+        except OSError as error:  # too many processes, or too little memory, for now
+            os.close(control)
+            os.close(writing)
+            place.due = place.started + LONGEST_PAUSE_SECONDS
+            logger.error("No worker could be started (%s); trying again", error.strerror)
+            return
+        place.control = writing
         if place.pid == 0:
             self._be_worker(place, control)
         os.close(control)
@@ -304,13 +313,14 @@ class Supervisor:
                 logger.error("Worker %d %s", pid, how)
                 self.status = self.status or 1
             return
-        if code == STARTUP_FAILURE:
+        if code == STARTUP_FAILURE and not self.served:
             logger.error("Worker %d could not start, so no other one can", pid)
             self.status = STARTUP_FAILURE
             self._stop()
             return
         now = time.monotonic()
         early = now - place.started < SOON_SECONDS
+        self.served = self.served or not early
         place.early_ends = place.early_ends + 1 if early else 0
         pause = 0.0
         if place.early_ends > 1:

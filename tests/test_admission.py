@@ -51,35 +51,29 @@ def test_beyond_its_places_it_refuses_at_once_and_says_when_to_come_back(admissi
         assert queue.taken == 1
 
 
-def test_announced_bytes_are_held_from_before_they_are_read(admission: Make) -> None:
+def test_what_is_announced_is_refused_before_it_is_read_where_there_is_no_room(
+    admission: Make,
+) -> None:
     queue = admission(upload_bytes=1000)
     with queue.enter(request()) as first, queue.enter(request()) as second:
         first.announce(900)
-        first.arrived(400)
-        assert queue.held_bytes == 900
+        assert queue.held_bytes == 0, "who announces and sends nothing takes no room"
+        first.arrived(900)
         with pytest.raises(Problem, match="memory"):
             second.announce(200)
         second.announce(100)
     assert queue.held_bytes == 0
 
 
-def test_bytes_that_nobody_announced_are_counted_as_they_arrive(admission: Make) -> None:
+def test_bytes_are_counted_as_they_arrive(admission: Make) -> None:
     queue = admission(upload_bytes=1000)
     with queue.enter(request()) as first, queue.enter(request()) as second:
         first.arrived(400)
-        second.announce(300)
         second.arrived(350)
         assert queue.held_bytes == 750
         with pytest.raises(Problem, match="memory"):
             first.arrived(300)
     assert queue.held_bytes == 0
-
-
-def test_an_upload_larger_than_the_share_is_taken_when_it_is_alone(admission: Make) -> None:
-    queue = admission(upload_bytes=1000)
-    with queue.enter(request()) as place:
-        place.announce(5000)
-        assert queue.held_bytes == 5000
 
 
 class Gate:

@@ -38,6 +38,16 @@ class Container:
     def state(self, field: str) -> str:
         return docker("inspect", "--format", f"{{{{.State.{field}}}}}", self.name)
 
+    def log(self) -> str:
+        """All that it has written."""
+        done = subprocess.run(
+            ["docker", "logs", self.name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+        return done.stdout.decode()
+
     def run(self, *command: str, stdin: bytes | None = None) -> str:
         """What a command prints inside the container."""
         return docker("exec", "--interactive", self.name, *command, stdin=stdin)
@@ -139,3 +149,35 @@ def test_bad_weights_end_it_with_one_sentence(image: str) -> None:
 def test_the_image_stays_small(image: str) -> None:
     """Most of it is Python itself, then NumPy's linear algebra and Pillow's decoders."""
     assert int(docker("inspect", "--format", "{{.Size}}", image)) < 230e6
+
+
+def metric(container: Container, name: str) -> float:
+    """The sum of a metric's samples."""
+    connection = http.client.HTTPConnection("127.0.0.1", container.port, timeout=10)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def test_metrics_stay_right_when_a_worker_dies(image: str, cat_picture: bytes) -> None:
+    """Here the parent's process id is 1, as small as the workers' numbers."""
+    answered = 'cat_requests_total{method="POST",route="/predict",status="200"}'
+    kill_second = (
+        "import os; children = open('/proc/1/task/1/children').read().split();"
+        "os.kill(int(children[1]), 9)"
+    )
+    with container_with(image, "--memory", "512m", "--cpus", "2") as container:
+        for _ in range(20):
+            predict(container, cat_picture)
+        assert metric(container, answered) == 20
+        container.run("python", "-c", kill_second)
+        deadline = time.monotonic() + 20
+        while "takes its place" not in container.log():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        time.sleep(1)  # a sample of the gauges later
+        for _ in range(20):
+            predict(container, cat_picture)
+        assert metric(container, answered) == 40
+        assert metric(container, "cat_workers ") == 2

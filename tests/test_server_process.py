@@ -1,5 +1,6 @@
 """What only a real server process shows: limits while streaming, starting, stopping."""
 
+import contextlib
 import json
 import shutil
 import socket
@@ -162,6 +163,22 @@ def test_an_endless_upload_is_not_read_for_ever(server: Server) -> None:
 def test_what_is_not_http_is_a_bad_request(strict_server: Server, head: str) -> None:
     status = int(raw_request(strict_server, head).split()[1])
     assert status in (400, 501)  # 501: RFC 9112 for an unknown Transfer-Encoding
+
+
+def test_more_headers_than_anybody_sends_are_a_bad_request(strict_server: Server) -> None:
+    head = "GET /health HTTP/1.1\nHost: x\n" + "a: b\n" * 200
+    assert raw_request(strict_server, head).split()[1] == b"400"
+
+
+def test_requests_far_ahead_of_their_answers_end_the_connection(strict_server: Server) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", strict_server.port), timeout=10) as connection:
+        connection.sendall(request * 2000)
+        answers = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answers += part
+    assert answers.count(b"HTTP/1.1 200") < 100
 
 
 @pytest.mark.parametrize(
