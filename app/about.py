@@ -146,6 +146,10 @@ def _limits(
         missed = _share(told, "false_negative", "true_positive")
         taken = _share(told, "false_positive", "true_negative")
         where = f"Of the {split} pictures" + ("" if source == ALL else f" from {source}")
+        at = told.get("threshold")
+        # The artifact's own: the service may have been given another.
+        if _is_number(at) and 0 < at < 1 and at != classifier.threshold:
+            where += f", with a threshold of {at:.1%},"
         words = [
             *([f"misses {missed:.0%} of {first}"] if missed is not None else []),
             *([f"answers {first} to {taken:.0%} of {other}"] if taken is not None else []),

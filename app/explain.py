@@ -1,9 +1,10 @@
 """POST /explain: the answer of /predict, and why: a heat map over what the model saw."""
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
@@ -28,6 +29,9 @@ FORMATS: dict[str, Format] = {
     "text/html": "html",
 }
 PNG = "A PNG, in base64."
+VARY = {"Vary": "Accept"}
+
+T = TypeVar("T")
 
 router = APIRouter()
 
@@ -126,17 +130,20 @@ async def post_explain(
         Format | None,
         Query(alias="format", description="Instead of an Accept header."),
     ] = None,
-) -> ExplanationAnswer | Response:
+) -> Response:
     """Send the picture as to /predict. The answer is JSON; with `Accept: image/png` it is the
     heat map over what the model saw, and with `Accept: text/html` a page."""
     chosen = wanted or accepted(request.headers.get("accept", ""))
+    classifier: Classifier = request.app.state.classifier  # once: a reload may change it meanwhile
     if chosen == "html" and request.app.state.settings.page:
-        return await _as_page(request)
-    classifier: Classifier = request.app.state.classifier
-    explained = await _explained(request, classifier)
+        return await _as_page(request, classifier)
     if chosen == "png":
-        return Response(explained.overlay_png, media_type="image/png", headers={"Vary": "Accept"})
-    return _as_json(classifier, explained)
+        picture = await _explained(request, classifier, lambda explained: explained.overlay_png)
+        return Response(picture, media_type="image/png", headers=VARY)
+    text = await _explained(
+        request, classifier, lambda explained: _answer(classifier, explained).model_dump_json()
+    )
+    return Response(text, media_type="application/json", headers=VARY)
 
 
 def accepted(accept: str) -> Format:
@@ -160,19 +167,25 @@ def _quality(parameters: list[str]) -> float:
     return 1.0
 
 
-async def _explained(request: Request, classifier: Classifier) -> Explained:
+async def _explained(
+    request: Request, classifier: Classifier, write: Callable[[Explained], T]
+) -> T:
+    """The request's picture, explained. It is written in the decoder's thread too: the numbers of
+    a large model's map would keep the event loop from every other client."""
     state = request.app.state
     facts = current_facts()
     facts.model_version = classifier.version
+
+    def explain_and_write(data: bytes) -> T:
+        return write(explain_picture(classifier, data, state.limits, facts))
+
     with state.admission.enter(request) as place:
         picture = await read_upload(request, place)
-        explained: Explained = await place.run(
-            explain_picture, classifier, picture, state.limits, facts
-        )
-        return explained
+        written: T = await place.run(explain_and_write, picture)
+        return written
 
 
-def _as_json(classifier: Classifier, explained: Explained) -> ExplanationAnswer:
+def _answer(classifier: Classifier, explained: Explained) -> ExplanationAnswer:
     prediction, explanation = explained.prediction, explained.explanation
     heat = explanation.heat.astype(float)
     picture = prediction.picture
@@ -195,13 +208,16 @@ def _as_json(classifier: Classifier, explained: Explained) -> ExplanationAnswer:
     )
 
 
-async def _as_page(request: Request) -> Response:
+async def _as_page(request: Request, classifier: Classifier) -> Response:
     """The answer as a page, for browsers without JavaScript; problems too."""
-    classifier: Classifier = request.app.state.classifier
+
+    def values(explained: Explained) -> dict[str, Any]:
+        return _answer(classifier, explained).model_dump()
+
     try:
-        explained = await _explained(request, classifier)
+        told = await _explained(request, classifier, values)
     except Problem as problem:
-        return page.refused(request, problem)
+        return page.refused(request, classifier, problem)
     except InvalidImage as error:
-        return page.refused(request, Problem(error.reason, str(error)))
-    return page.answered(request, _as_json(classifier, explained).model_dump())
+        return page.refused(request, classifier, Problem(error.reason, str(error)))
+    return page.answered(request, classifier, told)

@@ -15,8 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from app import problems
+from app import access, problems
 from app.problems import Problem
+from app.settings import Settings
 from model.classifier import Classifier
 from model.preprocessing import accepted_formats
 
@@ -24,7 +25,7 @@ FOLDER = Path(__file__).parent / "static" / "page"
 PAGE = "index.html"
 CARDS = '<ol id="answers" aria-label="Answers">'  # where answers go in it
 FILES = StaticFiles(directory=FOLDER)
-NO_KEY = "This service needs an API key, which a form without JavaScript cannot send."
+NO_KEY = "This service needs an API key, which a page without JavaScript cannot send."
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:;"
     " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -37,7 +38,7 @@ router = APIRouter(include_in_schema=False)
 async def page(request: Request) -> HTMLResponse:
     """The page, still without an answer."""
     _refuse_if_off(request)
-    return _page(request, "")
+    return _page(request, request.app.state.classifier, "")
 
 
 @router.get("/static/{name}")
@@ -51,31 +52,35 @@ async def page_file(name: str, request: Request) -> Response:
     return response
 
 
-def answered(request: Request, told: Mapping[str, Any]) -> HTMLResponse:
-    """The page with the answer that /explain gives as JSON, for browsers without JavaScript."""
-    classifier: Classifier = request.app.state.classifier
+def answered(request: Request, classifier: Classifier, told: Mapping[str, Any]) -> HTMLResponse:
+    """The page with the classifier's answer, which /explain gives as JSON, for browsers without
+    JavaScript."""
+    first = classifier.class_names[0]
     probability, threshold = told["cat_probability"], told["threshold"]
     card = _filled(
         "answer.html",
         words=told["words"],
-        first=classifier.class_names[0],
+        first=first,
         percent=percent(probability),
         probability=f"{100 * probability:.2f}",
         threshold=f"{100 * threshold:g}",
+        rule=f"{first} from {percent(threshold).replace('.0 ', ' ')} on",
+        anchor="start" if threshold < 0.25 else "end" if threshold > 0.75 else "middle",
         kind="for" if probability >= threshold else "against",
         side=str(len(told["heat"])),
         notes="".join(f" {note[:1].upper()}{note[1:]}." for note in told["warnings"]),
         picture_png=told["picture_png"],
         overlay_png=told["overlay_png"],
+        reckoning=_reckoning(told),
     )
-    return _page(request, card)
+    return _page(request, classifier, card)
 
 
-def refused(request: Request, problem: Problem) -> HTMLResponse:
+def refused(request: Request, classifier: Classifier, problem: Problem) -> HTMLResponse:
     """The page with the problem's own sentence, under the problem's status."""
     plain = problems.answer(problem)
     card = _filled("refusal.html", title=problem.kind.title, detail=problem.detail)
-    answer = _page(request, card)
+    answer = _page(request, classifier, card)
     answer.status_code = plain.status_code
     answer.headers.update(problem.headers or {})
     return answer
@@ -88,18 +93,32 @@ def percent(probability: float) -> str:
     return "under 0.1 %" if probability < 0.0005 else f"{100 * probability:.1f} %"
 
 
-def _page(request: Request, card: str) -> HTMLResponse:
-    state = request.app.state
-    first, other = state.classifier.class_names
+def _reckoning(told: Mapping[str, Any]) -> str:
+    """How the heat map was made, what it adds up to, and its scale."""
+    total, bias, logit = (
+        f"{told[name]:.2f}".replace("-", "\N{MINUS SIGN}") for name in ("sum", "bias", "logit")
+    )
+    return (
+        f"Heat map: {told['method']['name']}. Its sum {total} and the bias {bias} make the logit"
+        f" {logit}. Full colour from {told['full_colour']:.2g} logit units a pixel on."
+    )
+
+
+def _page(request: Request, classifier: Classifier, card: str) -> HTMLResponse:
+    settings: Settings = request.app.state.settings
+    first, other = classifier.class_names
     content = _filled(
         PAGE,
         title=f"{first[:1].upper()}{first[1:]} or {'not' if first in other else other}?",
         first=first,
         other=other,
         base=str(request.base_url),
-        most_bytes=f"{state.settings.max_upload_bytes / 1e6:.3g} MB",
+        most_bytes=str(settings.max_upload_bytes),
+        most_megabytes=f"{settings.max_upload_bytes / 1e6:.3g} MB",
         formats=accepted_formats(),
-        without_key=NO_KEY if state.settings.keys else "",
+        with_key=f' -H "{access.HEADER}: KEY"' if settings.keys else "",
+        without_key=NO_KEY if settings.keys else "",
+        form_class="js" if settings.keys else "",
     )
     headers = {"Content-Security-Policy": POLICY, "Vary": "Accept"}
     return HTMLResponse(content.replace(CARDS, CARDS + card), headers=headers)

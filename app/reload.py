@@ -31,7 +31,8 @@ def load_classifier(settings: Settings) -> Classifier:
     if settings.threshold is None:
         return classifier
     # Its own words fit its own threshold; empty, they are those that fit this one.
-    return replace(classifier, threshold=settings.threshold, bands=())
+    metadata = {**classifier.metadata, "threshold_rule": "set by CAT_THRESHOLD"}
+    return replace(classifier, threshold=settings.threshold, bands=(), metadata=metadata)
 
 
 def load_next(settings: Settings, serving: Classifier) -> Classifier | None:

@@ -154,9 +154,10 @@ def overlay(pixels: NDArray[np.uint8], heat: Array) -> tuple[NDArray[np.uint8], 
     """The heat map over the picture in grey, enlarged, and the heat of its full colour.
 
     Orange speaks for the first class, blue against it. pixels: (side, side, 3); heat: (side, side).
-    Returns (side·ENLARGED, side·ENLARGED, 3) and logit units a pixel.
+    Returns (side·ENLARGED, side·ENLARGED, 3) and logit units a pixel: the 99th percentile, but
+    at least so much that a picture of nothing but full colour sums to 1.
     """
-    full = max(float(np.quantile(np.abs(heat), 0.99)), 1e-12)
+    full = max(float(np.quantile(np.abs(heat), 0.99)), 1 / heat.size)
     size = (len(heat) * ENLARGED, len(heat) * ENLARGED)
     smooth = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(smooth) / full, -1, 1)[:, :, None]

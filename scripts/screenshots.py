@@ -5,13 +5,14 @@
 Needs Chromium and the packages of requirements/browser.txt beside the development packages.
 """
 
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from tests.browser import chromium
+from tests.browser import NoBrowser, chromium
 from tests.data_folder import REPOSITORY
 from tests.server import UVICORN, running
 
@@ -30,7 +31,7 @@ EXAMPLES = {"light": "A tabby cat", "dark": "A cup of coffee", "phone": "A tabby
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     with running(UVICORN) as server, chromium() as browser:
         for name, options in VIEWS.items():
             page = browser.new_page(reduced_motion="reduce", **options)
@@ -39,6 +40,7 @@ def main() -> None:
                 page.reload()
                 page.get_by_role("button", name=EXAMPLES[name]).click()
                 page.locator(".views").wait_for()
+                page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
             page.mouse.move(0, 0)
             _save(page.screenshot(), FOLDER / f"{name}.png")
             page.close()
@@ -53,4 +55,7 @@ def _save(png: bytes, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NoBrowser as error:
+        sys.exit(f"This {error}")

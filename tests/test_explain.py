@@ -18,6 +18,7 @@ from app import page
 from app.about import about
 from app.explain import accepted
 from app.main import create_app
+from app.reload import load_classifier
 from app.settings import Settings
 from model.classifier import Classifier
 from model.network import Linear, Relu
@@ -71,6 +72,14 @@ def test_the_map_comes_as_a_png_too(
     response = client.post(address, content=cat_picture, headers={"Accept": accept})
     assert response.headers["content-type"] == "image/png"
     assert response.content == base64.b64decode(told["overlay_png"])
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png", BROWSER])
+def test_caches_are_told_that_the_answer_depends_on_accept(
+    client: TestClient, cat_picture: bytes, accept: str
+) -> None:
+    response = client.post("/explain", content=cat_picture, headers={"Accept": accept})
+    assert response.headers["vary"] == "Accept"
 
 
 @pytest.mark.parametrize(
@@ -188,6 +197,22 @@ def test_the_metrics_are_told_by_source_however_the_artifact_has_them(
     assert "NaN" not in told.model_dump_json()
 
 
+def test_a_threshold_from_the_settings_is_told_apart_from_the_measured_one(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    counts = {"pictures": 9, "false_negative": 1, "true_positive": 3, "threshold": 0.5}
+    path = tmp_path / "measured.safetensors"
+    metadata = {"metrics": {"test": counts}, "threshold_rule": "the best one"}
+    replace(classifier, metadata=metadata).save(path)
+    own = about(load_classifier(Settings(weights=path)))
+    assert own.threshold_rule == "the best one"
+    assert "Of the test pictures it misses 25 % of cat." in own.limits
+    given = about(load_classifier(Settings(weights=path, threshold=0.8)))
+    assert given.threshold_rule == "set by CAT_THRESHOLD"
+    where = "Of the test pictures, with a threshold of 50.0 %,"
+    assert f"{where} it misses 25 % of cat." in given.limits
+
+
 @pytest.mark.parametrize(
     ("metadata", "line"),
     [
@@ -288,6 +313,24 @@ def test_a_form_without_javascript_is_answered_with_a_page(
     assert told["words"] in response.text
     assert told["picture_png"] in response.text
     assert told["overlay_png"] in response.text
+
+
+@pytest.mark.parametrize(
+    ("threshold", "text", "anchor"),
+    [
+        (0.5, "cat from 50 % on", "middle"),
+        (0.42242943, "cat from 42.2 % on", "middle"),
+        (0.1, "cat from 10 % on", "start"),
+        (0.9, "cat from 90 % on", "end"),
+        (0.00001, "cat from under 0.1 % on", "start"),
+    ],
+)
+def test_the_threshold_is_a_round_number_inside_the_bar(
+    weights_path: Path, cat_picture: bytes, threshold: float, text: str, anchor: str
+) -> None:
+    with TestClient(create_app(Settings(weights=weights_path, threshold=threshold))) as client:
+        answer = client.post("/explain", content=cat_picture, headers={"Accept": BROWSER}).text
+    assert f'text-anchor="{anchor}">{text}</text>' in answer
 
 
 def test_names_of_classes_are_text_not_markup(weights_path: Path, cat_picture: bytes) -> None:

@@ -176,6 +176,12 @@ def test_an_overlay_of_nothing_is_the_grey_picture(cat: Pixels) -> None:
     assert (pixels[..., 0] == pixels[..., 2]).all()
 
 
+def test_an_overlay_of_next_to_nothing_is_not_coloured(cat: Pixels) -> None:
+    pixels, full = overlay(cat, 1e-9 * (noise(64)[..., 0] - 128.0))
+    assert full == pytest.approx(1 / 64**2)
+    assert np.abs(np.ptp(pixels.astype(int), axis=2)).max() <= 1
+
+
 def test_only_logistic_regression_has_a_picture_of_weights(network: Sequence[Layer]) -> None:
     weights = np.zeros((64, 64, 3), np.float32)
     weights[:32, :, 0], weights[32:, :, 2] = 1, -1

@@ -17,11 +17,16 @@ export function drawn(name, attributes = {}, ...children) {
   return made;
 }
 
-/** 0.99893 as "99.9 %", never as a certainty. */
+/** 0.99893 as "99.9 %", never as a certainty: for what the model thinks. */
 export function percent(p) {
   if (p >= 0.9995) return "over 99.9 %";
   if (p < 0.0005) return "under 0.1 %";
   return `${(100 * p).toFixed(1)} %`;
+}
+
+/** A threshold: 0.5 as "50 %". */
+export function brief(p) {
+  return percent(p).replace(".0 ", " ");
 }
 
 export class Card {
@@ -33,6 +38,7 @@ export class Card {
     this.told = this.item.querySelector(".told");
     this.waiting = this.item.querySelector(".progress");
     this.bar = this.item.querySelector("progress");
+    this.bar.setAttribute("aria-label", file.name);
     this.title.textContent = "Waiting";
     this.stop = new AbortController();
     const cancel = this.waiting.querySelector("button");
@@ -41,7 +47,10 @@ export class Card {
     const picture = this.item.querySelector("img");
     picture.alt = file.name;
     picture.onload = () => URL.revokeObjectURL(picture.src);
-    picture.onerror = () => picture.classList.add("broken"); // a format this browser does not know
+    picture.onerror = () => {
+      URL.revokeObjectURL(picture.src);
+      picture.classList.add("broken"); // a format this browser does not know
+    };
     picture.src = URL.createObjectURL(file);
   }
 
@@ -51,10 +60,14 @@ export class Card {
     else this.bar.removeAttribute("value");
   }
 
+  busy() {
+    this.title.textContent = "Busy, trying again";
+    this.bar.removeAttribute("value");
+  }
+
   answer(told, milliseconds) {
     const { first } = document.body.dataset;
-    this.waiting.remove();
-    this.title.textContent = told.words;
+    this.settle(told.words);
     this.told.append(
       element("p", { class: "number" }, element("b", {}, percent(told.cat_probability)), ` probability of ${first}`),
       bar(told, first),
@@ -64,15 +77,23 @@ export class Card {
         figure("seen", told.picture_png, "The picture as the model saw it", seen(told)),
         figure("why", told.overlay_png, "The heat map over the picture", why(told, first)),
       ),
+      element("p", { class: "small" }, reckoning(told)),
       this.facts(`${told.original.width}×${told.original.height} ${told.original.format}`, `${Math.round(milliseconds)} ms`),
     );
   }
 
   refuse(title, detail) {
-    this.waiting.remove();
+    this.settle(title);
     this.item.classList.add("refused");
-    this.title.textContent = title;
     this.told.append(element("p", {}, detail), this.facts());
+  }
+
+  /** Waiting is over: whoever is at its button goes on from the title. */
+  settle(title) {
+    const focused = this.waiting.contains(document.activeElement);
+    this.waiting.remove();
+    this.title.textContent = title;
+    if (focused) this.title.focus();
   }
 
   facts(...more) {
@@ -84,7 +105,7 @@ function bar(told, first) {
   const from = 100 * told.threshold;
   const side = told.cat_probability >= told.threshold ? "for" : "against";
   const anchor = from < 25 ? "start" : from > 75 ? "end" : "middle";
-  const text = `${first} from ${percent(told.threshold).replace(".0 ", " ")} on`;
+  const text = `${first} from ${brief(told.threshold)} on`;
   return drawn(
     "svg",
     { class: "bar", role: "img", "aria-label": `${percent(told.cat_probability)}; ${text}` },
@@ -117,4 +138,11 @@ function why(told, first) {
     element("span", { class: "legend" }, `for ${first}`),
     element("span", { class: "legend against" }, "against"),
   ];
+}
+
+/** How the heat map was made, what it adds up to, and its scale. */
+function reckoning(told) {
+  const [sum, bias, logit] = [told.sum, told.bias, told.logit].map((value) => value.toFixed(2).replace("-", "−"));
+  const full = Number(told.full_colour.toPrecision(2));
+  return `Heat map: ${told.method.name}. Its sum ${sum} and the bias ${bias} make the logit ${logit}. Full colour from ${full} logit units a pixel on.`;
 }

@@ -1,15 +1,16 @@
 // The panel about the model: what GET /model tells, for people.
 
-import { drawn, element, percent } from "./card.js";
-import { model } from "./service.js";
+import { brief, drawn, element, percent } from "./card.js";
+import { hasKey, model } from "./service.js";
 
 const METRICS = {
   roc_auc: ["ROC AUC", (value) => value.toFixed(3)],
-  balanced_accuracy: ["balanced accuracy", percent],
-  accuracy: ["accuracy", percent],
+  balanced_accuracy: ["balanced accuracy", share],
+  accuracy: ["accuracy", share],
   expected_calibration_error: ["calibration error", (value) => value.toFixed(3)],
-  called_first: ["called {first}", percent],
+  called_first: ["called {first}", share],
 };
+const SECTIONS = [about, measured, calibration, threshold, limits, learning, weights, trained, link];
 
 /** Fill the panel, once. */
 export async function showModel(panel) {
@@ -17,43 +18,84 @@ export async function showModel(panel) {
   panel.dataset.filled = "yes";
   try {
     const told = await model();
-    panel.replaceChildren(...parts(told));
+    panel.replaceChildren(...SECTIONS.flatMap((section) => readable(section, told)));
   } catch (error) {
     delete panel.dataset.filled;
     panel.replaceChildren(element("p", { role: "alert" }, error.message));
   }
 }
 
-function parts(told) {
+/** An artifact's metadata may hold anything: what a section cannot show is left out. */
+function readable(section, told) {
+  try {
+    return section(told);
+  } catch {
+    return [];
+  }
+}
+
+function about(told) {
   const [first] = told.classes;
-  const shown = [
-    element("p", {}, `${told.name}, version ${told.version}. ${told.network.summary}, ${told.network.parameters.toLocaleString("en")} parameters. It says ${first} from ${told.threshold} on.`),
+  return [
+    element("p", {}, `${told.name}, version ${told.version}. ${told.network.summary}, ${told.network.parameters.toLocaleString("en")} parameters. It says ${first} from ${brief(told.threshold)} on.`),
     element("p", {}, `Heat maps: ${told.explanation.name}. ${told.explanation.description}`),
   ];
-  for (const [split, sources] of Object.entries(told.metrics)) {
-    shown.push(element("h2", {}, `Measured on ${split} pictures`), table(sources, first));
-  }
-  if (told.calibration?.rule) shown.push(element("h2", {}, "Calibration"), element("p", {}, sentence(told.calibration.rule)));
-  if (told.threshold_rule) shown.push(element("h2", {}, "Threshold"), element("p", {}, sentence(told.threshold_rule)));
-  if (told.limits.length) {
-    shown.push(element("h2", {}, "Limits"), element("ul", {}, ...told.limits.map((each) => element("li", {}, each))));
-  }
-  if (told.learning_curve) shown.push(element("h2", {}, "How it learned"), curve(told.learning_curve));
-  if (told.weights_png) {
-    const alt = `Weights as a picture: grey is zero, brighter colours speak for ${first}`;
-    shown.push(
-      element("h2", {}, "Its weights"),
-      element("figure", { class: "weights" }, element("img", { src: `data:image/png;base64,${told.weights_png}`, alt }), element("figcaption", {}, `Grey is zero; brighter red, green or blue speaks for ${first}.`)),
-    );
-  }
-  const trained = [...data(told.data), ...settings(told.training)];
-  if (trained.length) shown.push(element("h2", {}, "Data and training"), element("ul", {}, ...trained.map((each) => element("li", {}, each))));
-  shown.push(element("p", {}, element("a", { href: "model" }, "All of it as JSON")));
-  return shown;
+}
+
+function measured(told) {
+  const [first] = told.classes;
+  return Object.entries(told.metrics).flatMap(([split, sources]) => [
+    element("h2", {}, `Measured on ${split} pictures`),
+    table(sources, first),
+  ]);
+}
+
+function calibration(told) {
+  const { rule } = told.calibration;
+  return rule ? [element("h2", {}, "Calibration"), element("p", {}, sentence(rule))] : [];
+}
+
+function threshold(told) {
+  const rule = told.threshold_rule;
+  return rule ? [element("h2", {}, "Threshold"), element("p", {}, sentence(rule))] : [];
+}
+
+function limits(told) {
+  return [element("h2", {}, "Limits"), element("ul", {}, ...told.limits.map((each) => element("li", {}, each)))];
+}
+
+function learning(told) {
+  return told.learning_curve ? [element("h2", {}, "How it learned"), curve(told.learning_curve)] : [];
+}
+
+function weights(told) {
+  if (!told.weights_png) return [];
+  const [first] = told.classes;
+  const alt = `Weights as a picture: grey is zero, brighter colours speak for ${first}`;
+  return [
+    element("h2", {}, "Its weights"),
+    element("figure", { class: "weights" }, element("img", { src: `data:image/png;base64,${told.weights_png}`, alt }), element("figcaption", {}, `Grey is zero; brighter red, green or blue speaks for ${first}.`)),
+  ];
+}
+
+function trained(told) {
+  const lines = [...readable(data, told.data), ...readable(settings, told.training)];
+  return lines.length ? [element("h2", {}, "Data and training"), element("ul", {}, ...lines.map((each) => element("li", {}, each)))] : [];
+}
+
+/** To the same as JSON; where it needs a key, which links do not send, to a copy of it. */
+function link(told) {
+  const copy = () => URL.createObjectURL(new Blob([JSON.stringify(told, null, 1)], { type: "application/json" }));
+  return [element("p", {}, element("a", { href: hasKey() ? copy() : "model" }, "All of it as JSON"))];
 }
 
 function sentence(text) {
   return `${text[0].toUpperCase()}${text.slice(1)}.`;
+}
+
+/** A measured share, which may be all or none. */
+function share(value) {
+  return value === 0 || value === 1 ? `${100 * value} %` : percent(value);
 }
 
 function data(splits) {
@@ -82,6 +124,7 @@ function table(sources, first) {
     element(
       "table",
       {},
+      ...caption(Object.values(sources)),
       element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "source"), ...names.map((name) => element("th", { scope: "col" }, name)))),
       element(
         "tbody",
@@ -97,6 +140,12 @@ function table(sources, first) {
       ),
     ),
   );
+}
+
+/** The threshold that was measured with: the service may have been given another. */
+function caption(sources) {
+  const [at, ...others] = new Set(sources.map((told) => told.threshold));
+  return typeof at === "number" && !others.length ? [element("caption", {}, `With a threshold of ${brief(at)}`)] : [];
 }
 
 const WIDE = 480;

@@ -1,10 +1,11 @@
 // The page: takes pictures from wherever they come, and sends a few at a time.
 
-import { Card, percent } from "./card.js";
+import { Card, element, percent } from "./card.js";
 import { showModel } from "./model.js";
-import { Refusal, explain } from "./service.js";
+import { Refusal, explain, mayAsk } from "./service.js";
 
 const AT_ONCE = 2;
+const SAID = 20; // messages that are kept, since readers aloud come after
 
 const root = document.documentElement;
 const answers = document.getElementById("answers");
@@ -16,7 +17,9 @@ let running = 0;
 
 /** Make cards for these files, the first on top, and send them when their turn comes. */
 function ask(files) {
+  mayAsk();
   const cards = [...files].map((file) => new Card(file));
+  for (const card of cards) card.stop.signal.addEventListener("abort", () => cancelled(card), { once: true });
   answers.prepend(...cards.map((card) => card.item));
   waiting.push(...cards);
   next();
@@ -33,22 +36,33 @@ function next() {
 }
 
 async function send(card) {
-  const started = performance.now();
   try {
-    const told = await explain(card.file, card.stop.signal, (share) => card.progress(share));
-    card.answer(told, performance.now() - started);
-    status.textContent = `${card.file.name}: ${told.words}, ${percent(told.cat_probability)}`;
+    const { told, milliseconds } = await explain(card.file, card.stop.signal, card);
+    card.answer(told, milliseconds);
+    say(`${card.file.name}: ${told.words}, ${percent(told.cat_probability)}`);
   } catch (error) {
-    if (error.name === "AbortError") {
-      card.item.remove();
-      status.textContent = `${card.file.name}: cancelled`;
-      chosen.focus();
-      return;
-    }
+    if (error.name === "AbortError") return; // its card is gone already
     const known = error instanceof Refusal;
-    card.refuse(known ? error.title : "No answer", known ? error.message : String(error));
-    status.textContent = `${card.file.name}: ${card.title.textContent}`;
+    const [title, detail] = known ? [error.title, error.message] : ["No answer", String(error)];
+    card.refuse(title, detail);
+    say(`${card.file.name}: ${title}. ${detail}`);
   }
+}
+
+/** Take a card away, whether its turn has come or not. */
+function cancelled(card) {
+  const turn = waiting.indexOf(card);
+  if (turn >= 0) waiting.splice(turn, 1);
+  const focused = card.item.contains(document.activeElement);
+  card.item.remove();
+  if (focused) chosen.focus();
+  say(`${card.file.name}: cancelled`);
+}
+
+/** Tell people who do not see the page. */
+function say(text) {
+  status.append(element("p", {}, text));
+  if (status.childElementCount > SAID) status.firstElementChild.remove();
 }
 
 for (const input of [chosen, document.getElementById("camera")]) {
@@ -83,7 +97,11 @@ document.addEventListener("drop", (event) => {
 });
 
 const panel = document.getElementById("model");
-panel.addEventListener("toggle", () => panel.open && showModel(panel.querySelector("div")));
+panel.addEventListener("toggle", () => {
+  if (!panel.open) return;
+  mayAsk();
+  showModel(panel.querySelector("div"));
+});
 
 const base = new URL(".", location.href).href;
 for (const code of document.querySelectorAll("#program code")) {
@@ -93,7 +111,8 @@ for (const code of document.querySelectorAll("#program code")) {
   copy.textContent = "Copy";
   copy.onclick = async () => {
     await navigator.clipboard.writeText(code.textContent);
-    status.textContent = copy.textContent = "Copied";
+    copy.textContent = "Copied";
+    say("Copied");
   };
   // Browsers have a clipboard for pages only over HTTPS, or from the same machine.
   if (navigator.clipboard) code.parentElement.after(copy);
