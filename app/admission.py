@@ -150,12 +150,12 @@ class Admission:
 
 
 class Place:
-    """One request's place. `queue_seconds` and `work_seconds` say what became of its time."""
+    """One request's place. `work_seconds` is how long its work took, as the event loop saw it."""
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
         self._arrived = 0
-        self.queue_seconds = self.work_seconds = 0.0
+        self.work_seconds = 0.0
 
     def __enter__(self) -> Self:
         self._admission.taken += 1
@@ -197,7 +197,7 @@ class Place:
         try:
             await admission.turn(self._request, deadline)
         finally:
-            self.queue_seconds = facts.queue_seconds = loop.time() - arrived
+            facts.queue_seconds = loop.time() - arrived
         began = loop.time()
 
         def timed() -> T:

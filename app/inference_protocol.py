@@ -18,6 +18,7 @@ from starlette.responses import Response
 from app import inference_document, tensors
 from app.observation import Facts, current_facts
 from app.problems import Problem
+from app.routes import check_ready
 from app.tensors import HEADER_LENGTH, MAX_PICTURES, Inference, Spec
 from app.uploads import read_body
 from model.classifier import Classifier
@@ -131,7 +132,7 @@ async def live() -> LiveAnswer:
     responses=inference_document.errors("not-ready"),
 )
 async def ready(request: Request) -> ReadyAnswer:
-    _check_ready(request, live=True)
+    check_ready(request, ready=False, live=True)
     return ReadyAnswer(live=True, ready=True)
 
 
@@ -149,14 +150,8 @@ async def ready(request: Request) -> ReadyAnswer:
     responses=inference_document.errors("unauthorized", "not-ready"),
 )
 async def model_ready(request: Request, _: Served) -> ModelReadyAnswer:
-    _check_ready(request, name=MODEL)
+    check_ready(request, ready=False, name=MODEL)
     return ModelReadyAnswer(name=MODEL, ready=True)
-
-
-def _check_ready(request: Request, **members: Any) -> None:
-    if not request.app.state.ready:
-        detail = "The service is about to stop and should get no more requests."
-        raise Problem("not-ready", detail, {"Retry-After": "5"}, ready=False, **members)
 
 
 @router.get(

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from uvicorn.config import STARTUP_FAILURE
 
 from app import (
     about,
@@ -45,8 +46,6 @@ from model.classifier import Classifier
 from model.preprocessing import Limits, MemoryBudget
 
 API_VERSION = "1"
-# uvicorn's exit status for a start that failed; a worker that ends with it is not started again.
-STARTUP_FAILURE = 3
 
 
 def create_app(
@@ -114,9 +113,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         allocator.settle()
     classifier: Classifier = state.classifier
     capacity: Capacity = state.capacity
-    if settings.max_upload_bytes > capacity.largest_upload_bytes:
-        settings = replace(settings, max_upload_bytes=capacity.largest_upload_bytes)
-        state.settings = settings
+    most = min(settings.max_upload_bytes, capacity.largest_upload_bytes)
+    state.settings = settings = replace(settings, max_upload_bytes=most)
     memory = MemoryBudget(capacity.decode_bytes)
     state.limits = Limits(max_pixels=settings.max_pixels, memory=memory)
     reload.install(app)

@@ -148,11 +148,15 @@ def classify(classifier: Classifier, picture: bytes, limits: Limits, facts: Fact
     responses=problems.responses("not-ready"),
 )
 async def health(request: Request) -> HealthAnswer:
-    state = request.app.state
-    if not state.ready:
+    check_ready(request)
+    return HealthAnswer(status="ready", model=ModelName.of(request.app.state.classifier))
+
+
+def check_ready(request: Request, **members: Any) -> None:
+    """Raise the Problem not-ready, with these members, where the service is about to stop."""
+    if not request.app.state.ready:
         detail = "The service is about to stop and should get no more requests."
-        raise Problem("not-ready", detail, {"Retry-After": "5"})
-    return HealthAnswer(status="ready", model=ModelName.of(state.classifier))
+        raise Problem("not-ready", detail, {"Retry-After": "5"}, **members)
 
 
 @router.get(

@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from app.settings import Settings
 
@@ -49,9 +50,6 @@ BACKLOG = 2048
 SOON_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
-
-# uvicorn's exit status for a worker that could not start: another one could not either.
-STARTUP_FAILURE = 3
 
 WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM)
 
