@@ -13,7 +13,7 @@ from model import bands
 from model.architecture import describe
 from model.classifier import Classifier
 from model.explanation import method, picture_of_weights
-from model.network import Layer, Residual, parameters
+from model.network import Composite, Layer, parameters
 
 ALL = "all"  # the source of metrics that are not told by source
 
@@ -110,7 +110,7 @@ def summary(layers: Sequence[Layer]) -> str:
 
 def _count(layers: Sequence[Layer], counts: dict[str, int]) -> None:
     for layer in layers:
-        if isinstance(layer, Residual):
+        if isinstance(layer, Composite):
             _count(layer.layers, counts)
         elif layer.parameters:
             counts[layer.kind] = counts.get(layer.kind, 0) + 1

@@ -14,6 +14,7 @@ from model.network import (
     Layer,
     Linear,
     MaxPool,
+    Mirrored,
     Relu,
     Residual,
     Standardise,
@@ -42,6 +43,18 @@ class Graph:
         tensor = np.ascontiguousarray(value, np.float32)
         self._constants.append(numpy_helper.from_array(tensor, name))
         return name
+
+    def integers(self, *values: int) -> str:
+        """The name of a constant vector of int64."""
+        name = f"c{len(self._constants)}"
+        self._constants.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+    def halves(self, x: str) -> tuple[str, str]:
+        """The names of the first and the last half of the examples."""
+        names = f"{len(self._nodes)}a", f"{len(self._nodes)}b"
+        self._nodes.append(helper.make_node("Split", [x], names, axis=0))
+        return names
 
     def convolution(
         self,
@@ -110,6 +123,12 @@ def _add(graph: Graph, layer: Layer, x: str) -> str:
             for each in layer.layers:
                 inner = _add(graph, each, inner)
             return graph.add("Add", x, inner)
+        case Mirrored():
+            reverse = [graph.integers(value) for value in (-1, -(2**31), 3, -1)]
+            inner = graph.add("Concat", x, graph.add("Slice", x, *reverse), axis=0)
+            for each in layer.layers:
+                inner = _add(graph, each, inner)
+            return graph.add("Mean", *graph.halves(inner))
         case Linear():
             constants = [graph.constant(layer.parameters[n]) for n in ("weights", "bias")]
             return graph.add("Gemm", x, *constants)

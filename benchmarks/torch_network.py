@@ -18,6 +18,7 @@ from model.network import (
     Layer,
     Linear,
     MaxPool,
+    Mirrored,
     Relu,
     Residual,
     Standardise,
@@ -60,9 +61,10 @@ class Network(nn.Module):
                 return nn.MaxPool2d(2)
             case GlobalAverage():
                 return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-            case Residual():
+            case Residual() | Mirrored():
                 inner = (self._module(x, f"{prefix}{i}.") for i, x in enumerate(layer.layers))
-                return _Residual(nn.Sequential(*inner))
+                whole = _Residual if isinstance(layer, Residual) else _Mirrored
+                return whole(nn.Sequential(*inner))
             case Linear():
                 return self._linear(layer, prefix)
         raise TypeError(f"{type(self).__name__} does not know {layer.kind} layers yet")
@@ -110,6 +112,16 @@ class _Residual(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return x + self.inner(x)
+
+
+class _Mirrored(nn.Module):
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Any) -> Any:
+        one, other = self.inner(torch.cat([x, x.flip(3)])).chunk(2)
+        return (one + other) / 2
 
 
 def pictures(X: Array, side: int = 64) -> Any:

@@ -29,9 +29,9 @@ from benchmarks.machine import describe, memory_mb
 from benchmarks.workers import Worker
 from model.network import (
     Array,
+    Composite,
     Gradients,
     Layer,
-    Residual,
     Scratch,
     backward,
     forward,
@@ -72,7 +72,7 @@ class Task:
 
 def _cast(layers: Sequence[Layer], dtype: str) -> None:
     for layer in layers:
-        if isinstance(layer, Residual):
+        if isinstance(layer, Composite):
             _cast(layer.layers, dtype)
             layer.parameters = parameters(layer.layers)
         else:

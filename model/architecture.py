@@ -1,7 +1,7 @@
 """A network as a description (JSON values) and named tensors, and back: what an artifact stores.
 
-The description is a list of layers, `{"kind": "linear"}`, with the settings of each and, for a
-residual layer, the description of its inner layers. Tensors carry the names of
+The description is a list of layers, `{"kind": "linear"}`, with the settings of each and, for one
+that is made of layers, the description of those. Tensors carry the names of
 `network.parameters`: `<place in the list>.<name>`.
 """
 
@@ -13,10 +13,12 @@ import numpy as np
 from model.convolution import Convolution
 from model.network import (
     Array,
+    Composite,
     GlobalAverage,
     Layer,
     Linear,
     MaxPool,
+    Mirrored,
     Relu,
     Residual,
     Standardise,
@@ -24,7 +26,10 @@ from model.network import (
 
 _KINDS: dict[str, type[Layer]] = {
     layer.kind: layer
-    for layer in (Linear, Standardise, Convolution, Relu, MaxPool, GlobalAverage, Residual)
+    for layer in (
+        *(Linear, Standardise, Convolution, Relu, MaxPool, GlobalAverage),
+        *(Residual, Mirrored),
+    )
 }
 _DIMENSIONS = {"weights": {"linear": 2, "convolution": 4}, "bias": {"linear": 1, "convolution": 1}}
 
@@ -33,7 +38,7 @@ def describe(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """The description of the layers."""
     return [
         {"kind": layer.kind, **layer.settings()}
-        | ({"layers": describe(layer.layers)} if isinstance(layer, Residual) else {})
+        | ({"layers": describe(layer.layers)} if isinstance(layer, Composite) else {})
         for layer in layers
     ]
 
@@ -64,9 +69,10 @@ def _layer(entry: Mapping[str, Any], unused: dict[str, Array], prefix: str) -> L
     kind = settings.pop("kind", None)
     if kind not in _KINDS:
         raise ValueError(f"layer {prefix[:-1]} is of an unknown kind: {kind!r}")
-    if kind == "residual":
+    composite = issubclass(_KINDS[kind], Composite)
+    if composite:
         settings["layers"] = _build(settings.get("layers", ()), unused, prefix)
-    own = [] if kind == "residual" else [n for n in unused if n.rpartition(".")[0] + "." == prefix]
+    own = [] if composite else [n for n in unused if n.rpartition(".")[0] + "." == prefix]
     for name in own:
         settings[name.removeprefix(prefix)] = _tensor(kind, name, unused.pop(name))
     try:

@@ -14,7 +14,7 @@ times activation is HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), and tha
 it is FullGrad's (Srinivas and Fleuret 2019, arXiv:1905.00780). Terms without a place, such as the
 last bias, are told apart.
 
-Cost: one forward pass and one backward pass.
+Cost: one forward pass and one backward pass; for a network that looks in the mirror too, two.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.network import Array, Layer, Linear, Residual, Scratch, Standardise, forward
+from model.network import (
+    Array,
+    Layer,
+    Linear,
+    Mirrored,
+    Residual,
+    Scratch,
+    Standardise,
+    forward,
+    unmirrored,
+)
 from model.preprocessing import to_vector
 
 GRID = 8  # places a side: coarser stages say too little of where
@@ -72,6 +82,12 @@ STAGES = Method(
 
 def explain(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> Explanation:
     """Take the logit of a picture, (side, side, 3) uint8, apart."""
+    if any(isinstance(layer, Mirrored) for layer in layers):
+        plain = unmirrored(layers)
+        one, other = explain(plain, pixels), explain(plain, pixels[:, ::-1])
+        heat = np.float32(0.5) * (one.heat + other.heat[:, ::-1])
+        bias, logit = (one.bias + other.bias) / 2, (one.logit + other.logit) / 2
+        return Explanation(heat, bias, logit, one.method)
     side = len(pixels)
     scratch = Scratch(keep=True, train=False)
     stages = forward(layers, to_vector(pixels[None]), scratch)

@@ -3,7 +3,9 @@
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Condition
+from time import monotonic
 from typing import Any, Final
 
 from PIL.ImageFile import ImageFile
@@ -18,8 +20,17 @@ _HEIC_BYTES, _DEEP_HEIC_BYTES = 3.5, 5.5  # a pixel and channel, with all of its
 _SMALLER_MODES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}  # bytes a pixel; others: 4
 
 
+# Until when this thread's work is worth waiting for, in time.monotonic()'s seconds; None: for ever.
+# Whoever hands a thread its work sets it.
+worth_until: ContextVar[float | None] = ContextVar("worth_until", default=None)
+
+
 class OverBudget(Exception):
     """More was asked for than there will ever be."""
+
+
+class TooLate(Exception):
+    """The work is not worth it any more."""
 
 
 class MemoryBudget:
@@ -49,8 +60,9 @@ class MemoryBudget:
     def reserve(self, amount: int) -> Iterator[None]:
         """Hold this many bytes for as long as the block lasts; may wait for them.
 
-        Raises OverBudget at once where the whole budget is less. A thread that holds some must
-        not ask for more: two that do would wait for each other.
+        Raises OverBudget at once where the whole budget is less, and TooLate where the wait lasts
+        longer than `worth_until`. A thread that holds some must not ask for more: two that do
+        would wait for each other.
         """
         if self.total is None or not amount:
             yield
@@ -58,21 +70,30 @@ class MemoryBudget:
         if amount > self.total:
             raise OverBudget(f"{amount:,} bytes of {self.total:,}")
         with self._changed:
-            me = object()
-            self._line.append(me)
-            try:
-                while self._line[0] is not me or self._taken + amount > self.total:
-                    self._changed.wait()
-                self._taken += amount
-            finally:  # also where the wait was interrupted
-                self._line.remove(me)
-                self._changed.notify_all()
+            if self._line or self._taken + amount > self.total:
+                self._wait_for(amount, self.total)
+            self._taken += amount
         try:
             yield
         finally:
             with self._changed:
                 self._taken -= amount
                 self._changed.notify_all()
+
+    def _wait_for(self, amount: int, total: int) -> None:
+        """Wait in line. Raises TooLate."""
+        until = worth_until.get()
+        me = object()
+        self._line.append(me)
+        try:
+            while self._line[0] is not me or self._taken + amount > total:
+                left = None if until is None else until - monotonic()
+                if left is not None and left <= 0:
+                    raise TooLate
+                self._changed.wait(left)
+        finally:  # also where the wait was given up
+            self._line.remove(me)
+            self._changed.notify_all()
 
 
 def bytes_to_decode(image: ImageFile, kind: Format, beside: int) -> int:

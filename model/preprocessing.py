@@ -28,7 +28,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from model.containers import Container, cut_off, exif_orientation, open_container
 from model.formats import Format, InvalidImage, Reason, accepted_formats, recognise, size
-from model.memory import MemoryBudget, OverBudget, bytes_to_decode, bytes_to_squeeze
+from model.memory import MemoryBudget, OverBudget, TooLate, bytes_to_decode, bytes_to_squeeze
 from model.squeeze import Box, squeeze
 
 __all__ = [
@@ -120,7 +120,7 @@ class Preprocessing:
     background: Literal["white"] = "white"  # under transparent parts
     # A JPEG is decoded at 1/8, 1/4 or 1/2 where both sides still are this many times `side`; at
     # its whole size otherwise, and always where this is None
-    jpeg_times: int | None = 2
+    jpeg_times: int | None = 1
 
     def __post_init__(self) -> None:
         if type(self.side) is not int or not 1 <= self.side <= 1024:
@@ -172,12 +172,12 @@ def read_picture(
 
     The format is told by the first bytes; only its decoder is used, and only after the size in
     the header is within the limits. Of an animation, the first frame is taken.
-    Raises InvalidImage and nothing else.
+    Raises InvalidImage; and TooLate, where the thread's work has a time limit.
     """
     kind = recognise(data)
     try:
         return _read(data, kind, spec, limits)
-    except InvalidImage:
+    except (InvalidImage, TooLate):
         raise
     except MemoryError as error:
         raise InvalidImage(

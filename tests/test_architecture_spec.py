@@ -14,6 +14,7 @@ from model.network import (
     Layer,
     Linear,
     MaxPool,
+    Mirrored,
     Relu,
     Residual,
     Scratch,
@@ -35,7 +36,7 @@ def small_network() -> list[Layer]:
         Relu(),
         MaxPool(),
         Residual([Convolution(floats(3, 3, 4, 4), floats(4)), Relu()]),
-        GlobalAverage(),
+        Mirrored([GlobalAverage()]),
         Linear(floats(4, 1), floats(1)),
     ]
 

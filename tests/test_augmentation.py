@@ -11,7 +11,7 @@ from PIL import Image
 
 from model.network import Array
 from model.preprocessing import read_picture
-from training.augmentation import Augmentation, _rotate, augment, compress, whole
+from training.augmentation import Augmentation, _rotate, augment, compress, mix, whole
 from training.data import read_pictures
 
 NOTHING = Augmentation(**{field.name: 0.0 for field in fields(Augmentation)})
@@ -174,7 +174,10 @@ EFFECTS: dict[str, tuple[Augmentation, Callable[[Array, Array], bool]]] = {
         lambda row, plain: 0.01 < np.mean(np.abs(row - plain) > 1e-4) < 0.3,
     ),
     "compressed": (only(compressed=1.0), lambda row, plain: 0 < np.std(row - plain) < 0.1),
-    "blur": (only(blurred=1.0, blur=1.6), lambda row, plain: grain(row) < grain(plain)),
+    "blur": (
+        only(blurred=1.0, sharpest=2.0, softest=2.6),
+        lambda row, plain: grain(row) < grain(plain),
+    ),
 }
 
 
@@ -183,7 +186,7 @@ def spread(row: Array) -> float:
 
 
 def grain(row: Array) -> float:
-    return float(np.abs(np.diff(row.reshape(64, 64, 3), axis=0)).mean())
+    return float(np.abs(np.diff(row.reshape(-1, 64, 64, 3), axis=1)).mean())
 
 
 @pytest.mark.parametrize("name", EFFECTS)
@@ -213,3 +216,25 @@ def test_compression_leaves_about_what_jpeg_leaves(quality: int) -> None:
     damage = float(np.abs(jpeg - pixels / 255).mean())
     assert np.abs(ours - jpeg).mean() < damage / 2
     assert float(np.abs(ours - pixels / 255).mean()) == pytest.approx(damage, rel=0.25)
+
+
+def test_a_narrower_filter_keeps_more_of_what_is_finer_than_its_pixels() -> None:
+    pictures, sides = np.stack([photo(128, 128, seed) for seed in range(8)]), np.full(8, 128)
+    narrow, usual = only(blurred=1.0, sharpest=0.6, softest=0.6), only()
+    rows = [augment(pictures, sides, np.random.default_rng(0), 1, each) for each in (narrow, usual)]
+    assert grain(rows[0]) > grain(rows[1])
+
+
+def test_mixed_rows_are_means_of_two_and_their_targets_the_same_means() -> None:
+    x, y = np.eye(200, dtype=np.float32), np.arange(200, dtype=np.float32)[:, None]
+    rows, targets = mix(x.copy(), y, np.random.default_rng(3), share=0.5)
+    np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(rows @ y, targets, rtol=1e-5)
+    np.testing.assert_array_equal(y[:, 0], np.arange(200))
+    assert (np.diag(rows) >= 0.5).all()
+    assert 70 < (np.diag(rows) < 1).sum() < 130
+
+
+def test_none_are_mixed_unless_asked_for() -> None:
+    x, y = np.eye(9, dtype=np.float32), np.ones((9, 1), np.float32)
+    np.testing.assert_array_equal(mix(x.copy(), y, np.random.default_rng(0), share=0)[0], x)

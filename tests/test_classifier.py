@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from model import artifact, classifier, preprocessing
 from model.artifact import pack, unpack
-from model.classifier import GOLDEN_TOLERANCE, BadArtifact, Classifier, Golden
+from model.classifier import GOLDEN_TOLERANCE, BadArtifact, Classifier, Golden, default_weights
 from model.network import GlobalAverage, Layer, Linear, MaxPool, Relu, Standardise
 from model.preprocessing import InvalidImage, Picture, Preprocessing, read_picture, to_vector
 from tests import pictures
@@ -480,6 +480,14 @@ def test_every_mistake_moves_the_golden_probability(seed: int, cells: int) -> No
     golden = choose_golden(tested, np.random.default_rng(seed))
     moved = mistakes(tested, golden.picture)
     assert len(moved) >= 20
+    assert min(moved.values()) > 1.2 * GOLDEN_TOLERANCE, moved
+
+
+def test_a_mirror_image_is_no_mistake_where_the_network_answers_for_both() -> None:
+    shipped = Classifier.load(default_weights())
+    assert shipped.golden is not None
+    moved = mistakes(shipped, shipped.golden.picture)
+    assert "mirrored" not in moved
     assert min(moved.values()) > 1.2 * GOLDEN_TOLERANCE, moved
 
 

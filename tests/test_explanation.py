@@ -25,6 +25,7 @@ from model.network import (
     forward,
 )
 from model.preprocessing import read_picture, to_vector
+from training.architecture import mirrored
 
 Pixels = NDArray[np.uint8]
 
@@ -89,6 +90,17 @@ def test_the_map_and_the_bias_sum_to_the_logit_in_networks_of_every_layer(side: 
     assert explanation.logit == pytest.approx(logit(layers, pixels), abs=1e-4)
     total = float(explanation.heat.sum(dtype=float)) + explanation.bias
     assert total == pytest.approx(explanation.logit, abs=1e-4)
+
+
+def test_a_network_that_looks_in_the_mirror_too_is_explained_as_the_mean_of_both() -> None:
+    layers, pixels = small(20), noise(20)
+    explanation = explain(mirrored(layers), pixels)
+    assert explanation.logit == pytest.approx(logit(mirrored(layers), pixels), abs=1e-4)
+    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
+    assert total == pytest.approx(explanation.logit, abs=1e-4)
+    other = explain(mirrored(layers), np.ascontiguousarray(pixels[:, ::-1]))
+    np.testing.assert_allclose(other.heat[:, ::-1], explanation.heat, atol=1e-5)
+    assert abs(explain(layers, pixels).logit - explanation.logit) > 1e-4
 
 
 def test_without_places_the_biases_are_told_apart_and_the_sum_is_exact_too(cat: Pixels) -> None:

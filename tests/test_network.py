@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from model.architecture import describe
 from model.convolution import Convolution
 from model.network import (
     Array,
@@ -13,6 +14,7 @@ from model.network import (
     Layer,
     Linear,
     MaxPool,
+    Mirrored,
     Relu,
     Residual,
     Scratch,
@@ -22,8 +24,9 @@ from model.network import (
     parameters,
     prepare,
     sigmoid,
+    unmirrored,
 )
-from training.architecture import batch_norms, convolutional, fold
+from training.architecture import batch_norms, convolutional, fold, mirrored
 from training.batch_norm import BatchNorm
 from training.loop import one_blas_thread
 from training.optimizer import bind
@@ -139,6 +142,14 @@ LAYERS: dict[str, tuple[list[Layer], tuple[int, ...]]] = {
     "residual": (
         [Residual([convolution(3, 3, 3), BatchNorm(random(3)), Relu(), convolution(3, 3, 3)])],
         (3, 5, 4, 3),
+    ),
+    "mirrored": (
+        [Mirrored([convolution(3, 3, 2, bias=True), Relu(), GlobalAverage()])],
+        (3, 4, 6, 3),
+    ),
+    "mirrored residual": (
+        [Standardise((0.5,), (0.2,), side=4), Mirrored([Residual([convolution(3, 1, 1)])])],
+        (2, 16),
     ),
     "residual in residual": (
         [Residual([Residual([convolution(3, 2, 2, bias=True), Relu()]), convolution(1, 2, 2)])],
@@ -305,3 +316,22 @@ def test_sigmoid_is_exact_where_the_textbook_form_overflows(dtype: type) -> None
     np.testing.assert_allclose(a[2:5], [0.26894142, 0.5, 0.73105858])
     assert a[0] == 0
     assert a[-1] == 1
+
+
+def test_with_its_mirror_image_taken_in_a_network_answers_the_same_for_both() -> None:
+    layers = convolutional(np.random.default_rng(0), stages=(8, 8))
+    x = np.random.default_rng(1).random((3, 12288), np.float32)
+    layers = fold(layers, trained_statistics(layers, x))
+    reflected = np.ascontiguousarray(x.reshape(3, 64, 64, 3)[:, :, ::-1]).reshape(3, -1)
+    z, z_reflected = (forward(layers, each, Scratch())[-1] for each in (x, reflected))
+    both = [forward(mirrored(layers), each, Scratch())[-1] for each in (x, reflected)]
+    assert abs(z - z_reflected).max() > 1e-3
+    np.testing.assert_allclose(both[0], (z + z_reflected) / 2, atol=1e-5)
+    np.testing.assert_allclose(both[0], both[1], atol=1e-5)
+    assert describe(mirrored(mirrored(layers))) == describe(mirrored(layers))
+    assert describe(unmirrored(mirrored(layers))) == describe(layers)
+
+
+def test_logistic_regression_does_not_look_in_the_mirror() -> None:
+    layers: list[Layer] = [Linear(random(12288, 1), random(1))]
+    assert mirrored(layers) == layers

@@ -12,9 +12,11 @@ from model.network import (
     Layer,
     Linear,
     MaxPool,
+    Mirrored,
     Relu,
     Residual,
     Standardise,
+    unmirrored,
 )
 from training.batch_norm import EPSILON, BatchNorm
 
@@ -61,6 +63,15 @@ def _convolution(
 
 def _norm(channels: int) -> BatchNorm:
     return BatchNorm(np.zeros(channels, np.float32))
+
+
+def mirrored(layers: Sequence[Layer]) -> list[Layer]:
+    """The trained network as it answers: with the mean over each picture and its mirror image of
+    what the logistic unit sees. Networks that start on rows of pixels stay as they are."""
+    plain = unmirrored(layers)
+    if not isinstance(plain[0], Standardise):
+        return plain
+    return [plain[0], Mirrored(plain[1:-1]), plain[-1]]
 
 
 def fold(layers: Sequence[Layer], statistics: Mapping[int, tuple[Array, Array]]) -> list[Layer]:

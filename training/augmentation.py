@@ -30,8 +30,9 @@ class Augmentation:
     stretch: float = 0.25  # log of the largest change of aspect ratio
     rotation: float = 8.0  # degrees, either way, for `rotated` of the pictures
     rotated: float = 0.4
-    blurred: float = 0.25  # share of pictures
-    blur: float = 1.6  # how much wider the filter gets at most
+    blurred: float = 0.35  # share of pictures whose filter is made wider or narrower
+    sharpest: float = 0.6  # times the filter's width: less than 1 aliases, as small decodes do
+    softest: float = 2.6
     brightness: float = 0.3  # log of the largest factor
     contrast: float = 0.25  # log of the largest factor
     saturation: float = 0.5  # largest change of the factor
@@ -63,6 +64,21 @@ def augment(
     _damage(x, rng, strength, limits)
     np.clip(x, 0, 1, out=x)
     return _unroll(x)
+
+
+def mix(x: Array, y: Array, rng: np.random.Generator, share: float) -> tuple[Array, Array]:
+    """Some of the rows as weighted means of two, and their targets as the same means.
+
+    x (m, n), which is changed, y (m, 1); `share` of the rows keep between a half and all of
+    themselves, the rest comes from another row (Zhang et al. 2018, mixup). Returns x and y.
+    """
+    mixed = np.flatnonzero(rng.random(len(x)) < share)
+    others = rng.permutation(mixed)
+    part = rng.uniform(0, 0.5, (len(mixed), 1)).astype(x.dtype)
+    x[mixed] += part * (x[others] - x[mixed])
+    y = y.copy()
+    y[mixed] += part * (y[others] - y[mixed])
+    return x, y
 
 
 def whole(pictures: Array, sides: Array) -> Array:
@@ -103,7 +119,7 @@ def _crops(
     top, left = (rng.random(m) * (sides - extent) for extent in (height, width))
     mirrored = rng.random(m) < 0.5
     blurred = rng.random(m) < limits.blurred * strength
-    blur = np.where(blurred, 1 + rng.random(m) * limits.blur, 1)
+    blur = np.where(blurred, rng.uniform(limits.sharpest, limits.softest, m), 1)
     rows = _filter(side, sides, top, height, blur)
     columns = _filter(side, sides, left, width, blur)
     columns[mirrored] = columns[mirrored, ::-1]

@@ -14,7 +14,7 @@ from typing import Any
 from model.artifact import write_file
 from model.classifier import BadArtifact, Classifier
 from model.convolution import Convolution
-from model.network import Layer, Linear, Residual, parameters
+from model.network import Composite, Layer, Linear, Mirrored, Residual, parameters
 from training.command import Commands, Say, add_command, check_output
 from training.data import CLASS_NAMES
 from training.errors import BadArguments, Refused
@@ -128,11 +128,13 @@ def _architecture(layers: Sequence[Layer]) -> str:
     if not convolutions and len(layers) == 1:
         return "logistic regression on the pixels"
     blocks = _count(layers, Residual)
-    return f"{convolutions} convolutions, {blocks} residual blocks, {_count(layers, Linear)} linear"
+    twice = ", mean over the picture and its mirror image" if _count(layers, Mirrored) else ""
+    linear = _count(layers, Linear)
+    return f"{convolutions} convolutions, {blocks} residual blocks, {linear} linear{twice}"
 
 
 def _count(layers: Sequence[Layer], kind: type[Layer]) -> int:
-    inside = sum(_count(layer.layers, kind) for layer in layers if isinstance(layer, Residual))
+    inside = sum(_count(layer.layers, kind) for layer in layers if isinstance(layer, Composite))
     return inside + sum(isinstance(layer, kind) for layer in layers)
 
 

@@ -10,6 +10,7 @@ from model import statistics
 from model.architecture import build, describe
 from model.classifier import Classifier
 from model.network import Layer, parameters, sigmoid
+from training.architecture import mirrored
 from training.calibration import (
     FEW_RULE,
     THRESHOLD_RULE,
@@ -41,13 +42,13 @@ def finish(
     threads: int = 2,
 ) -> Classifier:
     """The classifier that these layers (without batch normalisation) make, ready to be saved with
-    `save(path, "float16")`.
+    `save(path, "float16")`. A convolutional network answers for the picture and its mirror image.
 
     Everything is fitted to and measured on the numbers as float16 holds them, which is how they
     are stored. facts: JSON values that go into the metadata beside what is found out here:
     calibration, threshold_rule, metrics, input_statistics.
     """
-    stored = as_stored(layers)
+    stored = as_stored(mirrored(layers))
     z = validation.logits(stored, threads)
     calibration = calibrate(z, validation.labels, validation.sources)
     calibrated = as_stored(fold_calibration(stored, calibration))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from model.classifier import Classifier
-from model.network import Layer
+from model.network import Layer, unmirrored
 from training import checkpoint, report
-from training.architecture import STAGES
+from training.architecture import STAGES, mirrored
 from training.calibration import Calibration
 from training.checkpoint import Best, Run
 from training.command import (
@@ -116,9 +116,10 @@ def _run(task: Task, trainer: Trainer, places: Places, resume: bool) -> Run:
     run = Run(task.identity)
     if task.start:  # the network that is there takes part: nothing worse than it is kept
         validation = task.validation
-        z = validation.logits(task.start.layers, task.config.threads)
+        layers = unmirrored(task.start.layers)
+        z = validation.logits(layers, task.config.threads)
         log_loss = source_log_loss(z, validation.labels, validation.sources)
-        run.best = Best(0, log_loss, list(task.start.layers))
+        run.best = Best(0, log_loss, layers)
     return run
 
 
@@ -162,7 +163,7 @@ def _compare(task: Task, best: Best, classifier: Classifier) -> Comparison | Non
         return None
     threads = task.config.threads
     before = task.validation.logits(task.start.layers, threads)
-    after = task.validation.logits(best.layers, threads) if best.epoch else before
+    after = task.validation.logits(mirrored(best.layers), threads)
     calibration = Calibration(**classifier.metadata["calibration"])
     thresholds = task.start.threshold, calibration.undone(classifier.threshold)
     return compare(before, after, task.validation, thresholds)
@@ -297,6 +298,7 @@ _TYPES: dict[str, Callable[[str], float]] = {
     "peak_rate": positive,
     "weight_decay": not_negative,
     "strength": share,
+    "mixed": share,
     "seed": seed,
 }
 

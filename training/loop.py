@@ -31,7 +31,7 @@ from model.network import (
     sigmoid,
 )
 from training.architecture import batch_norms, fold
-from training.augmentation import augment, whole
+from training.augmentation import augment, mix, whole
 from training.batch_norm import BatchNorm
 from training.cost import loss
 from training.gradient_descent import Diverged
@@ -58,6 +58,7 @@ class LoopConfig:
     weight_decay: float = _option(5e-4, "how strongly weights are drawn to zero")
     averaging: float = 0.999
     strength: float = _option(1.0, "of the random variations of the pictures: 0 for none, 1 usual")
+    mixed: float = _option(0.0, "share of the pictures that are mixed with another, at strength 1")
     calm: float = 0.2  # share of the run, at its end, over which the augmentation fades
     calm_strength: float = 0.4  # what it fades to
     anchor: float = 0.0  # share of the weights that it started from in those that are kept
@@ -163,6 +164,8 @@ class Trainer:
         examples = self.examples
         x = augment(examples.pictures[rows], examples.sides[rows], rng, strength)
         y = examples.targets[rows][:, None]
+        if self.config.mixed:
+            x, y = mix(x, y, rng, self.config.mixed * strength)
         stages = forward(self.layers, x, scratch)
         z = stages[-1]
         dz = sigmoid(z) - y

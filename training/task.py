@@ -14,7 +14,7 @@ import numpy as np
 
 from model.architecture import describe
 from model.classifier import BadArtifact, Classifier
-from model.network import Layer
+from model.network import Layer, unmirrored
 from model.preprocessing import Preprocessing
 from training.architecture import STAGES, convolutional
 from training.command import Say, class_names, read_data
@@ -89,7 +89,8 @@ def task_of(arguments: argparse.Namespace, say: Say) -> Task:
         )
     stages = tuple(arguments.stages or STAGES)
     # A copy: training changes its layers, and the result is compared with the start.
-    layers = copy.deepcopy(list(start.layers)) if start else convolutional(_rng(config), stages)
+    own = copy.deepcopy(unmirrored(start.layers)) if start else None
+    layers = own or convolutional(_rng(config), stages)
     configuration = {
         **asdict(config),
         "from": start.version if start else None,
