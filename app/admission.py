@@ -8,23 +8,29 @@ event loop, one thread: there is nothing to lock.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 from types import TracebackType
-from typing import ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from app.decoders import Decoders
 from app.observation import current_facts
 from app.problems import Problem
+from model.classifier import PICTURES_AT_ONCE
+from model.memory import TooLate
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 
 LONGEST_RETRY_SECONDS = 60
 # Weight of the newest in the moving average of how long a picture takes.
 NEWEST = 0.1
+# Pictures that take less than this each are handed to the decoders a few at a time.
+QUICK_SECONDS = 0.004
 
 
 class Admission:
@@ -44,21 +50,30 @@ class Admission:
     ) -> None:
         self._places, self._upload_bytes = places, upload_bytes
         self._deadline_seconds = deadline_seconds
-        self._decoders, self._free = decoders, decoders.count
+        self._decoders = decoders
+        self._handed = 0  # requests whose turn has come: they are with the decoders
         self._turns: deque[asyncio.Future[bool]] = deque()
         self._seconds_each = 0.05  # a guess until something was measured
         self.taken = 0  # requests that have entered and not left
-        self.held_bytes = 0  # of bodies that arrived
+        self.held_bytes = 0  # of bodies that arrived, until nothing works on them any more
 
     @property
     def waiting(self) -> int:
         """Pictures that wait for a decoder."""
-        return len(self._turns)
+        return len(self._turns) + self._handed - self.working
 
     @property
     def working(self) -> int:
-        """Decoders that are at work."""
-        return self._decoders.count - self._free
+        """Decoders that are at work, as far as there is work for each."""
+        return min(self._handed, self._decoders.count)
+
+    @property
+    def _turns_left(self) -> bool:
+        """Whether another picture may be handed over. Where they are quick, a few are ahead of
+        time: a decoder then need not wait for the event loop between them, and can have the
+        network answer for several at once."""
+        each = 2 * PICTURES_AT_ONCE if self._seconds_each < QUICK_SECONDS else 1
+        return self._handed < each * self._decoders.count
 
     def enter(self, request: Request) -> "Place":
         """A place for the request, to be used in a `with`. Raises Problem: busy."""
@@ -84,8 +99,8 @@ class Admission:
 
     async def turn(self, request: Request, deadline: float) -> None:
         """Wait for a decoder. Raises Problem: deadline-passed, and ClientDisconnect."""
-        if self._free and not self._turns:
-            self._free -= 1
+        if self._turns_left and not self._turns:
+            self._handed += 1
             return
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
@@ -118,31 +133,36 @@ class Admission:
                 turn.set_result(False)
 
     def _pass_on(self) -> None:
-        """Give the decoder that became free to the next picture."""
-        while self._turns:
+        """Give the turn of a request that is over to those that wait."""
+        self._handed -= 1
+        while self._turns and self._turns_left:
             turn = self._turns.popleft()
             if not turn.done():
+                self._handed += 1
                 turn.set_result(True)
-                return
-        self._free += 1
 
     def deadline_passed(self, doing: str) -> Problem:
         detail = f"The request's {self._deadline_seconds:g} s passed while {doing}. Try again."
         return Problem("deadline-passed", detail, self.retry_after())
 
-    def start(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        """Begin the work of a request whose turn it is; the decoder is passed on when it ends."""
-        began = time.perf_counter()
+    def start(
+        self,
+        begin: Callable[[], T],
+        finish: Callable[[Sequence[T]], Sequence[U]] | None,
+        until: float,
+        ended: Callable[[float], None],
+    ) -> asyncio.Future[U]:
+        """Begin the work of a request whose turn it is. When it ends, `ended` is called with the
+        seconds that it took and the turn is passed on."""
 
-        def end(work: asyncio.Future[T]) -> None:
-            self._seconds_each += NEWEST * (time.perf_counter() - began - self._seconds_each)
+        def end(error: BaseException | None, seconds: float) -> None:
+            # A picture refused at a glance says nothing of how long the others take.
+            if error is None or seconds > self._seconds_each:
+                self._seconds_each += NEWEST * (seconds - self._seconds_each)
+            ended(seconds)
             self._pass_on()
-            if not work.cancelled():
-                work.exception()  # seen, even where nobody waits any more
 
-        work = self._decoders.start(call)
-        work.add_done_callback(end)
-        return work
+        return self._decoders.start(begin, finish, until, end)
 
     def deadline(self) -> float:
         """When what arrived now must be answered, in the event loop's time."""
@@ -150,12 +170,12 @@ class Admission:
 
 
 class Place:
-    """One request's place. `work_seconds` is how long its work took, as the event loop saw it."""
+    """One request's place, and the bytes of its body."""
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
         self._arrived = 0
-        self.work_seconds = 0.0
+        self._users = 1  # of the bytes: the request, and decoders at work
 
     def __enter__(self) -> Self:
         self._admission.taken += 1
@@ -168,7 +188,12 @@ class Place:
         traceback: TracebackType | None,
     ) -> None:
         self._admission.taken -= 1
-        self._admission.held_bytes -= self._arrived
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._admission.held_bytes -= self._arrived
 
     def announce(self, count: int) -> None:
         """Refuse an upload of that many bytes, before they are read, where there is no room now.
@@ -188,8 +213,23 @@ class Place:
         """Call the function on a decoder when its turn comes, and return what it gives.
 
         Raises Problem: deadline-passed, ClientDisconnect, and what the function raises. Work
-        that is under way at its deadline goes on unheard: a decoder cannot be interrupted.
+        that is under way at its deadline goes on unheard, but for one that still waits for memory:
+        a decoder cannot be interrupted.
         """
+        result: T = await self._run(partial(function, *args, **kwargs), None)
+        return result
+
+    async def run_together(
+        self, begin: Callable[[], T], finish: Callable[[Sequence[T]], Sequence[U]]
+    ) -> U:
+        """The same in two steps, the second at once for all that have come so far: `begin` for
+        each, then `finish` for several, which answers for each."""
+        result: U = await self._run(begin, finish)
+        return result
+
+    async def _run(
+        self, begin: Callable[[], Any], finish: Callable[[Sequence[Any]], Sequence[Any]] | None
+    ) -> Any:
         admission = self._admission
         loop = asyncio.get_running_loop()
         arrived, deadline = loop.time(), admission.deadline()
@@ -198,30 +238,27 @@ class Place:
             await admission.turn(self._request, deadline)
         finally:
             facts.queue_seconds = loop.time() - arrived
-        began = loop.time()
 
-        def timed() -> T:
-            started = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                facts.decode_seconds = time.perf_counter() - started
+        def ended(seconds: float) -> None:
+            facts.decode_seconds = seconds
+            facts.queue_seconds = max(0.0, loop.time() - arrived - seconds)
+            self._let_go()
 
-        # Shielded: whoever stops waiting leaves the decoder at its work.
-        answer = asyncio.shield(admission.start(timed))
-        late = False
-
-        def give_up() -> None:
-            nonlocal late
-            late = answer.cancel()
-
-        timer = loop.call_at(deadline, give_up)
+        self._users += 1
+        until = time.monotonic() + deadline - loop.time()  # the loop may have a clock of its own
+        answer = admission.start(begin, finish, until, ended)
+        timer = loop.call_at(deadline, _give_up, answer)
         try:
             return await answer
-        except asyncio.CancelledError:
-            if late:
-                raise admission.deadline_passed("the picture was being worked on") from None
-            raise
+        except TooLate:
+            raise admission.deadline_passed("the picture waited or was being worked on") from None
         finally:
             timer.cancel()
-            self.work_seconds = loop.time() - began
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # seen, also where the request was cancelled at the same time
+            del answer  # an error's traceback leads back here
+
+
+def _give_up(answer: asyncio.Future[T]) -> None:
+    if not answer.done():
+        answer.set_exception(TooLate())

@@ -32,12 +32,13 @@ def settle() -> None:
     What exists is kept out of all later garbage collections: these would take tens of milliseconds
     amid a request, and after a fork would copy the pages that processes share.
     """
+    gc.collect()
     # musl and macOS have no mallopt, and no such habits.
     with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
-        mallopt(M_ARENA_MAX, ARENAS)
-    gc.collect()
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+        libc.mallopt(M_ARENA_MAX, ARENAS)
+        libc.malloc_trim(0)  # what loading took goes back once
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from app import page, problems
 from app.observation import Facts, current_facts
 from app.problems import Problem
-from app.routes import PICTURE_BODY, UPLOAD_PROBLEMS, ModelName, PredictionAnswer, classify
+from app.routes import PICTURE_BODY, UPLOAD_PROBLEMS, ModelName, PredictionAnswer
 from app.uploads import read_upload
 from model.classifier import Classifier, Prediction
 from model.explanation import Explanation, Method, explain, overlay
@@ -30,6 +30,7 @@ FORMATS: dict[str, Format] = {
 }
 PNG = "A PNG, in base64."
 VARY = {"Vary": "Accept"}
+PAGE = {"schema": {"type": "string"}}  # what the OpenAPI document says of it
 
 T = TypeVar("T")
 
@@ -93,7 +94,9 @@ def explain_picture(classifier: Classifier, data: bytes, limits: Limits, facts: 
 
     Runs the network twice forwards and once backwards.
     """
-    prediction = classify(classifier, data, limits, facts)
+    prediction = classifier.predict(data, limits)
+    facts.answers.append((prediction.label, prediction.cat_probability))
+    facts.saw(prediction.picture.pixels, classifier.usual)
     pixels = prediction.picture.pixels
     explanation = explain(classifier.layers, pixels)
     over, full_colour = overlay(pixels, explanation.heat)
@@ -107,6 +110,13 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
+def _with_page(documented: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries of problems, which the page shows too."""
+    for entry in documented.values():
+        entry["content"]["text/html"] = PAGE
+    return documented
+
+
 @router.post(
     "/explain",
     operation_id="explain",
@@ -118,10 +128,10 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
         200: {
             "content": {
                 "image/png": {"schema": {"type": "string", "format": "binary"}},
-                "text/html": {"schema": {"type": "string"}},
+                "text/html": PAGE,
             }
         },
-        **problems.responses(*UPLOAD_PROBLEMS, "invalid-request"),
+        **_with_page(problems.responses(*UPLOAD_PROBLEMS, "invalid-request")),
     },
 )
 async def post_explain(

@@ -4,21 +4,45 @@ the content type, and binary tensors follow the JSON."""
 from typing import Any
 
 from app import problems
-from app.tensors import HEADER_LENGTH, LONGEST_ID
+from app.tensors import HEADER_LENGTH, LONGEST_ID, MAX_PICTURES
 
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
-DATA: dict[str, Any] = {
-    "type": "array",
-    "description": "In row-major order, flat or nested as the shape says.",
-    "items": {},
-}
+NESTED = "In row-major order, flat or nested as the shape says."
+DATA: dict[str, Any] = {"type": "array", "description": NESTED, "items": {}}
+
+
+def _input(name: str, datatype: str, rank: int, data: dict[str, Any]) -> dict[str, Any]:
+    """The schema of one input; rank: how many numbers its shape has, at least."""
+    whole = {"type": "integer", "minimum": 1}
+    most = rank + (datatype == "BYTES")  # pictures may be a column, too
+    return {
+        "type": "object",
+        "title": name,
+        "required": ["name", "datatype", "shape", "data"],
+        "properties": {
+            "name": {"const": name},
+            "datatype": {"const": datatype},
+            "shape": {
+                "type": "array",
+                "description": f"First the number of pictures, at most {MAX_PICTURES}.",
+                "items": whole,
+                "minItems": rank,
+                "maxItems": most,
+            },
+            "parameters": {"type": ["object", "null"]},
+            "data": {"type": "array", "minItems": 1, **data},
+        },
+    }
+
+
+BASE64 = {"type": "string", "format": "byte", "contentEncoding": "base64"}
 REQUEST: dict[str, Any] = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
-        "id": {"type": "string", "maxLength": LONGEST_ID},
+        "id": {"type": ["string", "null"], "maxLength": LONGEST_ID},
         "parameters": {
-            "type": "object",
+            "type": ["object", "null"],
             "properties": {"binary_data_output": {"type": "boolean", "default": False}},
         },
         "inputs": {
@@ -26,26 +50,23 @@ REQUEST: dict[str, Any] = {
             "minItems": 1,
             "maxItems": 1,
             "items": {
-                "type": "object",
-                "required": ["name", "datatype", "shape", "data"],
-                "properties": {
-                    "name": {"enum": ["image", "pixels", "vector"]},
-                    "datatype": {"enum": ["BYTES", "UINT8", "FP32"]},
-                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
-                    "parameters": {"type": "object"},
-                    "data": DATA,
-                },
+                "oneOf": [
+                    _input("image", "BYTES", 1, {"description": "Picture files.", "items": BASE64}),
+                    _input("pixels", "UINT8", 4, {"description": NESTED}),
+                    _input("vector", "FP32", 2, {"description": NESTED}),
+                ]
             },
         },
         "outputs": {
-            "type": "array",
+            "type": ["array", "null"],
+            "description": "Those wanted; both where there are none.",
             "items": {
                 "type": "object",
                 "required": ["name"],
                 "properties": {
                     "name": {"enum": ["cat_probability", "label"]},
                     "parameters": {
-                        "type": "object",
+                        "type": ["object", "null"],
                         "properties": {"binary_data": {"type": "boolean"}},
                     },
                 },

@@ -67,6 +67,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would make clients send their picture twice
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # there are our own
     )
     app.state.settings = Settings.from_env(os.environ) if settings is None else settings
     app.state.classifier = classifier
@@ -80,7 +81,6 @@ def create_app(
     problems.install(app)
     if app.state.settings.metrics != "off":
         app.include_router(metrics.router)
-    app.router.routes.insert(0, routes.DIRECT)
     _wrap(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -89,6 +89,7 @@ def create_app(
 def _wrap(app: FastAPI) -> None:
     """Put what surrounds every request round the application, from the innermost on."""
     settings: Settings = app.state.settings
+    app.add_middleware(routes.Direct)
     app.add_middleware(HeadAsGet)
     if settings.keys:
         open_metrics = settings.metrics == "open"

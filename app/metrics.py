@@ -77,8 +77,8 @@ SECONDS = Histogram(
 )
 QUEUE_SECONDS = Histogram(
     "cat_queue_seconds",
-    "Time that uploaded pictures waited for a decoder.",
-    buckets=(0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    "Time that uploaded pictures waited, for a decoder and for others decoded with them.",
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=_own,
 )
 DECODE_SECONDS = Histogram(

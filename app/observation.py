@@ -34,6 +34,10 @@ ROUTINE = ("/health", "/v2/health", "/metrics")
 UNTEMPLATED = ("/openapi.json",)
 
 
+MEASURING_SECONDS = 0.02
+_measured = -1.0
+
+
 @dataclass(slots=True)
 class Facts:
     """What is known of one request, for its log line and the metrics: whoever comes to know more
@@ -44,12 +48,18 @@ class Facts:
     model_version: str | None = None
     answers: list[tuple[str, float]] = field(default_factory=list)  # label, probability a picture
     distances: list[float] = field(default_factory=list)  # from training's pictures, one a picture
-    queue_seconds: float | None = None  # from the upload's end to a free decoder
+    queue_seconds: float | None = None  # from the upload's end to the answer, but for the work
     decode_seconds: float | None = None  # of a decoder's time: decoding, scaling, network
 
     def saw(self, pixels: NDArray[np.uint8], usual: Usual | None) -> None:
-        """Note how unlike training's a picture (side, side, 3) is, where the artifact tells."""
-        if usual:
+        """Note how unlike training's a picture (side, side, 3) is, where the artifact tells.
+
+        At most every MEASURING_SECONDS in each worker: under load a sample says as much as all.
+        """
+        global _measured
+        now = time.monotonic()
+        if usual and now >= _measured + MEASURING_SECONDS:
+            _measured = now
             self.distances.append(usual.distance(pixels))
 
 
@@ -169,8 +179,8 @@ def _line(
     known = {name: value for name, value in told.items() if value is not None}
     if form == "json":
         return (json.dumps({"time": now, "level": level, **known}) + "\n").encode()
-    pairs = [f"{name}={_plain(value)}" for name, value in known.items()]
-    return f"{now} {level.upper()} {' '.join(pairs)}\n".encode()
+    pairs = " ".join([f"{name}={_plain(value)}" for name, value in known.items()])
+    return f"{now} {level.upper()} {pairs}\n".encode()
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -294,13 +294,39 @@ SCHEMA: dict[str, Any] = {
     },
 }
 
+# Headers of answers with these statuses; with any, the request's id.
+REQUEST_ID = {
+    "X-Request-ID": {
+        "description": "The request's own, or a new one.",
+        "required": True,
+        "schema": {"type": "string"},
+    }
+}
+HEADERS: dict[int, dict[str, Any]] = {
+    401: {
+        "WWW-Authenticate": {
+            "description": "How to send a key.",
+            "required": True,
+            "schema": {"type": "string"},
+        }
+    },
+    503: {
+        "Retry-After": {
+            "description": "Seconds until it is worth trying again.",
+            "required": True,
+            "schema": {"type": "integer", "minimum": 1},
+        }
+    },
+}
+
 
 def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries for an operation that may answer with these kinds."""
     documented: dict[int | str, dict[str, Any]] = {}
     for kind in map(KINDS.__getitem__, slugs):
         media = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
-        empty = {"description": "", "content": {MEDIA_TYPE: media}}
+        headers = REQUEST_ID | HEADERS.get(kind.status, {})
+        empty = {"description": "", "headers": headers, "content": {MEDIA_TYPE: media}}
         entry = documented.setdefault(kind.status, empty)
         line = f"`{kind.type}`: {kind.title}."
         entry["description"] = f"{entry['description']}\n\n{line}".strip()

@@ -6,6 +6,7 @@ RFC 9112, section 3.2, has servers refuse.
 """
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -15,8 +16,10 @@ MOST_HEAD_BYTES = 64 * 2**10
 MOST_HEADERS = 100
 # Requests sent on one connection before their answers; hardly a client does it at all.
 MOST_PIPELINED = 8
-# Connections that one worker keeps open; each may hold some 300 kB of what nobody read yet.
+# Connections that one worker keeps open.
 MOST_CONNECTIONS = 1000
+# Of answers that a client has not taken; beyond, its next request waits. One answer may be larger.
+MOST_UNREAD_BYTES = 16 * 2**10
 
 
 class StrictHttp(HttpToolsProtocol):
@@ -27,9 +30,12 @@ class StrictHttp(HttpToolsProtocol):
 
     head_bytes = 0  # of the present request: address, headers, trailers
     pending_bytes = 0  # that arrived since the parser last understood something
+    task: asyncio.Task[None] | None = None  # what answers the present request
+    answering: Any = None  # the same as uvicorn knows it, its cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(MOST_UNREAD_BYTES)
         if len(self.server_state.connections) > MOST_CONNECTIONS:
             transport.close()
 
@@ -62,6 +68,24 @@ class StrictHttp(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self.pending_bytes = 0
         super().on_body(body)
+        if self.pipeline and len(self.cycle.body) > MOST_HEAD_BYTES:
+            raise ValueError("too much ahead of its turn")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: there is nothing to upgrade to, and clients may ask for it all the same."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # uvicorn tells only the newest request, which may still wait behind the one in hand.
+        if self.answering is not None and not self.answering.response_complete:
+            self.answering.disconnected = True
+            self.answering.message_event.set()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self.answering = cycle
+        self.task = self.loop.create_task(cycle.run_asgi(app))
+        self.task.add_done_callback(self.tasks.discard)
+        self.tasks.add(self.task)
 
     def _count(self, size: int) -> None:
         self.pending_bytes = 0

@@ -4,7 +4,7 @@ Parent:  settings → app with its classifier → listening sockets → a worker
          Replaces workers that died, passes on what it is told by signals, reaps its children.
 Worker:  uvicorn on its own socket, answering with what the parent has in memory.
 
-A pipe leads from the parent to each worker: "stop", or "reload VERSION", a line each. Its end means
+A pipe leads from the parent to each worker: "stop", or "reload FILE", a line each. Its end means
 that the parent is gone, and the worker stops too.
 """
 
@@ -23,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
@@ -33,16 +35,18 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# Container engines kill ten seconds after they ask to stop; what is under way gets most of that,
-# and a worker that does not end by itself a little less than all.
-STOP_SECONDS = 7
-KILL_SECONDS = STOP_SECONDS + 2
+# While it stops, what waits for a client, an upload or an answer to be read, gets this long. Docker
+# kills ten seconds after it asked to stop: a client alone can never bring that about.
+CLIENT_SECONDS = 7
 
 # Proxies keep idle connections for a minute. If the service closed them first, it would now and
 # then close one on which a request is just being sent.
 KEEP_ALIVE_SECONDS = 75
-# A request's line and headers have to arrive within this time.
+# A request's line and headers have to arrive within this time, and some of an answer be read.
 HEAD_SECONDS = 10.0
+ANSWER_SECONDS = 30.0
+# That the system keeps of answers nobody reads, a connection; left to itself it takes megabytes.
+SEND_BYTES = 2**17
 BACKLOG = 2048
 
 # A worker that died is replaced at once; one that died again this soon after its start has to wait,
@@ -58,6 +62,17 @@ logger = logging.getLogger("uvicorn.error")
 
 class CannotStart(Exception):
     """The service cannot start. The message says why, and what to do."""
+
+
+def stop_seconds(settings: Settings) -> int:
+    """How long a worker that stops gives the requests that it has: every one that had arrived is
+    then answered, if only with the news that its deadline has passed."""
+    return max(CLIENT_SECONDS, ceil(settings.deadline_seconds)) + 1
+
+
+def kill_seconds(settings: Settings) -> float:
+    """The longest that a stop takes, from the signal on: then no process is left."""
+    return settings.drain_seconds + stop_seconds(settings) + 2
 
 
 def run(settings: Settings) -> int:
@@ -118,7 +133,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         forwarded_allow_ips=settings.forwarded_allow_ips,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_graceful_shutdown=stop_seconds(settings),
     )
 
 
@@ -173,6 +188,7 @@ def _listen(family: int, address: tuple[Any, ...], *, shared: bool = False) -> s
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         listening.bind(address)
         listening.listen(BACKLOG)
     except OSError:
@@ -209,6 +225,7 @@ class Supervisor:
         self.stopping = False
         self.served = False  # whether a worker has lived for some time: then others can, too
         self.kill_at: float | None = None  # when workers that do not stop are ended
+        self.handed_over = ""  # the file of the last reload
         self.status = 0
 
     def run(self) -> int:
@@ -330,7 +347,7 @@ class Supervisor:
     def _stop(self) -> None:
         settings: Settings = self.app.state.settings
         self.stopping = True
-        self.kill_at = time.monotonic() + settings.drain_seconds + KILL_SECONDS
+        self.kill_at = time.monotonic() + kill_seconds(settings)
         self._tell("stop")
         # Open as long as a worker accepts from them, and no longer.
         for place in self.places:
@@ -344,15 +361,19 @@ class Supervisor:
         self.kill_at = None
 
     def _reload(self) -> None:
-        """Load new weights, for the workers of the future, and have those of today load them."""
-        from app import allocator
-        from app.reload import load_next
+        """Load new weights, for the workers of the future, and hand them over to those of today."""
+        from app import allocator, metrics, reload
 
-        loaded = load_next(self.app.state.settings, self.app.state.classifier)
-        if loaded is not None:
-            self.app.state.classifier = loaded
-            allocator.settle()
-            self._tell(f"reload {loaded.version}")
+        file = f"{metrics.FOLDER}/model-{time.monotonic_ns()}"
+        state = self.app.state
+        shared = reload.share_next(state.settings, state.classifier, file)
+        if shared is not None:
+            last, self.handed_over = self.handed_over, file
+            state.classifier = shared
+            self._tell(f"reload {file}")
+            if last:
+                Path(last).unlink(missing_ok=True)
+        allocator.settle()
 
     def _tell(self, message: str) -> None:
         for place in self.places:
@@ -372,8 +393,7 @@ class Worker(uvicorn.Server):
         self.app, self.control = app, control
         self.orphaned = False
         self.closes_at: float | None = None
-        # connection → the answer it had last, and since when it has been sending a request's head
-        self.heads: dict[Any, tuple[Any, float]] = {}
+        self.waits: dict[Any, tuple[Any, float]] = {}  # connection → what it waits for, since when
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         """SIGTERM asks this worker alone to stop. The parent decides on all others, which a
@@ -393,9 +413,10 @@ class Worker(uvicorn.Server):
         """Ten times a second."""
         now = time.monotonic()
         if counter % 10 == 0:
-            self._close_slow_heads(now)
-        if self.closes_at is not None and now >= self.closes_at:
+            self._close_slow_clients(now)
+        if self.closes_at is not None and now >= self.closes_at and not self.should_exit:
             self.should_exit = True
+            asyncio.get_running_loop().call_later(CLIENT_SECONDS, self._leave_clients)
         return await super().on_tick(counter)
 
     def drain(self) -> None:
@@ -417,26 +438,49 @@ class Worker(uvicorn.Server):
             self.orphaned = True
             self.drain()
         for message in messages:
-            word, _, version = message.partition(" ")
+            word, _, file = message.partition(" ")
             if word == "reload":
-                reload.start(self.app, version)
+                reload.take_over(self.app, file)
             else:
                 self.drain()
 
-    def _close_slow_heads(self, now: float) -> None:
-        """Close connections on which a request's head has been arriving for too long.
+    def _close_slow_clients(self, now: float) -> None:
+        """Close connections whose request's head, or whose reading of answers, takes too long.
 
-        uvicorn limits the time between requests only; without this, a few thousand connections
-        that send nothing would keep everybody else out.
+        uvicorn limits the time between requests only; without this, a thousand connections that
+        send nothing, or read nothing, would keep everybody else out.
         """
-        heads = {}
-        for connection in self.server_state.connections:
-            cycle = getattr(connection, "cycle", None)
-            idle = getattr(connection, "timeout_keep_alive_task", None) is not None
-            if idle or not (cycle is None or cycle.response_complete):
+        waits = {}
+        for connection in self._connections():
+            cycle, unread = connection.cycle, connection.transport.get_write_buffer_size()
+            if unread:
+                limit = ANSWER_SECONDS
+            elif connection.timeout_keep_alive_task is None and is_over(cycle):
+                limit = HEAD_SECONDS
+            else:
                 continue
-            last, since = self.heads.get(connection, (None, now))
-            heads[connection] = (cycle, since if last is cycle else now)
-            if now - heads[connection][1] > HEAD_SECONDS:
-                connection.transport.close()
-        self.heads = heads
+            what = cycle, unread
+            last, since = self.waits.get(connection, (what, now))
+            waits[connection] = (what, since if last == what else now)
+            if now - waits[connection][1] > limit:
+                connection.transport.abort()
+        self.waits = waits
+
+    def _leave_clients(self) -> None:
+        """Give up what only waits for clients: uploads, which are answered that the service stops,
+        and answers that are not read."""
+        for connection in self._connections():
+            cycle, unread = connection.cycle, connection.transport.get_write_buffer_size()
+            # What still arrives of a body that was answered already would only be dropped.
+            if unread or is_over(cycle) or cycle.response_started:
+                connection.transport.abort()
+            elif cycle.more_body and not getattr(connection, "pipeline", True):
+                connection.task.cancel()
+
+    def _connections(self) -> list[Any]:
+        return list(self.server_state.connections)
+
+
+def is_over(cycle: Any) -> bool:
+    """Whether a connection has no request under way."""
+    return cycle is None or cycle.response_complete

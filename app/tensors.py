@@ -218,6 +218,12 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
+def _parameters(value: dict[str, Any], what: str) -> dict[str, Any]:
+    """Clients may send null for none."""
+    parameters = value.get("parameters")
+    return {} if parameters is None else _object(parameters, what)
+
+
 def _named(value: Any, what: str, specs: Sequence[Spec]) -> tuple[Spec, dict[str, Any]]:
     """The declared tensor that an entry of `inputs` or `outputs` names, and its parameters."""
     entry = _object(value, f"Each of the {what}")
@@ -225,7 +231,7 @@ def _named(value: Any, what: str, specs: Sequence[Spec]) -> tuple[Spec, dict[str
     name = entry.get("name")
     if not isinstance(name, str) or name not in known:
         raise _invalid(f"There is no {what[:-1]} {_shown(name)}; there are {', '.join(known)}.")
-    parameters = _object(entry.get("parameters") or {}, f"The parameters of {name}")
+    parameters = _parameters(entry, f"The parameters of {name}")
     for extension in _NOT_OFFERED:
         if extension in parameters:
             raise _invalid(f"{name} has the parameter {extension}, which is not offered here.")
@@ -237,13 +243,13 @@ def _shown(value: Any) -> str:
 
 
 def _outputs(message: dict[str, Any], specs: Sequence[Spec]) -> Iterator[tuple[Spec, bool]]:
-    parameters = _object(message.get("parameters") or {}, "The request's parameters")
+    parameters = _parameters(message, "The request's parameters")
     by_default = _truth(parameters, "binary_data_output", False)
-    wanted = message.get("outputs") or [{"name": spec.name} for spec in specs]
-    if not isinstance(wanted, list):
+    wanted = message.get("outputs")
+    if not isinstance(wanted, list | None):
         raise _invalid("The outputs must be a list.")
     seen = set()
-    for value in wanted:
+    for value in wanted or [{"name": spec.name} for spec in specs]:
         spec, parameters = _named(value, "outputs", specs)
         if spec.name in seen:
             raise _invalid(f"The output {spec.name} is asked for twice.")
@@ -314,7 +320,7 @@ def _shape(value: Any, spec: Spec) -> tuple[int, ...]:
 
 
 def _is_column(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and value[1] == 1
+    return isinstance(value, list) and len(value) == 2 and type(value[1]) is int and value[1] == 1
 
 
 def _from_json(data: Any, shape: tuple[int, ...], spec: Spec) -> Data:

@@ -1,17 +1,24 @@
 """Which requests are taken on, in which order, and what the others are told."""
 
 import asyncio
+import gc
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
+from contextvars import copy_context
 from typing import Any
 
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
+from app import decoders
 from app.admission import Admission
 from app.decoders import Decoders
 from app.problems import Problem
+from model.memory import MemoryBudget, TooLate, worth_until
+from model.preprocessing import Limits, read_picture
 
 
 def request(*, gone: bool = False) -> Request:
@@ -185,7 +192,7 @@ def test_a_cancelled_request_passes_its_turn_on(admission: Make, moment: str) ->
             await asyncio.sleep(0)
             if moment == "when its turn has come":
                 queue._pass_on()  # as if another decoder had become free,
-                queue._free -= 1  # of which there is none
+                queue._handed += 1  # of which there is none
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
@@ -206,8 +213,322 @@ def test_an_error_of_the_work_is_the_requests(admission: Make) -> None:
             with pytest.raises(TimeoutError, match="of the work itself"):
                 await place.run(fail)
             assert await place.run(str, 7) == "7"
-            assert place.work_seconds > 0
         assert queue.working == 0
+
+    run(scene)
+
+
+def test_the_bytes_of_a_body_are_held_until_its_work_has_really_ended(admission: Make) -> None:
+    async def scene() -> None:
+        queue, gate = admission(deadline_seconds=0.05), Gate()
+        with queue.enter(request()) as place:
+            place.arrived(600)
+            with pytest.raises(Problem, match="being worked on"):
+                await place.run(gate.work)
+        assert (queue.taken, queue.held_bytes, queue.working) == (0, 600, 1)
+        gate.open.set()
+        while queue.working:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.001)
+        assert queue.held_bytes == 0
+
+    run(scene)
+
+
+def test_the_bytes_of_a_cancelled_request_are_held_until_its_work_has_ended(
+    admission: Make,
+) -> None:
+    async def scene() -> None:
+        queue, gate = admission(), Gate()
+
+        async def answer() -> None:
+            with queue.enter(request()) as place:
+                place.arrived(600)
+                await place.run(gate.work)
+
+        task = asyncio.create_task(answer())
+        await gate.until_begun()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (queue.taken, queue.held_bytes) == (0, 600)
+        gate.open.set()
+        while queue.held_bytes:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.001)
+        assert queue.working == 0
+
+    run(scene)
+
+
+def test_work_that_waits_for_memory_is_given_up_at_its_deadline(admission: Make) -> None:
+    async def scene() -> None:
+        queue, memory, begun = admission(deadline_seconds=0.1), MemoryBudget(1000), list[int]()
+
+        def work() -> None:
+            with memory.reserve(600):
+                begun.append(1)
+
+        with memory.reserve(600):
+            with pytest.raises(Problem) as refused, queue.enter(request()) as place:
+                await place.run(work)
+            assert refused.value.kind.slug == "deadline-passed"
+            while queue.working:  # noqa: ASYNC110 - its thread is free before the memory is
+                await asyncio.sleep(0.001)
+            assert memory.waiting == 0
+        assert not begun
+        with queue.enter(request()) as place:
+            await place.run(work)
+        assert begun
+
+    run(scene)
+
+
+def test_a_picture_that_waits_for_memory_too_long_is_not_called_damaged(
+    cat_picture: bytes,
+) -> None:
+    memory = MemoryBudget(10**9)
+
+    def read() -> None:
+        worth_until.set(time.monotonic())
+        with pytest.raises(TooLate):
+            read_picture(cat_picture, limits=Limits(memory=memory))
+
+    with memory.reserve(10**9):
+        copy_context().run(read)
+
+
+def test_refusals_at_a_glance_do_not_shorten_retry_after(admission: Make) -> None:
+    def refuse() -> None:
+        raise ValueError
+
+    async def scene() -> None:
+        queue = admission()
+        queue._seconds_each = 5.0
+        for _ in range(50):
+            with pytest.raises(ValueError), queue.enter(request()) as place:  # noqa: PT011
+                await place.run(refuse)
+        assert queue._seconds_each == 5.0
+        with queue.enter(request()) as place:
+            await place.run(str)
+        assert queue._seconds_each < 5.0
+
+    run(scene)
+
+
+class Network:
+    """What answers for several at once, and remembers for how many."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def answers(self, items: Sequence[int]) -> list[str]:
+        self.sizes.append(len(items))
+        return [f"answer {item}" for item in items]
+
+
+def give(item: int) -> Callable[[], int]:
+    def begin() -> int:
+        if item < 0:
+            raise ValueError(f"{item} is bad")
+        return item
+
+    return begin
+
+
+def gathered(
+    admission: Make,
+    begins: Sequence[Callable[[], int]],
+    networks: Sequence[Network],
+    **changes: Any,
+) -> list[str | BaseException]:
+    """What becomes of work that waits while a decoder is held up, quick work going before."""
+
+    async def scene() -> None:
+        queue, gate = admission(**changes), Gate()
+        queue._seconds_each = 0.001
+        with queue.enter(request()) as place:
+            first = asyncio.create_task(place.run(gate.work))
+            await gate.until_begun()
+            others = [
+                asyncio.create_task(place.run_together(begin, network.answers))
+                for begin, network in zip(begins, networks, strict=True)
+            ]
+            await asyncio.sleep(changes.get("deadline_seconds", 0) * 1.5)
+            assert queue.working == 1
+            gate.open.set()
+            ended.extend(await asyncio.gather(*others, return_exceptions=True))
+            await asyncio.gather(first, return_exceptions=True)
+        while queue.working:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.001)
+        assert (queue.waiting, queue.working) == (0, 0)
+
+    ended: list[str | BaseException] = []
+    run(scene)
+    return ended
+
+
+def test_quick_pictures_that_wait_are_answered_together(
+    admission: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "GATHERING_SECONDS", 60)
+    network = Network()
+    answers = gathered(admission, [give(i) for i in range(3)], [network] * 3)
+    assert answers == ["answer 0", "answer 1", "answer 2"]
+    assert network.sizes == [3]
+
+
+def test_a_picture_is_not_kept_waiting_for_others_that_are_slow(
+    admission: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "GATHERING_SECONDS", 0)
+    network = Network()
+    gathered(admission, [give(i) for i in range(3)], [network] * 3)
+    assert network.sizes == [1, 1, 1]
+
+
+def test_a_bad_picture_among_others_is_its_own_affair(
+    admission: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "GATHERING_SECONDS", 60)
+    network = Network()
+    good, bad, fine = gathered(admission, [give(1), give(-1), give(2)], [network] * 3)
+    assert (good, fine) == ("answer 1", "answer 2")
+    assert isinstance(bad, ValueError)
+    assert network.sizes == [2]
+
+
+def test_only_those_for_the_same_network_are_answered_together(
+    admission: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "GATHERING_SECONDS", 60)
+    old, new = Network(), Network()
+    answers = gathered(admission, [give(1), give(2), give(3)], [old, new, new])
+    assert answers == ["answer 1", "answer 2", "answer 3"]
+    assert (old.sizes, new.sizes) == ([1], [2])
+
+
+def test_what_was_handed_over_ahead_is_not_started_after_its_deadline(admission: Make) -> None:
+    started: list[int] = []
+
+    def begin() -> int:
+        started.append(1)
+        return 1
+
+    answers = gathered(admission, [begin] * 2, [Network()] * 2, deadline_seconds=0.05)
+    slugs = [each.kind.slug for each in answers if isinstance(each, Problem)]
+    assert slugs == ["deadline-passed"] * 2
+    assert not started
+
+
+def test_a_picture_is_not_kept_waiting_for_memory_that_another_needs(
+    admission: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "GATHERING_SECONDS", 60)
+    memory, network = MemoryBudget(1000), Network()
+
+    def large() -> int:
+        with memory.reserve(600):
+            return 2
+
+    async def scene() -> None:
+        queue, gate = admission(), Gate()
+        queue._seconds_each = 0.001
+        with queue.enter(request()) as place:
+            first = asyncio.create_task(place.run(gate.work))
+            await gate.until_begun()
+            small = asyncio.create_task(place.run_together(give(1), network.answers))
+            other = asyncio.create_task(place.run_together(large, network.answers))
+            await asyncio.sleep(0)
+            with memory.reserve(600):
+                gate.open.set()
+                assert await small == "answer 1"
+                assert not other.done()
+            assert await other == "answer 2"
+            await first
+        assert network.sizes == [1, 1]
+
+    run(scene)
+
+
+def test_what_is_the_matter_with_one_answer_is_not_the_others_fault(
+    admission: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "GATHERING_SECONDS", 60)
+
+    class Fragile(Network):
+        def answers(self, items: Sequence[int]) -> list[str]:
+            if 2 in items:
+                raise MemoryError(len(items))
+            return super().answers(items)
+
+    network = Fragile()
+    good, bad = gathered(admission, [give(1), give(2)], [network] * 2)
+    assert good == "answer 1"
+    assert isinstance(bad, MemoryError)
+    assert bad.args == (1,)
+
+
+def test_work_that_nobody_waits_for_any_more_is_not_begun(admission: Make) -> None:
+    async def scene() -> None:
+        queue, gate, begun = admission(), Gate(), list[int]()
+        queue._seconds_each = 0.001
+        with queue.enter(request()) as place:
+            first = asyncio.create_task(place.run(gate.work))
+            await gate.until_begun()
+            left = asyncio.create_task(place.run(begun.append, 1))
+            await asyncio.sleep(0)
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+            gate.open.set()
+            await first
+            assert await place.run(str, 7) == "7"
+        assert not begun
+
+    run(scene)
+
+
+@pytest.mark.parametrize("ending", ["refused", "late"])
+def test_a_picture_that_was_not_answered_is_not_kept(admission: Make, ending: str) -> None:
+    class Body:
+        def refuse(self) -> None:
+            if ending == "late":
+                time.sleep(0.1)
+            raise ValueError("no picture")
+
+    async def answer(queue: Admission, body: Body) -> None:
+        with queue.enter(request()) as place:
+            try:
+                await place.run(body.refuse)
+            except (ValueError, Problem) as error:
+                error.__traceback__ = None  # as whoever answers does
+
+    async def scene() -> None:
+        queue, body = admission(deadline_seconds=0.03 if ending == "late" else 60), Body()
+        kept = weakref.ref(body)
+        await answer(queue, body)
+        while queue.working:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        del body
+        assert kept() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(scene)
+    finally:
+        gc.enable()
+
+
+def test_slow_pictures_are_not_handed_over_ahead(admission: Make) -> None:
+    async def scene() -> None:
+        queue, gate = admission(), Gate()
+        queue._seconds_each = 0.03
+        with queue.enter(request()) as place:
+            tasks = [asyncio.create_task(place.run(gate.work)) for _ in range(4)]
+            await gate.until_begun()
+            assert (len(queue._turns), queue.waiting, queue.working) == (3, 3, 1)
+            gate.open.set()
+            await asyncio.gather(*tasks)
 
     run(scene)
 

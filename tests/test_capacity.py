@@ -3,7 +3,9 @@
 import pytest
 
 from app import capacity
-from app.capacity import MARGIN, SHARED_BYTES, WORKER_BYTES, cores, memory_bytes, plan
+from app.capacity import MARGIN, SHARED_BYTES, WORKER_BYTES, plan
+from model import machine as model_machine
+from model.machine import cores, memory_bytes
 
 MIB = 2**20
 
@@ -24,7 +26,7 @@ class Machine:
         self._patch.setattr(capacity, "memory_bytes", lambda: memory)
 
     def files(self, contents: dict[str, str]) -> None:
-        self._patch.setattr(capacity, "_read", lambda path: contents.get(str(path), ""))
+        self._patch.setattr(model_machine, "_read", lambda path: contents.get(str(path), ""))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app import docs
+from app.supervisor import ANSWER_SECONDS
 from model.classifier import Classifier
 from tests.server import PYTHON_M_APP, UVICORN, Server, environment, running
 
@@ -212,6 +214,79 @@ def test_a_large_head_is_fine(strict_server: Server, cat_picture: bytes) -> None
     headers = {f"X-{number}": "a" * 1000 for number in range(30)}
     url = f"{strict_server.url}/predict?{'a' * 8000}"
     assert httpx.post(url, content=cat_picture, headers=headers).status_code == 200
+
+
+def test_a_body_far_ahead_of_its_turn_ends_the_connection(strict_server: Server) -> None:
+    first = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    later = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", strict_server.port), timeout=30) as connection:
+        connection.sendall(first + bytes(9) + later + bytes(200_000))
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answer += part
+    assert b"HTTP/1.1 400" in answer
+
+
+def test_an_upgrade_that_is_not_offered_is_ignored_without_a_word(weights_path: Path) -> None:
+    with running(PYTHON_M_APP, weights=weights_path, workers=1) as server:
+        headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        assert httpx.get(f"{server.url}/health", headers=headers).status_code == 200
+        server.stop()
+    assert "pgrade" not in server.log
+
+
+def test_the_files_of_the_docs_are_the_same_with_and_without_gzip(server: Server) -> None:
+    url = f"{server.url}/docs/swagger-ui-bundle.js"
+    for _ in range(2):
+        packed = httpx.get(url, headers={"Accept-Encoding": "gzip"})
+        plain = httpx.get(url, headers={"Accept-Encoding": "identity"})
+        assert packed.headers["content-encoding"] == "gzip"
+        assert "content-encoding" not in plain.headers
+        assert packed.content == plain.content
+    assert docs.kept("start.js") is docs.kept("start.js")
+    assert docs.inflated("swagger-ui.css") is docs.inflated("swagger-ui.css")
+
+
+@pytest.mark.parametrize(
+    "stuck",
+    [
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc",
+        b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["that sends nothing", "that reads nothing"],
+)
+def test_a_client_alone_cannot_keep_the_server_from_stopping(
+    weights_path: Path, stuck: bytes
+) -> None:
+    """The deadline is long, so it is not what ends it."""
+    with (
+        running(PYTHON_M_APP, weights=weights_path, deadline_seconds=600) as server,
+        socket.socket() as connection,
+    ):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(stuck)
+        time.sleep(1)
+        assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_client_that_never_reads_its_answer_is_closed(weights_path: Path) -> None:
+    with (
+        running(PYTHON_M_APP, weights=weights_path, workers=1) as server,
+        socket.socket() as connection,
+    ):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(ANSWER_SECONDS + 10)
+        connection.settimeout(30)
+        arrived = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                arrived += len(part)
+    assert arrived < len(docs.inflated("swagger-ui-bundle.js"))
 
 
 def test_a_client_that_leaves_amid_its_upload_leaves_no_trace(weights_path: Path) -> None:

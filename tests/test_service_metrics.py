@@ -16,7 +16,7 @@ from prometheus_client import openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from app import metrics
+from app import metrics, observation
 from app.main import create_app
 from app.settings import Settings
 from model import statistics
@@ -128,8 +128,12 @@ def test_a_model_that_is_no_longer_served_is_no_longer_named(
 
 
 def test_pictures_unlike_trainings_are_told_by_their_distance(
-    weights_path: Path, classifier: Classifier, cat_picture: bytes
+    weights_path: Path,
+    classifier: Classifier,
+    cat_picture: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(observation, "MEASURING_SECONDS", 0)
     pixels = read_picture(cat_picture).pixels
     usual = Usual.of([pixels, pixels // 2])
     facts = {statistics.KEY: usual.to_json()}
@@ -145,6 +149,18 @@ def test_pictures_unlike_trainings_are_told_by_their_distance(
     black = usual.distance(np.zeros((64, 64, 3), np.uint8))
     expected = usual.distance(pixels) + 2 * black
     assert grown(before, after, "cat_input_distance_sum") == pytest.approx(expected)
+
+
+def test_under_load_the_distances_of_a_sample_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(observation, "MEASURING_SECONDS", 3600)
+    monkeypatch.setattr(observation, "_measured", -3600)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    facts = observation.Facts()
+    for _ in range(5):
+        facts.saw(pixels, Usual.of([pixels, pixels + 9]))
+    assert len(facts.distances) == 1
 
 
 def test_an_artifact_that_knows_nothing_usual_tells_no_distance(

@@ -1,6 +1,5 @@
 """Parent and workers of `python -m app`: real processes, stopped, killed and told to reload."""
 
-import asyncio
 import os
 import pty
 import signal
@@ -15,13 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 
 from app import configuration, reload
 from app.settings import Settings
-from app.supervisor import CannotStart, open_sockets
-from model.classifier import Classifier
+from app.supervisor import (
+    CLIENT_SECONDS,
+    CannotStart,
+    kill_seconds,
+    open_sockets,
+    stop_seconds,
+)
+from model.classifier import Classifier, default_weights
+from model.network import parameters
 from tests.data_folder import REPOSITORY
 from tests.server import (
     PYTHON_M_APP,
@@ -295,17 +302,56 @@ def test_weights_that_cannot_be_used_leave_the_old_ones_serving(
     assert "Traceback" not in server.log
 
 
-def test_a_worker_takes_no_other_weights_than_the_parent_checked(
-    weights_path: Path, caplog: pytest.LogCaptureFixture
+def test_weights_that_take_more_memory_than_there_is_leave_the_old_ones_serving(
+    weights_path: Path,
+    classifier: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    def load(_: Path) -> Classifier:
+        raise MemoryError
+
+    monkeypatch.setattr(Classifier, "load", load)
+    assert reload.load_next(Settings(weights=weights_path), classifier) is None
+    assert "there is too little memory to load it" in caplog.text
+    assert "Nothing was reloaded: still serving tiny" in caplog.text
+
+
+def test_weights_that_cannot_be_handed_over_leave_the_old_ones_serving(
+    weights_path: Path, classifier: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, missing = Settings(weights=weights_path), str(tmp_path / "missing" / "model")
+    assert reload.share_next(settings, classifier, missing) is None
     app = FastAPI()
-    app.state.settings = Settings(weights=weights_path)
-    app.state.classifier = serving = Classifier.load(weights_path)
-    asyncio.run(reload.reload(app, "another"))
-    assert app.state.classifier is serving
-    assert f"it holds version {serving.version}, and version another was checked" in caplog.text
-    asyncio.run(reload.reload(app, serving.version))
-    assert app.state.classifier is not serving
+    app.state.classifier = classifier
+    reload.take_over(app, missing)
+    assert app.state.classifier is classifier
+    assert caplog.text.count("Nothing was reloaded: still serving tiny") == 2
+
+
+def test_a_shared_classifier_answers_the_same_from_memory_that_is_in_the_file(
+    tmp_path: Path, cat_picture: bytes
+) -> None:
+    loaded = Classifier.load(default_weights())
+    reload.share(loaded, tmp_path / "model")
+    shared = reload.shared(tmp_path / "model")
+    assert (
+        shared.predict(cat_picture).cat_probability == loaded.predict(cat_picture).cat_probability
+    )
+    assert (shared.version, shared.metadata) == (loaded.version, loaded.metadata)
+    originals, arrays = parameters(loaded.layers), parameters(shared.layers)
+    for name, array in arrays.items():
+        assert np.array_equal(array, originals[name])
+        assert not array.flags.writeable
+        assert array.ctypes.data % reload.ALIGNED == 0
+
+
+def test_the_time_to_stop_lets_every_request_reach_its_deadline() -> None:
+    for seconds in (0.5, 10.0, 33.3):
+        settings = Settings(deadline_seconds=seconds, drain_seconds=4)
+        assert stop_seconds(settings) > seconds
+        assert kill_seconds(settings) > 4 + stop_seconds(settings)
+    assert CLIENT_SECONDS < 10, "docker stop's"
 
 
 @BOTH
