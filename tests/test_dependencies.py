@@ -50,7 +50,10 @@ def test_a_lock_names_no_index_host_and_no_path(lock: Path) -> None:
         ("development", [*GROUPS["training"], *GROUPS["test"], *GROUPS["dev"]]),
         ("heic", EXTRAS["heic"]),
         ("browser", GROUPS["browser"]),
+        ("fuzz", GROUPS["fuzz"]),
+        ("manifests", [*GROUPS["test"], *GROUPS["manifests"]]),
         ("benchmarks", [*GROUPS["training"], *GROUPS["benchmarks"]]),
+        ("ray", [*GROUPS["test"], *GROUPS["ray"]]),
     ],
 )
 def test_a_lock_holds_what_the_project_declares(lock: str, declared: list[str]) -> None:

@@ -49,6 +49,7 @@ def test_json_gives_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> Non
         "cat_probability": expected.cat_probability,
         "label": expected.label,
         "warnings": list(expected.warnings),
+        "model_version": Classifier.load("weights").version,
     }
     assert bad["picture"] == "cut.png"
     assert bad["error"]["reason"] == "damaged"
@@ -61,7 +62,6 @@ def test_json_gives_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> Non
         ("cut.png", "damaged"),
         ("page.jpg", "not-a-picture"),
         ("missing.jpg", "unreadable"),
-        (".", "unreadable"),
         ("name\0.jpg", "unreadable"),
     ],
 )
@@ -71,7 +71,8 @@ def test_a_bad_picture_is_a_line_and_the_rest_go_on(
     assert run(name, "plain.png") == 1
     captured = capsys.readouterr()
     bad, good = captured.out.splitlines()
-    assert bad.startswith(f"{name}: {reason}: ")
+    shown = name.replace("\0", r"\x00")  # one line, whatever the name
+    assert bad.startswith(f"{shown}: {reason}: ")
     assert good.startswith("plain.png: ")
     assert captured.err == ""
 
@@ -83,6 +84,22 @@ def test_a_dash_is_standard_input(
     monkeypatch.setattr(sys, "stdin", stdin)
     assert run("-") == 0
     assert capsys.readouterr().out.startswith("-: ")
+
+
+def test_a_standard_input_that_fails_is_told_apart_from_the_output() -> None:
+    command = [sys.executable, "-m", "model", "--weights", "weights", "-"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    unreadable = os.open("for-writing", os.O_WRONLY | os.O_CREAT)
+    try:
+        finished = subprocess.run(
+            command, capture_output=True, text=True, env=environment, stdin=unreadable
+        )
+    finally:
+        os.close(unreadable)
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "The pictures cannot be read: standard input: Bad file descriptor.\n"
+    )
 
 
 def test_bad_weights_are_one_message_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
