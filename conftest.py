@@ -5,9 +5,10 @@ from hypothesis import settings
 
 import model  # noqa: F401 - settles linear algebra before NumPy is loaded
 
-settings.register_profile("long", max_examples=50_000)  # for tests/test_fuzz_decoding.py
+settings.register_profile("long", max_examples=50_000)  # for tests/test_fuzz_*.py
 
-NEEDS_MORE = ("browser", "container", "network", "slow")  # markers, explained in pyproject.toml
+# Markers, explained in pyproject.toml
+NEEDS_MORE = ("browser", "container", "fuzz", "network", "slow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -176,25 +176,23 @@ def _line(
         told["probability"] = round(probability, 4)
     elif facts.answers:
         told["pictures"] = len(facts.answers)
-    known = {name: value for name, value in told.items() if value is not None}
     if form == "json":
+        known = {name: value for name, value in told.items() if value is not None}
         return (json.dumps({"time": now, "level": level, **known}) + "\n").encode()
-    pairs = " ".join([f"{name}={_plain(value)}" for name, value in known.items()])
-    return f"{now} {level.upper()} {pairs}\n".encode()
+    pairs = [
+        # One word as it is; all else between quotation marks, escaped
+        f" {name}={value if type(value) is not str or _PLAIN(value) else json.dumps(value)}"
+        for name, value in told.items()
+        if value is not None
+    ]
+    return f"{now} {level.upper()}{''.join(pairs)}\n".encode()
 
 
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1e3, 2)
 
 
-_PLAIN = re.compile(r"[!#-~]+")  # visible ASCII but the quotation mark
-
-
-def _plain(value: Any) -> Any:
-    """The value as one word, or between quotation marks with all else escaped."""
-    if type(value) is not str or _PLAIN.fullmatch(value):
-        return value
-    return json.dumps(value)
+_PLAIN = re.compile(r"[!#-~]+").fullmatch  # visible ASCII but the quotation mark
 
 
 def _write(line: bytes) -> bool:

@@ -126,6 +126,12 @@ def test_explain_refuses_what_predict_refuses(
     assert explain.json()["detail"].replace("&", "&amp;").replace("'", "&#x27;") in asked.text
 
 
+def test_the_document_says_that_refusals_come_as_pages_too(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()["paths"]["/explain"]["post"]["responses"]
+    for status in described.keys() - {"200"}:
+        assert described[status]["content"].keys() == {"application/problem+json", "text/html"}
+
+
 def test_explain_takes_a_place_in_the_queue(weights_path: Path, cat_picture: bytes) -> None:
     with TestClient(create_app(Settings(weights=weights_path, queue=1))) as client:
         admission = client.app.state.admission  # type: ignore[attr-defined]

@@ -308,7 +308,10 @@ def test_the_id_comes_back_and_other_parameters_change_nothing(
 
 def test_outputs_come_as_they_were_asked_for(client: TestClient, pixels: NDArray[np.uint8]) -> None:
     entry = tensor("pixels", pixels)
-    assert list(answered(ask(client, entry, outputs=[]))) == ["cat_probability", "label"]
+    nothing: tuple[list[str] | None, ...] = ([], None)
+    for none in nothing:
+        answer = ask(client, entry, outputs=none, parameters=None, id=None)
+        assert list(answered(answer)) == ["cat_probability", "label"]
     assert list(answered(ask(client, entry, outputs=[{"name": "label"}]))) == ["label"]
     both = [{"name": "label"}, {"name": "cat_probability"}]
     assert list(answered(ask(client, entry, outputs=both))) == ["label", "cat_probability"]
@@ -515,7 +518,12 @@ INVALID = [  # message, words of the error
         {"inputs": [tensor("pixels", BLACK)], "parameters": {"binary_data_output": 1}},
         "true or false",
     ),
+    ({"inputs": [tensor("pixels", BLACK)], "parameters": 0}, "JSON object"),
+    ({"inputs": [tensor("pixels", BLACK, parameters=[])]}, "JSON object"),
+    ({"inputs": [tensor("image", ["QQ=="], [1, True])]}, "shape of image"),
     ({"inputs": [tensor("pixels", BLACK)], "outputs": {"name": "label"}}, "must be a list"),
+    ({"inputs": [tensor("pixels", BLACK)], "outputs": {}}, "must be a list"),
+    ({"inputs": [tensor("pixels", BLACK)], "outputs": False}, "must be a list"),
     ({"inputs": [tensor("pixels", BLACK)], "outputs": ["label"]}, "JSON object"),
     ({"inputs": [tensor("pixels", BLACK)], "outputs": [{"name": "dog"}]}, "no output 'dog'"),
     ({"inputs": [tensor("pixels", BLACK)], "outputs": [{"name": "label"}] * 2}, "twice"),

@@ -1,0 +1,216 @@
+"""Requests of every kind to a real server: what the API's document allows, what it forbids, and
+what is hardly HTTP at all.
+
+The first need schemathesis, in an environment with requirements/fuzz.txt, and are run by
+`make test-all`. For as many as you like:
+
+    python -m pytest tests/test_fuzz_http.py -m "fuzz or not fuzz" --hypothesis-profile=long
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.data_folder import REPOSITORY
+from tests.server import PYTHON_M_APP, Server, running
+
+KEY = "a-key-for-fuzzing"
+CHECKS = (
+    # All there are but these: what fits the document may still be refused, for no document can say
+    # which bytes are a picture (positive_data_acceptance); and nothing here makes or deletes
+    # anything (use_after_free, ensure_resource_availability, object_level_authorization).
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "missing_required_header",
+    "unsupported_method",
+    "allow_header_conformance",
+    "ignored_auth",
+)
+EXAMPLES = settings().max_examples  # 100, or as the profile says
+SECONDS = 60  # without an answer: a hang, whatever else the machine is doing
+
+
+# --- what the document says ---------------------------------------------------------------------
+
+
+@pytest.mark.fuzz
+@pytest.mark.skipif(not find_spec("schemathesis"), reason="needs requirements/fuzz.txt")
+@pytest.mark.parametrize("keys", ["", KEY], ids=["without keys", "with keys"])
+def test_the_api_answers_as_its_document_says(
+    keys: str, weights_path: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: it reports all that it found, each with the curl command for it."""
+    chosen = {"api_keys": keys, "metrics": "key"} if keys else {}
+    with running(PYTHON_M_APP, weights=weights_path, workers=1, **chosen) as server:
+        version = httpx.get(f"{server.url}/health").json()["model"]["version"]
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
+        command += ["--phases", "examples,coverage,fuzzing", "--checks", ",".join(CHECKS)]
+        command += ["--max-examples", str(max(EXAMPLES // 5, 1)), "--continue-on-failure"]
+        command += ["--request-timeout", str(SECONDS), "--warnings", "off", "--no-color"]
+        command += ["--header", f"Authorization: Bearer {keys}"] if keys else []
+        told = {
+            "PYTHONPATH": str(REPOSITORY),
+            "SCHEMATHESIS_HOOKS": "tests.fuzz_bodies",
+            "SERVED_VERSION": version,
+        }
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | told,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert server.stop() == 0
+        assert "Traceback" not in server.log, server.log
+
+
+# --- what is hardly HTTP ------------------------------------------------------------------------
+
+QUIET_SECONDS = 0.1  # after which the server is taken to wait for more
+LAST = b"GET /health HTTP/1.1\r\nHost: cat\r\nConnection: close\r\n\r\n"
+GOOD = b"POST /predict HTTP/1.1\r\nHost: cat\r\nContent-Length: 4\r\n\r\nmeow"
+TARGETS = (
+    *(b"/", b"/predict", b"/explain", b"/health", b"/v2/models/cat/infer", b"/nothing", b"/docs/x"),
+    *(b"*", b"//", b"/%", b"/%00", b"/%ff%fe", b"/../../etc/passwd", b"/static/..%2f..%2fx"),
+    *(b"/explain?format=html", b"/explain?format=%ff", b"/?=&=", b"http://cat/health", b"http://"),
+    *(b"/static/" + b"x" * 5000, b"/v2/models/cat/versions/" + b"%f0" * 2000 + b"/ready"),
+)
+NAMES = (
+    *(b"Content-Length", b"Transfer-Encoding", b"Content-Type", b"Content-Encoding", b"Expect"),
+    *(b"Connection", b"Upgrade", b"HTTP2-Settings", b"Accept", b"Accept-Encoding", b"Range"),
+    *(b"If-None-Match", b"If-Range", b"If-Modified-Since", b"X-Request-ID", b"X-API-Key"),
+    *(b"Authorization", b"Origin", b"Cookie", b"Inference-Header-Content-Length", b"Forwarded"),
+)
+VALUES = (
+    *(b"", b"cat", b"0", b"4", b"14", b"\xb2", b"9" * 30, b"10485761", b"chunked"),
+    *(b"gzip", b"deflate", b"identity", b"br", b"gzip, chunked", b"close", b"keep-alive, Upgrade"),
+    *(b"websocket", b"h2c", b"100-continue", b"bytes=5-1", b"bytes=0-0,2-2", b'W/"', b"*"),
+    *(b"Thu, 99 Foo 2026 99:99:99 GMT", b"multipart/form-data", b"multipart/form-data; boundary="),
+    *(b"multipart/form-data; boundary=b", b'multipart/form-data; boundary="' + b"b" * 100),
+    *(b"image/*;q=x", b"text/html", b"*/*;" * 99, b"application/json", b"Bearer \xff"),
+    *(b"\t", b"\xff\xfe", b"x" * 9000),
+)
+FIELD = b'Content-Disposition: form-data; name="file"'
+BODIES = (
+    *(b"", b"meow", b"4\r\nmeow\r\n0\r\n\r\n", b"-1\r\nmeow\r\n0\r\n\r\n", b"4;x=" + b"y" * 70_000),
+    *(b"ffffffffffffffff\r\nmeow", b"4\r\nmeowX\r\n0\r\n\r\n", b"0\r\nTrailer: x\r\n\r\n"),
+    *(b"--b\r\n\r\n--b--", b"--b\r\n" + FIELD + b"\r\n\r\nx\r\n--b--\r\n", GOOD),
+    *(b'{"inputs": []}', b"\x1f\x8b\x08", b"\xff\xd8\xff\xe0"),
+)
+# What no part of a request should be
+METHODS = (
+    b"HEAD",
+    b"OPTIONS",
+    b"PUT",
+    b"TRACE",
+    b"CONNECT",
+    b"QUERY",
+    b"get",
+    b"",
+    b"PRI",
+    b"\x00",
+)
+VERSIONS = (b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2.0", b"HTTP/1.", b"http/1.1", b"", b"HTTP/1.1 ")
+ODD_TARGETS = (b"", b"http://[", b"cat:80", b"/?format=\xff", b"/\x00", b"/" + b"a" * 70_000)
+ODD_NAMES = (b"Host", b"X Y", b"", b":", b" Host", b"Content-Length ", b"\xff", b"x" * 70_000)
+ODD_VALUES = (
+    b"-1",
+    b"+4",
+    b"4, 4",
+    b"0x4",
+    b"xchunked",
+    b"chunked, x",
+    b"x\x00y",
+    b"x\r\n y",
+    b"\r",
+)
+ENDS = (b"\n", b"\r", b"\r\n\r\n", b"")
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """A request, more or less: at most one part of it is no HTTP, so that the rest gets read."""
+    odd = draw(st.sampled_from((None, None, *range(6))))
+
+    def some(part: int, usual: tuple[bytes, ...], unusual: tuple[bytes, ...]) -> bytes:
+        chosen = st.sampled_from(unusual) | st.binary(max_size=20)
+        return draw(chosen if odd == part else st.sampled_from(usual))
+
+    line = (
+        some(0, (b"GET", b"POST"), METHODS),
+        some(1, TARGETS, ODD_TARGETS),
+        some(2, (b"HTTP/1.1",), VERSIONS),
+    )
+    headers = [(b"Host", b"cat")] + [
+        (some(3, NAMES, ODD_NAMES), some(4, VALUES, ODD_VALUES))
+        for _ in range(draw(st.integers(0, 4)))
+    ]
+    head = [b" ".join(line), *(name + b": " + value for name, value in headers), b"", b""]
+    end = some(5, (b"\r\n",), ENDS)
+    return end.join(head) + draw(st.sampled_from(BODIES) | st.binary(max_size=50))
+
+
+@pytest.fixture(scope="module")
+def server(weights_path: Path) -> Iterator[Server]:
+    # A body that never comes has to end soon.
+    with running(PYTHON_M_APP, weights=weights_path, workers=1, upload_seconds=1) as server:
+        yield server
+        assert "Traceback" not in server.log, server.log
+
+
+def answers(port: int, sent: bytes) -> bytes:
+    """All that comes back until the connection is closed."""
+    with socket.create_connection(("127.0.0.1", port), QUIET_SECONDS) as connection:
+        received = b""
+        try:
+            connection.sendall(sent)
+            with suppress(TimeoutError):
+                while part := connection.recv(65_536):
+                    received += part
+                return received
+            # It waits for more, or for another request. Closing our end must end that.
+            connection.settimeout(SECONDS)
+            connection.shutdown(socket.SHUT_WR)
+            while part := connection.recv(65_536):
+                received += part
+        except ConnectionError:
+            pass  # closed with something of ours unread
+        return received
+
+
+@settings(
+    deadline=None,
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(requests() | st.binary(max_size=200), st.sampled_from((b"", LAST)))
+@example(b"", b"")
+@example(b"\r\n" * 1000, LAST)
+@example(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"")  # TLS
+@example(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"")
+@example(GOOD * 20, LAST)
+def test_what_is_hardly_http_is_refused_or_dropped(
+    server: Server, first: bytes, second: bytes
+) -> None:
+    received = answers(server.port, first + second)
+    assert not received or re.match(rb"HTTP/1\.[01] \d{3} ", received), received[:100]
+    for status in map(int, re.findall(rb"(?m)^HTTP/1\.[01] (\d{3}) ", received)):
+        assert status < 500 or status == 503, received[:2000]
+    assert answers(server.port, LAST).startswith(b"HTTP/1.1 200 ")
