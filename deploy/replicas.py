@@ -85,6 +85,7 @@ class Replicas:
         self.ports = {place: port + 1 + number for number, place in enumerate(PLACES)}
         self.folder = state_folder() / f"cat-replicas-{port}"  # HAProxy's socket, pid and log
         self.socket = self.folder / "haproxy.sock"
+        self._started: subprocess.Popen[bytes] | None = None  # the proxy, where it is our child
 
     def name(self, place: str) -> str:
         """The container's."""
@@ -229,6 +230,7 @@ class Replicas:
                 group=user,
                 extra_groups=[] if user else None,
             )
+        self._started = process
         (self.folder / "haproxy.pid").write_text(str(process.pid), encoding="ascii")
 
         def listens() -> bool:
@@ -252,6 +254,9 @@ class Replicas:
         if pid := self._proxy():
             os.kill(pid, signal.SIGUSR1)
             wait(lambda: not alive(pid), PROXY_STOP_SECONDS)
+        if self._started:
+            self._started.wait()
+            self._started = None
         if accepts(self.port):
             raise Failed(
                 f"A program that was not started from {self.folder} still listens at port "
