@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.classifier import Classifier
+from model.classifier import Classifier, default_weights
 from tests.browser import NoBrowser, chromium
 from tests.data_folder import REPOSITORY
 from tests.server import UVICORN, Server, running
@@ -480,12 +480,13 @@ def test_the_model_panel_and_the_commands_are_there(
 def test_the_network_that_ships_shows_its_metrics_and_its_learning_curve(
     visit: Callable[..., Any],
 ) -> None:
+    threshold = f"{100 * Classifier.load(default_weights()).threshold:.1f} %"
     with running(UVICORN) as server:
         page = visit(server.url + "/")
         page.get_by_text("The model", exact=True).click()
         expect(page.locator("#model table").first).to_contain_text("ROC AUC")
-        expect(page.locator("#model caption").first).to_have_text("With a threshold of 42.2 %")
-        expect(page.locator("#model")).to_contain_text("It says cat from 42.2 % on")
+        expect(page.locator("#model caption").first).to_have_text(f"With a threshold of {threshold}")
+        expect(page.locator("#model")).to_contain_text(f"It says cat from {threshold} on")
         expect(page.get_by_role("img", name=re.compile("^Learning curve: loss"))).to_be_visible()
         assert_accessible(page)
 
