@@ -485,7 +485,8 @@ def test_the_network_that_ships_shows_its_metrics_and_its_learning_curve(
         page = visit(server.url + "/")
         page.get_by_text("The model", exact=True).click()
         expect(page.locator("#model table").first).to_contain_text("ROC AUC")
-        expect(page.locator("#model caption").first).to_have_text(f"With a threshold of {threshold}")
+        caption = page.locator("#model caption").first
+        expect(caption).to_have_text(f"With a threshold of {threshold}")
         expect(page.locator("#model")).to_contain_text(f"It says cat from {threshold} on")
         expect(page.get_by_role("img", name=re.compile("^Learning curve: loss"))).to_be_visible()
         assert_accessible(page)
