@@ -51,7 +51,7 @@ class KeysRequired:
         await answer(refusal)(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = own_path(scope)
         return is_open(path) or (path == METRICS and self.metrics_open)
 
     def _is_allowed(self, scope: Scope) -> bool:
@@ -62,6 +62,12 @@ class KeysRequired:
             for digest in self._digests
         ]
         return any(fits)
+
+
+def own_path(scope: Scope) -> str:
+    """The address that a request asks for, without what a proxy has put before it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def is_open(path: str) -> bool:

@@ -95,8 +95,7 @@ def explain_picture(classifier: Classifier, data: bytes, limits: Limits, facts: 
     Runs the network twice forwards and once backwards.
     """
     prediction = classifier.predict(data, limits)
-    facts.answers.append((prediction.label, prediction.cat_probability))
-    facts.saw(prediction.picture.pixels, classifier.usual)
+    facts.answered(prediction, classifier.usual)
     pixels = prediction.picture.pixels
     explanation = explain(classifier.layers, pixels)
     over, full_colour = overlay(pixels, explanation.heat)

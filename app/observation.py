@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
+from model.classifier import Prediction
 from model.statistics import Usual
 
 HEADER = b"x-request-id"
@@ -50,6 +51,11 @@ class Facts:
     distances: list[float] = field(default_factory=list)  # from training's pictures, one a picture
     queue_seconds: float | None = None  # from the upload's end to the answer, but for the work
     decode_seconds: float | None = None  # of a decoder's time: decoding, scaling, network
+
+    def answered(self, prediction: Prediction, usual: Usual | None) -> None:
+        """Note an answer, and how unlike training's its picture is."""
+        self.answers.append((prediction.label, prediction.cat_probability))
+        self.saw(prediction.picture.pixels, usual)
 
     def saw(self, pixels: NDArray[np.uint8], usual: Usual | None) -> None:
         """Note how unlike training's a picture (side, side, 3) is, where the artifact tells.

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import problems
+from app.access import own_path
 from app.observation import current_facts
 from app.problems import Problem
 from app.uploads import read_upload
@@ -111,8 +112,7 @@ async def predict(request: Request) -> Response:
         else:
             read = partial(classifier.read, picture, state.limits)
             prediction = await place.run_together(read, classifier.answers)
-    facts.answers.append((prediction.label, prediction.cat_probability))
-    facts.saw(prediction.picture.pixels, classifier.usual)
+    facts.answered(prediction, classifier.usual)
     answer = PredictionAnswer(
         cat_probability=prediction.cat_probability,
         label=prediction.label,
@@ -133,7 +133,7 @@ class Direct:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or _path(scope) != PREDICT.path:
+        if scope["type"] != "http" or scope["method"] != "POST" or own_path(scope) != PREDICT.path:
             await self.app(scope, receive, send)
             return
         scope["route"] = PREDICT  # for the log and the metrics
@@ -144,11 +144,6 @@ class Direct:
             response = await request.app.exception_handlers[type(error)](request, error)
             error.__traceback__ = None  # it leads to the picture
         await response(scope, receive, send)
-
-
-def _path(scope: Scope) -> str:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 PREDICT = Route("/predict", predict, methods=["POST"])
