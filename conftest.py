@@ -1,9 +1,18 @@
 """Plain `pytest` needs Python alone: tests that need more are skipped, and say what runs them."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 
 import model  # noqa: F401 - settles linear algebra before NumPy is loaded
+
+# What starts tests in the background (`&`, nohup) has these ignored, which would be handed down to
+# the processes that tests stop with them.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        default = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(_number, default)
 
 settings.register_profile("long", max_examples=50_000)  # for tests/test_fuzz_*.py
 

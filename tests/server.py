@@ -14,10 +14,6 @@ from queue import Empty, Queue
 
 from tests.data_folder import REPOSITORY
 
-# Under nohup, SIGHUP comes ignored and would be handed down so; here it is what reloads.
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 PYTHON_M_APP = [sys.executable, "-m", "app"]
 UVICORN = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"]
 START_SECONDS = 60

@@ -495,13 +495,9 @@ def test_an_empty_folder_is_told(
 
 def started(folder: Path, output: Path, weights: list[str]) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "model", *weights, str(folder), "--output", str(output)]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and & ignore it
-    try:
-        return subprocess.Popen(
-            command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def wait_for_rows(output: Path, count: int) -> None:
