@@ -179,6 +179,10 @@ def _finish(group: Sequence[Job]) -> None:
 
 
 def _tell(group: Sequence[Job]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        group[0].loop.call_soon_threadsafe(_settle, group)
+
+
+def _settle(group: Sequence[Job]) -> None:
     for job in group:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            job.loop.call_soon_threadsafe(job.settle)
+        job.settle()

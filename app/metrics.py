@@ -29,7 +29,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 OPENMETRICS = "application/openmetrics-text"
 SAMPLING_SECONDS = 0.5
 FOLDER = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-_worker: int | None = None
+_worker = ""  # this process's name in its files, once it is a worker
 
 
 def be_worker(number: int) -> None:
@@ -39,7 +39,7 @@ def be_worker(number: int) -> None:
     up where workers keep dying. Without a number it is the process's id that names the files.
     """
     global _worker
-    _worker = number
+    _worker = _named(number)
 
 
 def forget_worker(number: int) -> None:
@@ -49,7 +49,7 @@ def forget_worker(number: int) -> None:
 
 
 def _identity() -> int | str:
-    return os.getpid() if _worker is None else _named(_worker)
+    return _worker or os.getpid()
 
 
 def _named(number: int) -> str:
@@ -64,7 +64,7 @@ _own = CollectorRegistry()
 
 REQUESTS = Counter(
     "cat_requests",
-    "Requests by route, method and status; 499 is a client that left before its answer.",
+    "Requests by route, method and status; 499: the client was seen to leave before its answer.",
     ("route", "method", "status"),
     registry=_own,
 )
@@ -147,8 +147,6 @@ def count(facts: "Facts", route: str, method: str, status: int, seconds: float) 
         _rejection(facts.problem).inc()
     if facts.queue_seconds is not None:
         QUEUE_SECONDS.observe(facts.queue_seconds)
-    if facts.decode_seconds is not None:
-        DECODE_SECONDS.observe(facts.decode_seconds)
     for _, probability in facts.answers:
         PROBABILITIES.observe(probability)
     for distance in facts.distances:

@@ -44,6 +44,19 @@ KINDS: dict[str, Kind] = {
     kind.slug: kind
     for kind in (
         Kind(
+            "bad-request",
+            400,
+            "The request is not valid HTTP",
+            "Send HTTP/1.1 as any HTTP client does.",
+        ),
+        Kind(
+            "origin-not-allowed",
+            400,
+            "Web pages of this origin may not send this request",
+            "The operator sets the origins with CAT_CORS_ORIGINS; their pages may use the methods"
+            " GET, HEAD and POST.",
+        ),
+        Kind(
             "malformed-form",
             400,
             "The form cannot be read",
@@ -257,6 +270,9 @@ def install(app: FastAPI) -> None:
         path = request.url.path[:100]
         if error.status_code == HTTPStatus.NOT_FOUND:
             detail = f"There is nothing at {path}. POST a picture to /predict, or read /docs."
+            model = path.partition("/v2/models/")[2].partition("/")[0]
+            if model not in ("", "cat"):
+                detail = f"There is no model {model!r}; there is cat."
             return answer(Problem("not-found", detail))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
             allowed = error.headers["Allow"]

@@ -1,8 +1,8 @@
 """Reading the picture out of a request: raw bodies and forms, with a limit kept while reading.
 
 Nothing is written to disk. A picture is gathered in one growing buffer that becomes the bytes
-handed on: each byte is copied once. A form is parsed as it streams by, and what is not the
-picture is dropped at once.
+handed on: each byte is copied once, or not at all where all come at once. A form is parsed as it
+streams by, and what is not the picture is dropped at once.
 """
 
 import asyncio
@@ -64,9 +64,14 @@ async def read_body(request: Request, place: Place, limit: int) -> bytes:
     body = BytesIO()
 
     def take(chunk: bytes) -> None:
+        nonlocal body
         if body.tell() + len(chunk) > limit:
             raise _too_large(f"More than {limit:,} bytes arrived", limit)
-        body.write(chunk)
+        if body.tell():
+            body.write(chunk)
+        else:
+            body = BytesIO(chunk)  # takes over its bytes, as long as nothing follows
+            body.seek(len(chunk))
 
     await _receive(request, place, take)
     return body.getvalue()  # BytesIO hands over its buffer: no copy

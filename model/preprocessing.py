@@ -239,7 +239,7 @@ def _read_opened(
         memory += bytes_to_squeeze(*image.size, spec.side)
     try:
         with limits.memory.reserve(memory), closing(image):
-            pixels = _load(image, kind)
+            pixels = _load(image, kind, len(container.data))
             tile, notes = squeeze(pixels, spec.side, _FILTERS[spec.filter], box, container.bits)
             del pixels
     except OverBudget as error:
@@ -280,13 +280,15 @@ def _shrink_in_decoding(image: ImageFile, container: Container, spec: Preprocess
     return drafted[1] if drafted else (0, 0, *image.size)
 
 
-def _load(image: Any, kind: Format) -> Image.Image:
+def _load(image: Any, kind: Format, size: int) -> Image.Image:
     """Decode the pixels; of WebP and AVIF, letting their decoders go before anything is copied."""
     if kind is Format.WEBP:
         data, mode = image._decoder.get_next()[0], image.rawmode
     elif kind is Format.AVIF:
         data, mode = image._decoder.get_frame(0)[0], image.mode
     else:
+        if kind is Format.JPEG:
+            image.decodermaxblock = size  # all at once, which takes no copy
         image.load()
         return cast(Image.Image, image)
     image._decoder = None

@@ -22,7 +22,6 @@ ROOMS = {  # room → the rooms it may import
 
 UNIMPORTED = {  # runtime dependency → why it is one though neither app nor model imports it
     "h11": "uvicorn's parser, held at a release without known holes",
-    "httptools": "uvicorn's parser where it is installed",
     "uvloop": "uvicorn's event loop where it is installed",
 }
 

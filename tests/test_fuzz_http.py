@@ -206,6 +206,8 @@ def answers(port: int, sent: bytes) -> bytes:
 @example(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"")  # TLS
 @example(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"")
 @example(GOOD * 20, LAST)
+@example(GOOD.replace(b"\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n", 1) * 20, LAST)
+@example(GOOD.replace(b"POST", b"CONNECT"), LAST)
 def test_what_is_hardly_http_is_refused_or_dropped(
     server: Server, first: bytes, second: bytes
 ) -> None:

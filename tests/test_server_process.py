@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,7 @@ curl_only = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl"
 
 @pytest.fixture(scope="module")
 def server(weights_path: Path) -> Iterator[Server]:
-    with running(UVICORN, weights=weights_path) as server:
+    with running(UVICORN, weights=weights_path, max_upload_bytes=LIMIT) as server:
         yield server
 
 
@@ -60,9 +61,40 @@ def curl(server: Server, *options: str) -> tuple[int, dict[str, Any]]:
 
 def raw_request(server: Server, head: str, body: bytes = b"", wait: float = 10) -> bytes:
     """All that comes back for bytes written as they are, until the server closes."""
+    return raw_answers(server, head.replace("\n", "\r\n").encode() + b"\r\n" + body, wait=wait)
+
+
+def raw_answers(server: Server, sent: bytes, part: int = 2**30, wait: float = 10) -> bytes:
+    """The same for a whole conversation, sent in parts of so many bytes."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as connection:
-        connection.sendall(head.replace("\n", "\r\n").encode() + b"\r\n" + body)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), part):
+            connection.sendall(sent[start : start + part])
         return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def raw_post(body: bytes, more: str = "", *, chunked: bool = False) -> bytes:
+    """A POST to /predict as bytes; more: headers, each with the end of its line."""
+    if chunked:
+        halves = body[: len(body) // 2], body[len(body) // 2 :], b""
+        body = b"".join(b"%x\r\n%b\r\n" % (len(half), half) for half in halves)
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    return f"POST /predict HTTP/1.1\r\nHost: x\r\n{more}{length}\r\n\r\n".encode() + body
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)]
+
+
+def problem_of(answer: bytes) -> dict[str, Any]:
+    """The last answer's problem, checked to be the connection's end and to bring its id."""
+    head, _, body = answer[answer.rindex(b"HTTP/1.1 ") :].decode().partition("\r\n\r\n")
+    headers = dict(line.split(": ", 1) for line in head.lower().splitlines()[1:])
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["connection"] == "close"
+    problem: dict[str, Any] = json.loads(body)
+    assert headers["x-request-id"] == problem["request_id"]
+    return problem
 
 
 @curl_only
@@ -159,17 +191,74 @@ def test_an_endless_upload_is_not_read_for_ever(server: Server) -> None:
         "POST /predict HTTP/1.1\nHost: x\nTransfer-Encoding: gzip\n",
         "POST /predict HTTP/1.1\nContent-Length: 0\n",
         "POST /predict HTTP/1.1\nHost: x\nHost: y\nContent-Length: 0\n",
+        "POST /predict HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\n\nno number\n",
+        "GET /\u00e9 HTTP/1.1\nHost: x\n",
+        "CONNECT x:443 HTTP/1.1\nHost: x:443\n",
+        "CONNECT http://x/ HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: h2c\n",
+        "GET /health HTTP/1.1\nHost: x\n" + "a: b\n" * 200,
+        "GET /health HTTP/1.1\nHost: x\na: " + "b" * 70_000 + "\n",
+        "GET /health HTTP/1.1\nConnection: Upgrade\nUpgrade: h2c\n",
         "NO HTTP AT ALL\n",
     ],
+    ids=lambda head: head[:60],
 )
-def test_what_is_not_http_is_a_bad_request(strict_server: Server, head: str) -> None:
-    status = int(raw_request(strict_server, head).split()[1])
-    assert status in (400, 501)  # 501: RFC 9112 for an unknown Transfer-Encoding
+def test_what_is_not_http_is_answered_with_a_problem(strict_server: Server, head: str) -> None:
+    answer = raw_request(strict_server, head)
+    assert statuses(answer) == [400]
+    problem = problem_of(answer)
+    assert problem["type"] == "/problems#bad-request"
+    assert "callback" not in problem["detail"]
 
 
-def test_more_headers_than_anybody_sends_are_a_bad_request(strict_server: Server) -> None:
-    head = "GET /health HTTP/1.1\nHost: x\n" + "a: b\n" * 200
-    assert raw_request(strict_server, head).split()[1] == b"400"
+def test_what_is_not_http_is_logged_and_counted_like_every_request(strict_server: Server) -> None:
+    def count() -> int:
+        text = httpx.get(f"{strict_server.url}/metrics").text
+        found = re.search(r'(?m)^cat_rejections_total\{reason="bad-request"\} (\d+)', text)
+        return int(found[1]) if found else 0
+
+    before = count()
+    head = "GET /?secret HTTP/1.1\nX-Request-ID: porch-17\nA: b\nNo header\n"
+    assert problem_of(raw_request(strict_server, head))["request_id"] == "porch-17"
+    assert count() == before + 1
+    strict_server.wait_for_log("request_id=porch-17")
+    (line,) = (line for line in strict_server.log.splitlines() if "porch-17" in line)
+    assert " status=400 " in line
+    assert line.endswith(" problem=bad-request")
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "later",
+    [b"GARBAGE\r\n\r\n", b"\x00", b"GET / HTTP/1.1\r\n\r\n", raw_post(bytes(70_000))],
+    ids=["garbage", "a byte", "no host", "too much"],
+)
+def test_a_bad_request_is_answered_after_those_before_it(
+    strict_server: Server, cat_picture: bytes, later: bytes
+) -> None:
+    answers = raw_answers(strict_server, raw_post(cat_picture) * 2 + later)
+    assert statuses(answers) == [200, 200, 400]
+    assert problem_of(answers)["type"] == "/problems#bad-request"
+
+
+@pytest.mark.parametrize("more", ["", "Connection: Upgrade\r\nUpgrade: h2c\r\n"], ids=["", "h2c"])
+def test_what_follows_the_last_request_is_ignored(
+    strict_server: Server, cat_picture: bytes, more: str
+) -> None:
+    last = raw_post(cat_picture, f"Connection: close\r\n{more}")
+    for later in (b"GARBAGE", last):
+        assert statuses(raw_answers(strict_server, last + later)) == [200]
+
+
+def test_a_body_that_turns_out_bad_after_its_answer_gets_no_other(strict_server: Server) -> None:
+    head = b"POST /nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", strict_server.port), timeout=3) as connection:
+        connection.sendall(head)
+        answer = b""
+        while b"}" not in answer:
+            answer += connection.recv(65536)
+        connection.sendall(b"no number\r\n")
+        assert statuses(answer) == [404]
+        assert connection.recv(65536) == b""
 
 
 def test_requests_far_ahead_of_their_answers_end_the_connection(strict_server: Server) -> None:
@@ -225,15 +314,55 @@ def test_a_body_far_ahead_of_its_turn_ends_the_connection(strict_server: Server)
         with contextlib.suppress(ConnectionResetError):
             while part := connection.recv(65536):
                 answer += part
-    assert b"HTTP/1.1 400" in answer
+    assert statuses(answer) == [415, 400]
 
 
-def test_an_upgrade_that_is_not_offered_is_ignored_without_a_word(weights_path: Path) -> None:
-    with running(PYTHON_M_APP, weights=weights_path, workers=1) as server:
-        headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
-        assert httpx.get(f"{server.url}/health", headers=headers).status_code == 200
-        server.stop()
-    assert "pgrade" not in server.log
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIA\r\n"
+WEBSOCKET = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
+
+
+@pytest.mark.parametrize("part", [2**30, 1000, 37])
+@pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+def test_an_offer_of_another_protocol_is_ignored(
+    strict_server: Server, cat_picture: bytes, offer: str, part: int
+) -> None:
+    """However the requests are sent, and whatever follows on the connection."""
+    get = f"GET /health HTTP/1.1\r\nHost: x\r\n{offer}\r\n".encode()
+    sent = raw_post(cat_picture, more=offer) + get + raw_post(cat_picture)
+    sent += raw_post(cat_picture, more=offer, chunked=True) + get
+    sent += raw_post(cat_picture, more=offer.replace(": ", ": close, ", 1))
+    answers = raw_answers(strict_server, sent, part)
+    assert statuses(answers) == [200] * 6
+    assert answers.count(b'"cat_probability"') == 4
+    assert "pgrade" not in strict_server.log
+
+
+def test_an_offer_of_another_protocol_gets_round_no_limit(strict_server: Server) -> None:
+    many = H2C + "a: b\r\n" * 98
+    large = H2C + f"a: {'b' * 65_500}\r\n"
+    assert statuses(raw_answers(strict_server, raw_post(b"", more=many))) == [400]
+    assert statuses(raw_answers(strict_server, raw_post(b"", more=large))) == [400]
+    assert statuses(raw_answers(strict_server, raw_post(b"x", more=H2C) * 20))[-1] == 400
+
+
+@curl_only
+@pytest.mark.parametrize("way", [["-F"], ["--data-binary"]], ids=["form", "body"])
+@pytest.mark.parametrize("header", ["Expect: 100-continue", "Transfer-Encoding: chunked"])
+def test_curl_that_offers_http_2_gets_the_models_answer(
+    strict_server: Server,
+    classifier: Classifier,
+    cat_picture: bytes,
+    tmp_path: Path,
+    way: list[str],
+    header: str,
+) -> None:
+    picture = tmp_path / "cat.jpg"
+    picture.write_bytes(cat_picture)
+    body = f"file=@{picture}" if way == ["-F"] else f"@{picture}"
+    offer = [option for line in H2C.splitlines() for option in ("-H", line)]
+    status, answer = curl(strict_server, *way, body, *offer, "-H", header)
+    assert status == 200
+    assert answer["cat_probability"] == classifier.predict(cat_picture).cat_probability
 
 
 def test_the_files_of_the_docs_are_the_same_with_and_without_gzip(server: Server) -> None:
@@ -414,7 +543,7 @@ def test_an_unknown_setting_is_named_in_a_warning_and_does_no_harm(
         assert httpx.get(f"{server.url}/health").status_code == 200
     for name in ("CAT_TRESHOLD", "CAT_PORT"):
         assert server.log.count(name) == 1
-        assert f"WARNING:  {name} is not a setting" in server.log
+        assert re.search(rf"WARNING:? +{name} is not a setting", server.log)
 
 
 def test_the_health_check_of_the_container_tells_ready_from_not(weights_path: Path) -> None:
@@ -427,3 +556,6 @@ def test_the_health_check_of_the_container_tells_ready_from_not(weights_path: Pa
     assert status == 1
     assert "does not answer" in output
     assert "Traceback" not in output
+    status, output = failed_start(check, workers=0)
+    assert status == 1
+    assert output.startswith("CAT_WORKERS is '0', but must be a whole number")
