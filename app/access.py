@@ -3,10 +3,12 @@
 import hmac
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import problems
@@ -113,3 +115,16 @@ class Cors(CORSMiddleware):
             expose_headers=["Retry-After", "X-Request-ID", TENSORS],
             max_age=PREFLIGHT_SECONDS,
         )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks what a page may do; a refusal is a problem."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == HTTPStatus.OK:
+            return response
+        refused = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+        detail = (
+            f"A page of {request_headers['origin'][:100]} may not send what it asks for,"
+            f" because of its {refused}. The operator sets the origins with CAT_CORS_ORIGINS."
+        )
+        kept = {name: text for name, text in response.headers.items() if name[:8] != "content-"}
+        return answer(Problem("origin-not-allowed", detail, kept))

@@ -1,8 +1,10 @@
 """Which requests are taken on, and when their turn is: a bounded queue before the decoders.
 
 A request enters before its body is read, if there is a place and room for its bytes; its picture
-waits for a free decoder, first come, first served, until its deadline. All of it runs on the
-event loop, one thread: there is nothing to lock.
+waits for a free decoder, first come, first served, until its deadline. An upload that turns out
+slow gives its place up, and takes one again once its picture has arrived, even where none is free:
+whoever was let in is not refused for want of one. All of it runs on the event loop, one thread:
+there is nothing to lock.
 """
 
 import asyncio
@@ -16,6 +18,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from app import metrics
+from app.capacity import PART_OF_FREE
 from app.decoders import Decoders
 from app.observation import current_facts
 from app.problems import Problem
@@ -27,6 +31,10 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 LONGEST_RETRY_SECONDS = 60
+# An upload that takes longer is slow: it takes no place until its picture has arrived.
+SLOW_SECONDS = 1.0
+# How many uploads, slow ones among them, there may be for each place.
+UPLOADS_A_PLACE = 8
 # Weight of the newest in the moving average of how long a picture takes.
 NEWEST = 0.1
 # Pictures that take less than this each are handed to the decoders a few at a time.
@@ -36,7 +44,7 @@ QUICK_SECONDS = 0.004
 class Admission:
     """A worker's places, bytes and decoders.
 
-    places: requests at once; upload_bytes: that their bodies may hold together;
+    places: requests at once, but for slow uploads; upload_bytes: that bodies may hold together;
     deadline_seconds: from a picture's arrival on.
     """
 
@@ -55,7 +63,10 @@ class Admission:
         self._turns: deque[asyncio.Future[bool]] = deque()
         self._seconds_each = 0.05  # a guess until something was measured
         self.taken = 0  # requests that have entered and not left
-        self.held_bytes = 0  # of bodies that arrived, until nothing works on them any more
+        # Those of them whose picture has not arrived, with time.monotonic() of when they entered
+        self.uploads: dict[Place, float] = {}
+        # From a body's first byte on its announced length, until nothing works on it any more
+        self.held_bytes = 0
 
     @property
     def waiting(self) -> int:
@@ -78,24 +89,39 @@ class Admission:
     def enter(self, request: Request) -> "Place":
         """A place for the request, to be used in a `with`. Raises Problem: busy."""
         if self.taken >= self._places:
-            raise self._busy(f"{self.taken} requests are being worked on or wait, which is all")
+            if (placed := self._placed()) >= self._places:
+                why = f"{placed} requests are arriving, wait or are being worked on"
+                raise _busy(f"{why}, which is all that this worker takes on", self._seconds_left())
+            if (count := len(self.uploads)) >= UPLOADS_A_PLACE * self._places:
+                why = f"{count} uploads are under way, which is all that this worker takes on"
+                raise _busy(why, self._seconds_of_uploads_left())
         return Place(self, request)
 
-    def retry_after(self) -> dict[str, str]:
-        """The header that says when the work that is here now will be done."""
-        seconds = ceil(self.taken * self._seconds_each / self._decoders.count)
-        return {"Retry-After": str(min(max(seconds, 1), LONGEST_RETRY_SECONDS))}
+    def _placed(self) -> int:
+        """Requests that take a place: all but slow uploads."""
+        before = time.monotonic() - SLOW_SECONDS
+        return self.taken - sum(entered < before for entered in self.uploads.values())
 
-    def fit(self, count: int) -> None:
-        """Refuse that many bytes of a body where there is no room for them. Raises Problem."""
-        if self.held_bytes + count > self._upload_bytes:
-            raise self._busy("The uploads that are here take all the memory there is for them")
+    def _seconds_left(self) -> float:
+        """When the work that is here now will be done."""
+        return self._placed() * self._seconds_each / self._decoders.count
 
-    def _busy(self, why: str) -> Problem:
-        headers = self.retry_after()
-        seconds = headers["Retry-After"]
-        detail = f"{why} that this worker takes on at once. Try again in {seconds} s."
-        return Problem("busy", detail, headers)
+    def _seconds_of_uploads_left(self) -> float:
+        """The same where it is uploads that must end: on average they are half through."""
+        now = time.monotonic()
+        ages = [now - entered for entered in self.uploads.values()]
+        return max(self._seconds_left(), sum(ages) / max(len(ages), 1))
+
+    def fit(self, count: int, held: int = 0) -> None:
+        """Refuse a body of so many bytes, of which `held` are counted already, where there is no
+        room for them. Raises Problem: busy.
+
+        It may have but a part of what the others leave free. So the fuller it is, the smaller is
+        what is still let in, and large uploads, however slow, do not shut out small ones.
+        """
+        if count > PART_OF_FREE * (self._upload_bytes - self.held_bytes + held):
+            why = "Beside the uploads that are here there is not enough memory for another so large"
+            raise _busy(why, self._seconds_of_uploads_left())
 
     async def turn(self, request: Request, deadline: float) -> None:
         """Wait for a decoder. Raises Problem: deadline-passed, and ClientDisconnect."""
@@ -143,7 +169,7 @@ class Admission:
 
     def deadline_passed(self, doing: str) -> Problem:
         detail = f"The request's {self._deadline_seconds:g} s passed while {doing}. Try again."
-        return Problem("deadline-passed", detail, self.retry_after())
+        return Problem("deadline-passed", detail, _retry_after(self._seconds_left()))
 
     def start(
         self,
@@ -174,11 +200,13 @@ class Place:
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
-        self._arrived = 0
+        self._announced = self._arrived = 0
+        self._held = 0  # bytes that are counted for it
         self._users = 1  # of the bytes: the request, and decoders at work
 
     def __enter__(self) -> Self:
         self._admission.taken += 1
+        self._admission.uploads[self] = time.monotonic()
         return self
 
     def __exit__(
@@ -188,26 +216,32 @@ class Place:
         traceback: TracebackType | None,
     ) -> None:
         self._admission.taken -= 1
+        self._admission.uploads.pop(self, None)
         self._let_go()
 
     def _let_go(self) -> None:
         self._users -= 1
         if not self._users:
-            self._admission.held_bytes -= self._arrived
+            self._admission.held_bytes -= self._held
 
     def announce(self, count: int) -> None:
         """Refuse an upload of that many bytes, before they are read, where there is no room now.
         Raises Problem: busy.
 
-        The room is taken as they arrive: who announces much and sends nothing takes none.
+        The room is taken once the first arrives: who announces much and sends nothing takes none.
         """
         self._admission.fit(count)
+        self._announced = count
 
     def arrived(self, count: int) -> None:
-        """Count bytes that were read. Raises Problem: busy."""
-        self._admission.fit(count)
-        self._admission.held_bytes += count
+        """Count bytes that were read, and with the first of them all that were announced. Raises
+        Problem: busy."""
         self._arrived += count
+        if self._arrived > self._held:
+            wanted = max(self._arrived, self._announced)
+            self._admission.fit(wanted, self._held)
+            self._admission.held_bytes += wanted - self._held
+            self._held = wanted
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function on a decoder when its turn comes, and return what it gives.
@@ -231,6 +265,7 @@ class Place:
         self, begin: Callable[[], Any], finish: Callable[[Sequence[Any]], Sequence[Any]] | None
     ) -> Any:
         admission = self._admission
+        admission.uploads.pop(self, None)  # its picture is here
         loop = asyncio.get_running_loop()
         arrived, deadline = loop.time(), admission.deadline()
         facts = current_facts()
@@ -241,6 +276,7 @@ class Place:
 
         def ended(seconds: float) -> None:
             facts.decode_seconds = seconds
+            metrics.DECODE_SECONDS.observe(seconds)  # also where the answer is out already
             facts.queue_seconds = max(0.0, loop.time() - arrived - seconds)
             self._let_go()
 
@@ -257,6 +293,15 @@ class Place:
             if answer.done() and not answer.cancelled():
                 answer.exception()  # seen, also where the request was cancelled at the same time
             del answer  # an error's traceback leads back here
+
+
+def _busy(why: str, seconds: float) -> Problem:
+    headers = _retry_after(seconds)
+    return Problem("busy", f"{why}. Try again in {headers['Retry-After']} s.", headers)
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(min(max(ceil(seconds), 1), LONGEST_RETRY_SECONDS))}
 
 
 def _give_up(answer: asyncio.Future[T]) -> None:

@@ -20,6 +20,9 @@ LEAST_SHARE_BYTES = 128 * 2**20
 # More is never needed: the worst picture that the limits allow takes less.
 MOST_SHARE_BYTES = 1024 * 2**20
 UPLOADS_PART = 0.25  # of a worker's share; the rest is for decoding
+# Of the bytes for uploads that are free, what a single one may take. Less would keep more room for
+# small uploads beside large ones, but make the largest picture smaller where memory is small.
+PART_OF_FREE = 0.75
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Capacity:
     @property
     def largest_upload_bytes(self) -> int:
         """The largest picture for which there can be room, also in base64 under /v2."""
-        return self.upload_bytes * 3 // 4 - 2**17
+        return int(self.upload_bytes * PART_OF_FREE) * 3 // 4 - 2**17
 
 
 def plan(workers: int | None = None) -> Capacity:

@@ -28,9 +28,11 @@ def log(settings: Settings, capacity: Capacity, classifier: Classifier) -> None:
         capacity.decode_bytes / 1e6,
     )
     if settings.max_upload_bytes > capacity.largest_upload_bytes:
-        logger.warning(
+        chosen = "CAT_MAX_UPLOAD_BYTES" in os.environ
+        logger.log(
+            logging.WARNING if chosen else logging.INFO,
             "CAT_MAX_UPLOAD_BYTES is more than a worker has room for: %d bytes are accepted."
-            " Give the service more memory, or fewer workers",
+            " More memory, or fewer workers, give more room",
             capacity.largest_upload_bytes,
         )
     logger.info("Model: %s, version %s", classifier.name, classifier.version)
@@ -44,7 +46,7 @@ def describe(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         chosen = bool(environ.get(name)) and name not in settings.ignored
         shown = _shown(value) if chosen else setting.default
         if chosen and setting.secret:
-            shown = "set, hidden"
+            shown = f"set, hidden: {len(value)} key{'' if len(value) == 1 else 's'}"
         lines.append(f"{name:<25}{shown} ({'from the environment' if chosen else 'default'})")
     return lines
 

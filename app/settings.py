@@ -4,13 +4,20 @@
 reader of the environment. The field `max_pixels` is the variable CAT_MAX_PIXELS.
 """
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
 
 PREFIX = "CAT_"
+# As browsers write them: in small letters, without a path or the scheme's usual port.
+ORIGIN = re.compile(
+    r"(?!http://.*:80$|https://.*:443$)"
+    r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?|null|\*"
+)
 
 
 class BadSettings(ValueError):
@@ -62,19 +69,59 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
+def _is_key(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text and "," not in text
+
+
 def _keys(text: str) -> tuple[str, ...]:
     keys = _list(text)
-    if not keys or not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+    if not keys or not all(map(_is_key, keys)):
         raise ValueError("keys of printable ASCII characters without spaces, parted by commas")
     return keys
 
 
 def _keys_in_file(text: str) -> tuple[str, ...]:
     try:
-        lines = Path(text).read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"a file of keys, a line each, that can be read ({error})") from None
-    return _keys(",".join(lines))
+        # Some editors begin a file with a mark, which is no part of the first key.
+        lines = Path(text).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(f"a file of keys, one a line, that can be read ({text}: {why})") from None
+    keys = {number: line.strip() for number, line in enumerate(lines, 1)}
+    keys = {number: key for number, key in keys.items() if key and not key.startswith("#")}
+    wrong = [number for number, key in keys.items() if not _is_key(key)]
+    if wrong or not keys:
+        where = f"line {wrong[0]} of {text} is no key" if wrong else f"{text} has none"
+        raise ValueError(
+            "a file of keys of printable ASCII characters without spaces or commas, one a line,"
+            f" with comments only on lines that begin with # ({where})"
+        )
+    return tuple(keys.values())
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = _list(text)
+    if not origins or not all(map(ORIGIN.fullmatch, origins)):
+        raise ValueError(
+            "origins as browsers send them, such as https://cats.example.org: in small letters,"
+            " without a path or the usual port; parted by commas, or * for all"
+        )
+    return origins
+
+
+def _proxies(text: str) -> str:
+    proxies = _list(text)
+    try:
+        for each in proxies if proxies != ("*",) else ():
+            (ip_network if "/" in each else ip_address)(each)
+    except ValueError:
+        proxies = ()
+    if not proxies:
+        raise ValueError(
+            "addresses such as 10.0.0.1 or networks such as 10.0.0.0/24, parted by commas,"
+            " or * for all"
+        )
+    return ",".join(proxies)
 
 
 def _probability(text: str) -> float:
@@ -118,8 +165,8 @@ class Settings:
         ),
     ] = None
     max_upload_bytes: Annotated[
-        int, Setting(_whole_number(1), "the largest picture that is accepted, in bytes", "10485760")
-    ] = 10 * 2**20
+        int, Setting(_whole_number(1), "the largest picture that is accepted, in bytes", "33554432")
+    ] = 32 * 2**20
     max_pixels: Annotated[
         int,
         Setting(
@@ -138,8 +185,8 @@ class Settings:
         int,
         Setting(
             _whole_number(1, 100_000),
-            "requests that a worker takes on at once, those being uploaded among them; beyond"
-            " it answers 503 at once",
+            "requests that a worker takes on at once, uploads among them for their first second;"
+            " beyond it answers 503 at once",
             "64",
         ),
     ] = 64
@@ -172,7 +219,12 @@ class Settings:
     ] = field(default=(), repr=False)
     api_keys_file: Annotated[
         tuple[str, ...],
-        Setting(_keys_in_file, "a file of more such keys, a line each", "none", True),
+        Setting(
+            _keys_in_file,
+            "a file of more such keys, one a line; lines that begin with # are comments",
+            "none",
+            True,
+        ),
     ] = field(default=(), repr=False)
     metrics: Annotated[
         str,
@@ -184,12 +236,16 @@ class Settings:
     ] = "open"
     log: Annotated[
         str,
-        Setting(_one_of("text", "json", "off"), "the line that is logged a request", "text"),
+        Setting(
+            _one_of("text", "json", "off"),
+            "the log's lines: text or json; off: text, and none about requests",
+            "text",
+        ),
     ] = "text"
     cors_origins: Annotated[
         tuple[str, ...],
         Setting(
-            _list,
+            _origins,
             "origins, parted by commas, whose web pages may call the service; * for all",
             "none",
         ),
@@ -197,7 +253,7 @@ class Settings:
     forwarded_allow_ips: Annotated[
         str,
         Setting(
-            str,
+            _proxies,
             "addresses of proxies, parted by commas, whose X-Forwarded-For and -Proto are believed",
             "none",
         ),
@@ -224,7 +280,8 @@ class Settings:
         Raises BadSettings for a value that cannot be used. A name that is no setting is only
         noted in `ignored`: beside a Kubernetes service called `cat` every container gets
         CAT_SERVICE_HOST, CAT_PORT and more, which nobody wrote. For the same reason an address
-        such as tcp://10.0.0.1:8000 is never taken for a setting's value.
+        such as tcp://10.0.0.1:8000 is never taken for a setting's value. But whoever writes
+        CAT_API_KEY wants keys, and is not given a service that is open to all.
         """
         table = settings_table()
         values: dict[str, Any] = {}
@@ -232,6 +289,12 @@ class Settings:
         for name, text in sorted(environ.items()):
             if not name.startswith(PREFIX) or not text:
                 continue
+            of_kubernetes = "_SERVICE_" in name or "_PORT" in name
+            if name not in table and name.startswith("CAT_API") and not of_kubernetes:
+                raise BadSettings(
+                    f"{name} is not a setting: keys are set with CAT_API_KEYS, or in a file that"
+                    " CAT_API_KEYS_FILE names."
+                )
             if name not in table or text.startswith(("tcp://", "udp://", "sctp://")):
                 ignored.append(name)
                 continue
@@ -268,12 +331,14 @@ def settings_table() -> dict[str, Setting]:
 
 def describe() -> str:
     """Names, meanings and defaults as text, for a command line's help."""
+    table = settings_table()
+    column = max(map(len, table)) + 4
     return "\n".join(
         textwrap.fill(
             f"{setting.meaning} (default: {setting.default})",
             width=96,
-            initial_indent=f"  {name:<22}",
-            subsequent_indent=" " * 24,
+            initial_indent=f"  {name}".ljust(column),
+            subsequent_indent=" " * column,
         )
-        for name, setting in settings_table().items()
+        for name, setting in table.items()
     )

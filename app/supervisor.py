@@ -11,6 +11,7 @@ that the parent is gone, and the worker stops too.
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -95,6 +97,7 @@ def run(settings: Settings) -> int:
             raise CannotStart(str(error)) from None
         app.state.capacity = capacity = plan(settings.workers)
         config.load()  # here and not in each worker: what it imports is shared
+        logger.info("Started parent process [%d]", os.getpid())
         configuration.log(settings, capacity, app.state.classifier)
         sockets = open_sockets(settings.bind_host, settings.bind_port, capacity.workers)
         host, port = sockets[0][0].getsockname()[:2]
@@ -124,6 +127,14 @@ def _config(settings: Settings) -> uvicorn.Config:
     whose loggers it would reset."""
     return uvicorn.Config(
         "app.main:app",
+        log_config={
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"lines": {"()": Lines, "form": settings.log}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+            "root": {"handlers": ["stderr"], "level": "WARNING"},
+            "loggers": {"uvicorn": {"level": "INFO"}},
+        },
         http="app.protocol:StrictHttp" if find_spec("httptools") else "h11",
         workers=1,  # of uvicorn's own making; else it asks the environment
         ws="none",
@@ -135,6 +146,22 @@ def _config(settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=stop_seconds(settings),
     )
+
+
+class Lines(logging.Formatter):
+    """The server's own lines, which begin as those about requests do; "json" or text."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        now = moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+        level, message = record.levelname, super().format(record)
+        if self.form == "json":
+            return json.dumps({"time": now, "level": level.lower(), "message": message})
+        return f"{now} {level} {message}"
 
 
 def open_sockets(host: str, port: int, workers: int) -> list[list[socket.socket]]:
@@ -399,8 +426,8 @@ class Worker(uvicorn.Server):
         """SIGTERM asks this worker alone to stop. The parent decides on all others, which a
         terminal sends to both."""
         signal.signal(signal.SIGTERM, lambda *_: self.drain())
-        for each in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, lambda *_: self._point_to_parent())
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
         return nullcontext()
@@ -427,6 +454,13 @@ class Worker(uvicorn.Server):
             # Clients that keep a connection must not send a request just when it is closed.
             self.config.encoded_headers.append((b"connection", b"close"))
             self.server_state.default_headers.append((b"connection", b"close"))
+
+    def _point_to_parent(self) -> None:
+        """Say who reloads, unless a terminal that went has told all processes."""
+        from app.reload import terminal_is_gone
+
+        if not terminal_is_gone():
+            logger.warning("SIGHUP does nothing here: send it to the parent, PID %d", os.getppid())
 
     def _listen_to_parent(self) -> None:
         from app import reload

@@ -218,7 +218,14 @@ def test_an_origin_that_is_named_may_call_with_a_key_and_read_the_answer(
 def test_an_origin_that_is_not_named_may_not(weights_path: Path) -> None:
     other = {**PREFLIGHT, "Origin": "https://example.org.example.net"}
     with service(weights_path, cors_origins=(PAGE,)) as client:
-        assert client.options("/predict", headers=other).status_code == 400
+        refused = client.options("/predict", headers=other)
+        assert refused.status_code == 400
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert int(refused.headers["content-length"]) == len(refused.content)
+        assert refused.json()["type"] == "/problems#origin-not-allowed"
+        assert other["Origin"] in refused.json()["detail"]
+        assert refused.json()["request_id"] == refused.headers["x-request-id"]
+        assert "access-control-allow-origin" not in refused.headers
         answer = client.get("/health", headers=other)
         assert "access-control-allow-origin" not in answer.headers
 

@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 
 from app import decoders
-from app.admission import Admission
+from app.admission import SLOW_SECONDS, UPLOADS_A_PLACE, Admission
 from app.decoders import Decoders
+from app.metrics import DECODE_SECONDS
 from app.problems import Problem
 from model.memory import MemoryBudget, TooLate, worth_until
 from model.preprocessing import Limits, read_picture
@@ -58,28 +59,169 @@ def test_beyond_its_places_it_refuses_at_once_and_says_when_to_come_back(admissi
         assert queue.taken == 1
 
 
+def grow_old(queue: Admission, seconds: float = SLOW_SECONDS + 0.1) -> None:
+    """As if the uploads under way had begun so much earlier."""
+    for place in queue.uploads:
+        queue.uploads[place] -= seconds
+
+
+def test_slow_uploads_take_no_place_from_others(admission: Make) -> None:
+    queue = admission(places=2)
+    with ExitStack() as slow:
+        for _ in range(2):
+            slow.enter_context(queue.enter(request()))
+        with pytest.raises(Problem, match="2 requests are arriving"):
+            queue.enter(request())
+        grow_old(queue)
+        with queue.enter(request()), queue.enter(request()):
+            assert queue.taken == 4
+            with pytest.raises(Problem, match="2 requests are arriving"):
+                queue.enter(request())
+    assert (queue.taken, len(queue.uploads)) == (0, 0)
+
+
+def test_slow_uploads_are_bounded_too_and_take_the_time_that_they_have_taken(
+    admission: Make,
+) -> None:
+    queue = admission(places=2)
+    with ExitStack() as slow:
+        for _ in range(2 * UPLOADS_A_PLACE):
+            slow.enter_context(queue.enter(request()))
+            grow_old(queue)
+        with pytest.raises(Problem, match="16 uploads are under way") as refused:
+            queue.enter(request())
+        # 1.1 s to 17.6 s
+        assert refused.value.headers == {"Retry-After": "10"}
+    with queue.enter(request()):
+        assert queue.taken == 1
+
+
+def test_a_slow_upload_that_was_let_in_waits_its_turn_also_where_all_places_are_taken(
+    admission: Make,
+) -> None:
+    async def scene() -> None:
+        queue, gate, order = admission(places=1), Gate(), list[str]()
+        with queue.enter(request()) as slow:
+            slow.arrived(1)
+            grow_old(queue)
+            with queue.enter(request()) as quick:
+                first = asyncio.create_task(quick.run(gate.work))
+                await gate.until_begun()
+                second = asyncio.create_task(slow.run(order.append, "slow"))
+                await asyncio.sleep(0)
+                assert (queue.waiting, queue.working, len(queue.uploads)) == (1, 1, 0)
+                gate.open.set()
+                await first
+            with pytest.raises(Problem, match="1 requests"):  # it has its place again
+                queue.enter(request())
+            await second
+        assert order == ["slow"]
+        assert (queue.taken, queue.held_bytes) == (0, 0)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("ending", ["error", "disconnect", "cancellation"])
+def test_an_upload_that_ends_early_leaves_no_place_and_no_byte_behind(
+    admission: Make, ending: str
+) -> None:
+    async def scene() -> None:
+        queue, begun = admission(), asyncio.Event()
+
+        async def upload() -> None:
+            with queue.enter(request()) as place:
+                place.announce(500)
+                place.arrived(10)
+                begun.set()
+                if ending == "error":
+                    raise Problem("too-large", "")
+                if ending == "disconnect":
+                    raise ClientDisconnect
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(upload())
+        await begun.wait()
+        if ending == "cancellation":
+            assert (queue.taken, len(queue.uploads), queue.held_bytes) == (1, 1, 500)
+            task.cancel()
+        with pytest.raises((Problem, ClientDisconnect, asyncio.CancelledError)):
+            await task
+        assert (queue.taken, len(queue.uploads), queue.held_bytes) == (0, 0, 0)
+
+    run(scene)
+
+
 def test_what_is_announced_is_refused_before_it_is_read_where_there_is_no_room(
     admission: Make,
 ) -> None:
     queue = admission(upload_bytes=1000)
     with queue.enter(request()) as first, queue.enter(request()) as second:
-        first.announce(900)
+        first.announce(700)
         assert queue.held_bytes == 0, "who announces and sends nothing takes no room"
-        first.arrived(900)
+        first.arrived(1)
+        assert queue.held_bytes == 700, "who has begun may send all of it"
         with pytest.raises(Problem, match="memory"):
-            second.announce(200)
-        second.announce(100)
+            second.announce(300)
+        second.announce(200)
+        second.arrived(200)
+        first.arrived(699)
+        assert queue.held_bytes == 900
     assert queue.held_bytes == 0
 
 
-def test_bytes_are_counted_as_they_arrive(admission: Make) -> None:
+def test_bytes_are_counted_as_they_arrive_where_they_were_not_announced(admission: Make) -> None:
     queue = admission(upload_bytes=1000)
     with queue.enter(request()) as first, queue.enter(request()) as second:
         first.arrived(400)
-        second.arrived(350)
+        second.arrived(200)
+        second.arrived(150)
         assert queue.held_bytes == 750
         with pytest.raises(Problem, match="memory"):
-            first.arrived(300)
+            first.arrived(100)
+    assert queue.held_bytes == 0
+
+
+def test_what_comes_beyond_what_was_announced_is_counted_too(admission: Make) -> None:
+    queue = admission(upload_bytes=1000)
+    with queue.enter(request()) as place:
+        place.announce(100)
+        for expected in (100, 200):
+            place.arrived(100)
+            assert queue.held_bytes == expected
+        with pytest.raises(Problem, match="memory"):
+            place.arrived(600)
+        assert queue.held_bytes == 200
+    assert queue.held_bytes == 0
+
+
+def test_of_those_that_announced_the_same_room_the_late_are_refused_at_their_first_byte(
+    admission: Make,
+) -> None:
+    queue = admission(upload_bytes=1000)
+    with queue.enter(request()) as first, queue.enter(request()) as late:
+        first.announce(600)
+        late.announce(600)
+        first.arrived(1)
+        with pytest.raises(Problem, match="memory"):
+            late.arrived(1)
+        assert queue.held_bytes == 600
+
+
+def test_large_uploads_leave_room_for_small_ones(admission: Make) -> None:
+    queue = admission(places=100, upload_bytes=10**6)
+    with ExitStack() as uploads:
+
+        def upload(size: int) -> None:
+            place = uploads.enter_context(queue.enter(request()))
+            place.announce(size)
+            place.arrived(1)
+
+        for size in (100_000, 10_000, 1_000):
+            with suppress(Problem):
+                while True:
+                    upload(size)
+            upload(size // 4)
+        assert queue.held_bytes < 10**6
     assert queue.held_bytes == 0
 
 
@@ -534,11 +676,40 @@ def test_slow_pictures_are_not_handed_over_ahead(admission: Make) -> None:
 
 
 def test_retry_after_follows_how_long_pictures_take(admission: Make) -> None:
-    queue = admission(places=100)
+    queue = admission(places=20)
     queue._seconds_each = 0.5
-    places = [queue.enter(request()) for _ in range(20)]
-    for place in places:
-        place.__enter__()
-    assert queue.retry_after() == {"Retry-After": "10"}
-    queue._seconds_each = 100.0
-    assert queue.retry_after() == {"Retry-After": "60"}
+
+    def told() -> str:
+        with pytest.raises(Problem) as refused:
+            queue.enter(request())
+        return (refused.value.headers or {})["Retry-After"]
+
+    with ExitStack() as places:
+        slow = places.enter_context(queue.enter(request()))
+        grow_old(queue)
+        for _ in range(20):
+            places.enter_context(queue.enter(request()))
+        assert slow in queue.uploads, "which is none of the work that must be waited for"
+        assert told() == "10"
+        queue._seconds_each = 100.0
+        assert told() == "60"
+
+
+def test_a_decode_that_overruns_its_deadline_is_measured(admission: Make) -> None:
+    def measured() -> float:
+        (decodes,) = DECODE_SECONDS.collect()
+        (count,) = [each.value for each in decodes.samples if each.name.endswith("_count")]
+        return float(count)
+
+    async def scene() -> None:
+        queue, gate = admission(deadline_seconds=0.02), Gate()
+        before = measured()
+        with queue.enter(request()) as place, pytest.raises(Problem, match="worked on"):
+            await place.run(gate.work)
+        assert measured() == before
+        gate.open.set()
+        while queue.working:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.001)
+        assert measured() == before + 1
+
+    run(scene)

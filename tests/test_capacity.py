@@ -3,7 +3,9 @@
 import pytest
 
 from app import capacity
-from app.capacity import MARGIN, SHARED_BYTES, WORKER_BYTES, plan
+from app.capacity import MARGIN, PART_OF_FREE, SHARED_BYTES, WORKER_BYTES, plan
+from app.inference_protocol import body_limit
+from app.settings import Settings
 from model import machine as model_machine
 from model.machine import cores, memory_bytes
 
@@ -53,6 +55,23 @@ def test_the_shares_together_stay_within_the_memory(
         assert SHARED_BYTES + planned.workers * each <= memory * MIB * (1 - MARGIN)
     assert planned.upload_bytes > 0
     assert planned.decode_bytes > planned.upload_bytes
+
+
+@pytest.mark.parametrize(
+    ("count", "memory", "megabytes"), [(1, 256, 19), (2, 512, 24), (2, 1024, None)]
+)
+def test_there_is_room_for_a_photograph_and_something_small_beside_it(
+    machine: Machine, count: int, memory: int, megabytes: int | None
+) -> None:
+    machine.has(count, memory * MIB)
+    planned = plan()
+    largest = planned.largest_upload_bytes
+    if megabytes is None:
+        assert largest > Settings().max_upload_bytes
+    else:
+        assert round(largest / 1e6) == megabytes, "as docs/operations.md has it"
+    assert body_limit(largest) <= PART_OF_FREE * planned.upload_bytes
+    assert planned.upload_bytes - body_limit(largest) > 5 * MIB
 
 
 def test_more_workers_than_fit_still_get_something(machine: Machine) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from app.admission import SLOW_SECONDS
 from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier
@@ -89,6 +90,113 @@ def test_a_refused_upload_is_refused_before_it_is_read(served: Served, cat_pictu
             assert sent.get_nowait()["status"] == 503
             gate.opened.set()
             await first
+
+    asyncio.run(scene())
+
+
+def test_slow_uploads_shut_nobody_out_while_decoders_are_idle(
+    served: Served, cat_picture: bytes
+) -> None:
+    async def stalls(until: asyncio.Event) -> AsyncIterator[bytes]:
+        yield cat_picture[:100]
+        await until.wait()
+        yield cat_picture[100:]
+
+    async def scene() -> None:
+        async with served(queue=2) as (gate, client, app):
+            gate.opened.set()
+            admission, until = app.state.admission, asyncio.Event()
+            slow = []
+            for count in range(1, 6):
+                upload = client.post("/predict", content=stalls(until))
+                slow.append(asyncio.create_task(upload))
+                while len(admission.uploads) < count:
+                    assert not slow[-1].done(), "it was refused"
+                    await asyncio.sleep(0.001)
+                for place in admission.uploads:  # as if it had begun so much earlier
+                    admission.uploads[place] -= SLOW_SECONDS
+            assert (await client.post("/predict", content=cat_picture)).status_code == 200
+            until.set()
+            assert [(await each).status_code for each in slow] == [200] * 5
+            assert (admission.taken, len(admission.uploads), admission.held_bytes) == (0, 0, 0)
+
+    asyncio.run(scene())
+
+
+def test_room_that_an_upload_has_been_promised_is_refused_to_others(
+    served: Served, cat_picture: bytes
+) -> None:
+    size = 5000 + len(cat_picture)
+
+    async def stalls(until: asyncio.Event) -> AsyncIterator[bytes]:
+        yield cat_picture
+        await until.wait()
+        yield bytes(5000)
+
+    async def scene() -> None:
+        async with served() as (gate, client, app):
+            gate.opened.set()
+            admission, until = app.state.admission, asyncio.Event()
+            admission._upload_bytes = 2 * size
+            length = {"Content-Length": str(size)}
+            upload = client.post("/predict", content=stalls(until), headers=length)
+            first = asyncio.create_task(upload)
+            while not admission.held_bytes:
+                assert not first.done(), "it was refused"
+                await asyncio.sleep(0.001)
+            assert admission.held_bytes == size
+            busy = await client.post("/predict", content=bytes(size))
+            assert busy.status_code == 503
+            assert "memory" in busy.json()["detail"]
+            assert int(busy.headers["retry-after"]) >= 1
+            until.set()
+            assert (await first).status_code == 200
+            assert admission.held_bytes == 0
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("path", ["/predict", "/explain", "/v2/models/cat/infer"])
+@pytest.mark.parametrize("ending", ["refused", "malformed", "disconnected", "cancelled"])
+def test_an_upload_that_ends_early_leaves_no_place_and_no_byte_behind(
+    served: Served, path: str, ending: str
+) -> None:
+    async def scene() -> None:
+        async with served(max_upload_bytes=5000) as (_, _, app):
+            admission, waits = app.state.admission, asyncio.Event()
+            headers = {"malformed": [(b"content-type", b"multipart/form-data; boundary=b")]}
+            length = [] if ending == "refused" else [(b"content-length", b"5000")]
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": path,
+                "query_string": b"",
+                "headers": headers.get(ending, []) + length,
+            }
+            size = 100_000 if ending == "refused" else 100
+            last = "http.request" if ending == "malformed" else "http.disconnect"
+            messages: list[dict[str, Any]] = [
+                {"type": "http.request", "body": bytes(size), "more_body": True},
+                {"type": last},
+            ]
+
+            async def receive() -> dict[str, Any]:
+                if len(messages) == 1 and ending == "cancelled":
+                    waits.set()
+                    await asyncio.Event().wait()
+                return messages.pop(0)
+
+            async def send(_: dict[str, Any]) -> None:
+                pass
+
+            request = asyncio.create_task(app(scope, receive, send))
+            if ending == "cancelled":
+                await waits.wait()
+                assert (admission.taken, len(admission.uploads)) == (1, 1)
+                assert admission.held_bytes == 5000
+                request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+            assert (admission.taken, len(admission.uploads), admission.held_bytes) == (0, 0, 0)
 
     asyncio.run(scene())
 

@@ -79,6 +79,18 @@ def test_every_setting_is_read_and_typed(tmp_path: Path) -> None:
         ("CAT_UPLOAD_SECONDS", "nan", "a number of seconds above 0 up to 3600"),
         ("CAT_DRAIN_SECONDS", "-1", "a number of seconds up to 3600"),
         ("CAT_METRICS", "yes", "one of open, key, off"),
+        ("CAT_CORS_ORIGINS", "cats.example.org", "origins as browsers send them"),
+        ("CAT_CORS_ORIGINS", "https://a.example/", "origins as browsers send them"),
+        ("CAT_CORS_ORIGINS", "https://A.example", "origins as browsers send them"),
+        ("CAT_CORS_ORIGINS", "https://a.example:443", "origins as browsers send them"),
+        ("CAT_CORS_ORIGINS", "http://a.example,http://b.example:80", "origins as browsers send"),
+        ("CAT_CORS_ORIGINS", "https://*.example.org", "origins as browsers send them"),
+        ("CAT_CORS_ORIGINS", ",", "origins as browsers send them"),
+        ("CAT_FORWARDED_ALLOW_IPS", "10.0.0.0/99", "addresses such as 10.0.0.1 or networks"),
+        ("CAT_FORWARDED_ALLOW_IPS", "10.0.0.1/8", "addresses such as 10.0.0.1 or networks"),
+        ("CAT_FORWARDED_ALLOW_IPS", "10.0.0.1, proxy", "addresses such as 10.0.0.1 or networks"),
+        ("CAT_FORWARDED_ALLOW_IPS", "*, 10.0.0.1", "addresses such as 10.0.0.1 or networks"),
+        ("CAT_FORWARDED_ALLOW_IPS", ",", "addresses such as 10.0.0.1 or networks"),
         ("CAT_PAGE", "1", "one of on, off"),
         ("CAT_BIND_PORT", "65536", "a whole number from 0 to 65,535"),
     ],
@@ -97,9 +109,58 @@ def test_a_bad_key_is_refused_without_being_shown(text: str) -> None:
     assert repr(text) not in str(refused.value)
 
 
-def test_a_file_of_keys_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadSettings, match=r"CAT_API_KEYS_FILE .* No such file"):
-        Settings.from_env({"CAT_API_KEYS_FILE": str(tmp_path / "none")})
+def test_a_file_of_keys_has_one_a_line_and_comments(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    text = "\ufeff# garage camera\r\nfirst-key \r\n\n  # the porch's, #2\nsecond#key"
+    path.write_bytes(text.encode())
+    settings = Settings.from_env({"CAT_API_KEYS_FILE": str(path)})
+    assert settings.keys == ("first-key", "second#key")
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("hush1\n# hush2\nhush3,hush4\n", "line 3 of {} is no key"),
+        ("hush1 hush2", "line 1 of {} is no key"),
+        ("hush1\n\nhush2 # hush3", "line 3 of {} is no key"),
+        ("hush1\x0chush2", "line 1 of {} is no key"),
+        ("hüsh", "line 1 of {} is no key"),
+        ("# hush1\n\n", "{} has none"),
+    ],
+)
+def test_a_line_that_is_no_key_is_refused_by_its_number_alone(
+    text: str, where: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadSettings, match=re.escape(where.format(path))) as refused:
+        Settings.from_env({"CAT_API_KEYS_FILE": str(path)})
+    assert not re.search("h[uü]sh", str(refused.value))
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing, binary = tmp_path / "missing", tmp_path / "binary"
+    binary.write_bytes("key".encode("utf-16"))
+    for path, why in ((missing, "No such file or directory"), (binary, "not UTF-8")):
+        with pytest.raises(BadSettings, match=re.escape(f"({path}: {why})")):
+            Settings.from_env({"CAT_API_KEYS_FILE": str(path)})
+
+
+@pytest.mark.parametrize("name", ["CAT_API_KEY", "CAT_API_KEY_FILE", "CAT_APIKEYS", "CAT_API"])
+def test_a_misspelt_setting_of_keys_does_not_open_the_service(name: str) -> None:
+    with pytest.raises(BadSettings, match=f"{name} is not a setting: .*CAT_API_KEYS") as refused:
+        Settings.from_env({name: "hush"})
+    assert "hush" not in str(refused.value)
+
+
+def test_origins_and_proxies_are_taken_as_browsers_and_systems_write_them() -> None:
+    origins = "https://a.example, http://localhost:3000,http://[::1]:8080,null,app://-"
+    read = Settings.from_env({"CAT_CORS_ORIGINS": origins}).cors_origins
+    assert read == tuple(each.strip() for each in origins.split(","))
+    assert Settings.from_env({"CAT_CORS_ORIGINS": "*"}).cors_origins == ("*",)
+    for proxies in ("*", "10.0.0.1", "172.18.0.0/16, ::1,fd00::/8"):
+        read_back = Settings.from_env({"CAT_FORWARDED_ALLOW_IPS": f" {proxies} "})
+        assert read_back.forwarded_allow_ips == proxies.replace(" ", "")
 
 
 def test_metrics_for_keys_alone_need_a_key() -> None:
@@ -115,13 +176,17 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert Settings.from_env({"CAT_THRESHOLD": "", "CAT_WORKERS": ""}) == Settings()
 
 
-def test_what_kubernetes_injects_for_a_service_called_cat_is_harmless_and_noted() -> None:
+def test_what_kubernetes_injects_for_services_called_cat_is_harmless_and_noted() -> None:
     injected = {
         "CAT_PORT": "tcp://10.0.0.1:8000",
         "CAT_PORT_8000_TCP_ADDR": "10.0.0.1",
         "CAT_SERVICE_HOST": "10.0.0.1",
         "CAT_SERVICE_PORT": "8000",
         "CAT_BIND_PORT": "tcp://10.0.0.2:80",  # of a service called cat-bind
+        "CAT_API_SERVICE_HOST": "10.0.0.3",  # of one called cat-api
+        "CAT_API_SERVICE_PORT_HTTP": "80",
+        "CAT_API_PORT": "tcp://10.0.0.3:80",
+        "CAT_API_PORT_80_TCP_PROTO": "tcp",
     }
     assert Settings.from_env(injected) == Settings(ignored=tuple(sorted(injected)))
 
@@ -136,7 +201,7 @@ def test_the_help_lists_every_setting_with_its_default() -> None:
     ).stdout
     assert describe() in shown
     for name, setting in settings_table().items():
-        assert name in shown
+        assert re.search(rf"^  {name} ", shown, re.MULTILINE)
         assert f"(default: {setting.default})" in " ".join(shown.split())
 
 

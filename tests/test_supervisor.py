@@ -1,5 +1,7 @@
 """Parent and workers of `python -m app`: real processes, stopped, killed and told to reload."""
 
+import json
+import logging
 import os
 import pty
 import signal
@@ -23,6 +25,7 @@ from app.settings import Settings
 from app.supervisor import (
     CLIENT_SECONDS,
     CannotStart,
+    Lines,
     kill_seconds,
     open_sockets,
     stop_seconds,
@@ -90,6 +93,7 @@ def test_several_workers_answer_and_end_with_status_0(
 ) -> None:
     with running(PYTHON_M_APP, weights=weights_path, workers=2) as server:
         workers = server.wait_for_workers(2)
+        assert f"Started parent process [{server.process.pid}]" in server.log
         for _ in range(4):
             assert httpx.post(f"{server.url}/predict", content=cat_picture).status_code == 200
         assert server.stop() == 0
@@ -284,6 +288,16 @@ def test_new_weights_are_taken_up_without_failing_a_request(
     assert "Traceback" not in server.log
 
 
+def test_a_worker_that_is_told_to_reload_names_its_parent(weights_path: Path) -> None:
+    with running(PYTHON_M_APP, weights=weights_path, workers=1) as server:
+        (worker,) = server.wait_for_workers(1)
+        os.kill(worker, signal.SIGHUP)
+        server.wait_for_log(f"send it to the parent, PID {server.process.pid}")
+        assert version(server)
+        assert server.stop() == 0
+    assert "Reloaded" not in server.log
+
+
 @BOTH
 def test_weights_that_cannot_be_used_leave_the_old_ones_serving(
     command: list[str], replaceable: Path, classifier: Classifier
@@ -408,11 +422,33 @@ def test_the_configuration_is_logged_and_secrets_are_not(weights_path: Path) -> 
     secret = "open-sesame"  # noqa: S105
     with running(PYTHON_M_APP, weights=weights_path, workers=2, api_keys=secret) as server:
         server.stop()
-    lines = {line.split()[1]: line for line in server.log.splitlines() if "CAT_" in line}
+    lines = {line.split()[2]: line for line in server.log.splitlines() if "CAT_" in line}
     assert lines["CAT_WEIGHTS"].endswith(f"{weights_path} (from the environment)")
     assert lines["CAT_QUEUE"].endswith("64 (default)")
-    assert lines["CAT_API_KEYS"].endswith("set, hidden (from the environment)")
+    assert lines["CAT_API_KEYS"].endswith("set, hidden: 1 key (from the environment)")
     assert secret not in server.log
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_servers_own_lines_have_a_time_and_the_form_of_the_others(form: str) -> None:
+    lines = Lines(form)
+    record = logging.LogRecord("uvicorn.error", logging.INFO, "", 0, "pid [%d]", (7,), None)
+    record.created = 1764000000.5
+    told = lines.format(record)
+    if form == "json":
+        moment = "2025-11-24T16:00:00.500Z"
+        assert json.loads(told) == {"time": moment, "level": "info", "message": "pid [7]"}
+    else:
+        assert told == "2025-11-24T16:00:00.500Z INFO pid [7]"
+
+
+def test_a_service_that_logs_json_writes_nothing_else(weights_path: Path) -> None:
+    with running(PYTHON_M_APP, weights=weights_path, workers=1, log="json") as server:
+        assert httpx.get(f"{server.url}/nope").status_code == 404
+        server.stop()
+    told = [json.loads(line) for line in server.log.splitlines()]
+    assert {"status", "message"} <= {name for line in told for name in line}
+    assert all(line.keys() >= {"time", "level"} for line in told)
 
 
 def test_each_setting_has_a_line_with_its_value() -> None:

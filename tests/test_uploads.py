@@ -1,13 +1,16 @@
 """Limits of uploads, and bodies that nobody foresaw."""
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from app.main import create_app
 from app.settings import Settings
@@ -114,6 +117,20 @@ def test_an_answer_after_the_end_of_the_body_keeps_the_connection(
         assert "connection" not in client.post("/predict", content=content).headers
 
 
+def test_a_detailed_photograph_of_48_megapixels_is_answered(
+    client: TestClient, cat_picture: bytes
+) -> None:
+    """As a phone writes it: a baseline JPEG of many bytes, since its noise is as large."""
+    noise = np.random.default_rng(0).integers(0, 12, (1000, 1000, 3), np.uint8)
+    with Image.open(BytesIO(cat_picture)) as cat:
+        enlarged = np.asarray(cat.convert("RGB").resize((1000, 1000))) // 2 + noise
+    picture = BytesIO()
+    Image.fromarray(np.tile(enlarged, (6, 8, 1))).save(picture, "JPEG", quality=95)
+    assert 12e6 < len(picture.getvalue()) < Settings().max_upload_bytes
+    answer = client.post("/predict", content=picture.getvalue())
+    assert answer.status_code == 200, answer.text
+
+
 pieces = st.sampled_from(
     [
         b"--b\r\n",
@@ -180,7 +197,7 @@ def test_no_address_or_header_ever_makes_the_service_fail(
 
 
 def test_hostile_forms_are_parsed_in_time(client: TestClient) -> None:
-    """Near misses of the boundary are what makes a parser slow; this is the upload limit full."""
+    """Near misses of the boundary are what makes a parser slow; here are 10 MiB of them."""
     for filler in (b"\r\n--b", b"\r\n--", b"\r\n--b-", b"\r\n--b \r\n"):
         body, headers = form(filler * (10 * 2**20 // len(filler)))
         assert client.post("/predict", content=body, headers=headers).status_code in (400, 415)
