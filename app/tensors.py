@@ -9,6 +9,7 @@ little-endian, before the bytes themselves.
 import asyncio
 import binascii
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,9 +33,17 @@ LONGEST_ID = 1000  # characters
 # need are refused before that. For names and parameters, on top of the tensor's own values:
 OTHER_VALUES = 10_000
 _VALUE_BYTES = 128  # of a value as an object, and its place in lists: more than measured
+# What is worked on at a stretch. Between pieces the event loop has its turn with the interpreter.
 _PIECE_BYTES = 64 * 2**10
+_PIECE_VALUES = 2**13
+# JSON of more than a piece is read one at a time: the event loop then waits for no more than one
+# other thread each time it needs the interpreter.
+_long_json = MemoryBudget(1)
 
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits
+_WHITE = b" \t\r\n"
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_\s-]{32}")  # how a picture in it begins
+_STANDARD_LETTERS = bytes.maketrans(b"-_", b"+/")
 _NUMBERS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 # Extensions that would change what a client gets back: ignoring them would answer wrongly.
 _NOT_OFFERED = ("shared_memory_region", "classification")
@@ -111,12 +120,13 @@ def read(
 ) -> Inference:
     """Read a request for one of the inputs and any of the outputs. A header length of 0 means a
     body that is the one element of the first input. `memory` is what reading may take, which can
-    wait for it. Raises Problem: invalid-inference, too-large."""
+    wait for it, and for its turn. Raises Problem: invalid-inference, too-large; and TooLate."""
     json_end = _json_end(header_length, len(body))
     if header_length is not None and not json_end:
         return Inference(None, inputs[0], [body], tuple((spec, False) for spec in outputs))
     text, tensors = body[:json_end], memoryview(body)[json_end:]
-    with _reserved(memory, _bytes_to_parse(text, inputs) + len(tensors)):
+    needed = _bytes_to_parse(text, inputs) + len(tensors)
+    with _long_json.reserve(len(text) > _PIECE_BYTES), _reserved(memory, needed):
         message = _object(_parse(text), "The request")
         identity = message.get("id")
         if identity is not None and not (isinstance(identity, str) and len(identity) <= LONGEST_ID):
@@ -172,7 +182,11 @@ def _bytes_to_parse(text: bytes, inputs: Sequence[Spec]) -> int:
     """The memory that the JSON takes at most as Python's objects. Raises Problem for JSON of more
     values than the inputs can have."""
     most = OTHER_VALUES + max(MAX_PICTURES * _values(spec.shape[1:]) for spec in inputs)
-    values = sum(map(text.count, (b",", b"[", b"{")))
+    values = sum(
+        text.count(mark, begin, begin + _PIECE_BYTES)
+        for begin in range(0, len(text), _PIECE_BYTES)
+        for mark in (b",", b"[", b"{")
+    )
     if values > most:
         raise _invalid(
             f"The JSON holds more than {most:,} values, which is more than {MAX_PICTURES} pictures"
@@ -198,7 +212,15 @@ def _reserved(memory: MemoryBudget, amount: int) -> Iterator[None]:
 
 def _parse(text: bytes) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return json.loads(
+            text,
+            parse_constant=_no_number,
+            # To the interpreter json.loads is one step, a tenth of a second for a long request's
+            # numbers. Calls of functions in Python let other threads have their turn.
+            parse_float=lambda digits: float(digits),
+            parse_int=lambda digits: int(digits),
+            object_hook=lambda members: members,
+        )
     except (ValueError, RecursionError) as error:
         raise _invalid(f"The request is not JSON: {str(error)[:100]}.") from None
 
@@ -327,6 +349,14 @@ def _from_json(data: Any, shape: tuple[int, ...], spec: Spec) -> Data:
     values = _flat(data, shape, spec.name)
     if spec.datatype == "BYTES":
         return [_base64(value, f"{spec.name}[{index}]") for index, value in enumerate(values)]
+    numbers = np.empty(len(values), _NUMBERS[spec.datatype])
+    for begin in range(0, len(values), _PIECE_VALUES):
+        end = begin + _PIECE_VALUES
+        numbers[begin:end] = _numbers(values[begin:end], spec)
+    return numbers.reshape(shape)
+
+
+def _numbers(values: list[Any], spec: Spec) -> NDArray[Any]:
     kinds = set(map(type, values))
     if not kinds <= ({int} if spec.datatype == "UINT8" else {int, float}):
         numbers = "whole numbers" if spec.datatype == "UINT8" else "numbers"
@@ -334,7 +364,7 @@ def _from_json(data: Any, shape: tuple[int, ...], spec: Spec) -> Data:
     if spec.datatype == "UINT8" and not (min(values) >= 0 and max(values) <= 255):
         raise _invalid(f"The data of {spec.name} must be from 0 to 255.")
     try:
-        return np.array(values, _NUMBERS[spec.datatype]).reshape(shape)
+        return np.array(values, _NUMBERS[spec.datatype])
     except OverflowError:  # whole numbers that no floating-point number holds
         raise _invalid(f"The data of {spec.name} have a number that FP32 cannot hold.") from None
 
@@ -354,9 +384,32 @@ def _flat(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
 
 def _base64(value: Any, name: str) -> bytes:
     try:
-        return binascii.a2b_base64(value.encode("ascii"), strict_mode=True)
-    except (AttributeError, ValueError):
-        raise _invalid(f"{name} must be a picture file in base64, as one text.") from None
+        text: bytes = value.encode("ascii")
+        if text.startswith(b"data:"):
+            text = text.partition(b",")[2]
+        return _decoded(text)
+    except (AttributeError, ValueError) as error:
+        why = str(error) if isinstance(value, str) else f"it is {_shown(value)}"
+        raise _invalid(f"{name} must be a picture file in base64, as one text: {why}.") from None
+
+
+def _decoded(text: bytes) -> bytes:
+    """Decode base64, also with white space in it, with - and _ for + and /, or without the padding
+    at its end. Raises ValueError."""
+    end = text.find(b"=")
+    end = len(text) if end < 0 else end
+    if text[end:].strip(b"=" + _WHITE):
+        raise ValueError("something follows its padding")
+    decoded = BytesIO()  # whose value is no second copy
+    rest = b""
+    for begin in range(0, end, _PIECE_BYTES):
+        piece = text[begin : min(begin + _PIECE_BYTES, end)]
+        rest += piece.translate(_STANDARD_LETTERS, _WHITE)
+        whole = len(rest) // 4 * 4
+        decoded.write(binascii.a2b_base64(rest[:whole], strict_mode=True))
+        rest = rest[whole:]
+    decoded.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4), strict_mode=True))
+    return decoded.getvalue()
 
 
 def _from_binary(tensor: memoryview, shape: tuple[int, ...], spec: Spec) -> Data:
@@ -389,8 +442,10 @@ def _elements(tensor: memoryview, count: int, name: str) -> list[bytes]:
 def _decoded_where_text(element: bytes) -> bytes:
     """`mlserver infer -b` sends the base64 text of its input file as the bytes. No picture file
     has nothing but such letters in it."""
+    if not _BASE64.match(element):
+        return element
     try:
-        return binascii.a2b_base64(element, strict_mode=True)
+        return _decoded(element)
     except ValueError:
         return element
 

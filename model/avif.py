@@ -15,6 +15,7 @@ _MAX_BOXES = 10_000
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
 _MOST_BYTES_PER_PIXEL = 12.0  # three channels of 16 bits, without grain and with it
 _BT709, _SRGB, _IDENTITY = 1, 13, 0
+_OF_A_FILE = frozenset({b"ftyp", b"meta", b"moov", b"mdat"})
 _PLAIN_CONTAINERS = frozenset({b"iprp", b"ipco", b"moov", b"trak", b"mdia", b"minf", b"stbl"})
 Size = tuple[int, int]
 
@@ -86,6 +87,8 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
             start += 8
         end = at + length if length else limit
         if not start <= end <= limit:
+            if not ends and name not in _OF_A_FILE:
+                return  # something after the picture: no decoder gets past it either
             raise IndexError(f"a box {name!r} that ends outside")
         ends.append((end, limit))
         if name == b"meta":

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from model import avif
 from model.formats import Format, InvalidImage, Reason, size
 
-MAX_PARTS = 100_000  # segments, chunks or blocks; 10 MiB of ordinary ones are fewer
+MAX_PARTS = 100_000  # segments, chunks or blocks; 25 MB of ordinary ones are fewer
 MAX_TAGS = 4_096
 MAX_SCANS = 40  # passes over a JPEG's pixels; encoders make about ten
 MAX_LAYERS = 8  # of an AVIF picture that is shown while it loads; four are what the format names

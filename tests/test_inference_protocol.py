@@ -6,11 +6,13 @@ import gzip
 import json
 import random
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -28,7 +30,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.tensors import MAX_PICTURES
 from model.classifier import Classifier
-from model.memory import MemoryBudget
+from model.memory import MemoryBudget, TooLate, worth_until
 from model.network import Array, Scratch
 from model.preprocessing import read_picture, to_vector
 from tests.data_folder import REPOSITORY
@@ -81,6 +83,14 @@ def binary(
 
 def elements(*values: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+def read(entry: dict[str, Any], memory: MemoryBudget | None = None) -> tensors.Inference:
+    """What is read of a request with that input, whatever the model makes of it."""
+    inputs = (tensors.Spec("image", "BYTES", (-1,)), tensors.Spec("vector", "FP32", (-1, NUMBERS)))
+    outputs = (tensors.Spec("label", "BYTES", (-1, 1)),)
+    body = json.dumps({"inputs": [entry]}).encode()
+    return tensors.read(body, None, inputs, outputs, memory or MemoryBudget())
 
 
 def ask(client: TestClient, *inputs: dict[str, Any], path: str = INFER, **message: Any) -> Any:
@@ -171,7 +181,8 @@ def test_the_model_is_ready_with_and_without_its_version(
 @pytest.mark.parametrize("end", ["", "/ready", "/infer"])
 def test_an_unknown_model_or_version_is_not_found(client: TestClient, end: str) -> None:
     method = "POST" if end == "/infer" else "GET"
-    refused(client.request(method, f"/v2/models/dog{end}"), 404, "not-found", "models/dog")
+    unknown = client.request(method, f"/v2/models/dog{end}")
+    refused(unknown, 404, "not-found", "no model 'dog'; there is cat")
     refused(client.request(method, f"/v2/models/cat/versions/7{end}"), 404, "not-found", "'7'")
 
 
@@ -263,6 +274,23 @@ def test_base64_in_a_binary_tensor_is_decoded_as_mlserver_infer_needs(
     text = base64.b64encode(pictures[0])
     expected = probabilities(ask(client, entry))
     assert probabilities(client.post(INFER, **binary(entry, elements(text)))) == expected
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda data: base64.b64encode(data).decode().rstrip("="),
+        lambda data: base64.urlsafe_b64encode(data).decode(),
+        lambda data: base64.encodebytes(data).decode(),
+        lambda data: base64.encodebytes(data).decode().replace("\n", "\r\n").rstrip("\r\n="),
+        lambda data: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
+    ],
+    ids=["no padding", "URL-safe", "lines", "lines of Windows, no padding", "data URL"],
+)
+def test_base64_is_understood_however_it_is_written(write: Callable[[bytes], str]) -> None:
+    data = random.Random(1).randbytes(200_001)
+    for size in (0, 1, 2, 3, 100, len(data) - 1, len(data)):
+        assert read(tensor("image", [write(data[:size])])).data == [data[:size]]
 
 
 @pytest.mark.parametrize(
@@ -489,7 +517,9 @@ INVALID = [  # message, words of the error
     ({"inputs": [tensor("pixels", BLACK) | {"data": [10**30] * NUMBERS}]}, "from 0 to 255"),
     ({"inputs": [tensor("image", ["not base64!"])]}, "image[0] must be a picture file in base64"),
     ({"inputs": [tensor("image", ["QQ==", "кіт"])]}, "image[1] must be"),
-    ({"inputs": [tensor("image", [7])]}, "image[0] must be"),
+    ({"inputs": [tensor("image", ["QQ==QQ=="])]}, "follows its padding"),
+    ({"inputs": [tensor("image", ["QQQQQ"])]}, "image[0] must be"),
+    ({"inputs": [tensor("image", [7])]}, "it is of the type int"),
     ({"inputs": [tensor("image", "QQ==")]}, "do not fit"),
     ({"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES"}]}, "neither data nor"),
     ({"inputs": [tensor("image", ["QQ=="], parameters=7)]}, "JSON object"),
@@ -613,13 +643,40 @@ def test_binary_tensors_that_do_not_fit_are_refused(
 
 
 def test_reading_json_waits_for_memory_and_refuses_what_never_fits() -> None:
-    inputs = (tensors.Spec("image", "BYTES", (-1,)),)
-    outputs = (tensors.Spec("label", "BYTES", (-1, 1)),)
-    body = json.dumps({"inputs": [tensor("image", [bytes(10_000)])]}).encode()
-    assert tensors.read(body, None, inputs, outputs, MemoryBudget(100_000)).data == [bytes(10_000)]
+    entry = tensor("image", [bytes(10_000)])
+    assert read(entry, MemoryBudget(100_000)).data == [bytes(10_000)]
     with pytest.raises(problems.Problem, match="memory") as caught:
-        tensors.read(body, None, inputs, outputs, MemoryBudget(20_000))
+        read(entry, MemoryBudget(20_000))
     assert caught.value.kind.slug == "too-large"
+
+
+def test_long_json_is_read_one_at_a_time_and_short_json_passes_it() -> None:
+    long, short = tensor("image", [bytes(100_000)]), tensor("image", [b"x"])
+    memory = MemoryBudget(1_000_000)
+    first = Thread(target=read, args=(long, memory))
+    with memory.reserve(1_000_000):
+        first.start()
+        while not memory.waiting:
+            time.sleep(0.001)
+        late = worth_until.set(0)
+        with pytest.raises(TooLate):
+            read(long)
+        worth_until.reset(late)
+        assert read(short).data == [b"x"]
+    first.join()
+    assert read(long).data == [bytes(100_000)]
+
+
+@pytest.mark.parametrize("number", [0.5, 1])
+def test_other_threads_may_have_their_turn_between_any_two_numbers(number: float) -> None:
+    entry = tensor("vector", [number] * NUMBERS, [1, NUMBERS])
+    steps: list[str] = []
+    sys.setprofile(lambda _, event, __: steps.append(event))
+    try:
+        read(entry)
+    finally:
+        sys.setprofile(None)
+    assert steps.count("call") > NUMBERS
 
 
 def test_a_request_that_brings_no_key_is_told_so_and_probes_need_none(weights_path: Path) -> None:

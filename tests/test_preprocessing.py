@@ -602,6 +602,13 @@ def test_a_bmp_of_runs_is_refused_where_unpacking_it_would_take_long() -> None:
     assert "runs" in str(refusal(runs(64, 64, b"\0\0" * 20_000)))
 
 
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("rest", [b"trailing junk" * 100, bytes(100), b"\n"])
+def test_what_follows_a_picture_changes_nothing(name: str, rest: bytes) -> None:
+    data = picture(name)
+    assert np.array_equal(read_picture(data + rest).pixels, read_picture(data).pixels)
+
+
 def test_an_avif_of_many_hidden_frames_is_refused() -> None:
     data = picture("AVIF")
     header = data.index(b"mdat\x12\0") + 6  # after the temporal delimiter
