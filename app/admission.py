@@ -35,6 +35,8 @@ LONGEST_RETRY_SECONDS = 60
 SLOW_SECONDS = 1.0
 # How many uploads, slow ones among them, there may be for each place.
 UPLOADS_A_PLACE = 8
+# Of what an upload announced, so many times what has arrived is kept free for it.
+TIMES_AHEAD = 8
 # Weight of the newest in the moving average of how long a picture takes.
 NEWEST = 0.1
 # Pictures that take less than this each are handed to the decoders a few at a time.
@@ -65,7 +67,7 @@ class Admission:
         self.taken = 0  # requests that have entered and not left
         # Those of them whose picture has not arrived, with time.monotonic() of when they entered
         self.uploads: dict[Place, float] = {}
-        # From a body's first byte on its announced length, until nothing works on it any more
+        # Of bodies, with what is kept free for them, until nothing works on them any more
         self.held_bytes = 0
 
     @property
@@ -92,7 +94,7 @@ class Admission:
             if (placed := self._placed()) >= self._places:
                 why = f"{placed} requests are arriving, wait or are being worked on"
                 raise _busy(f"{why}, which is all that this worker takes on", self._seconds_left())
-            if (count := len(self.uploads)) >= UPLOADS_A_PLACE * self._places:
+            if (count := len(self.uploads)) >= self._most_uploads():
                 why = f"{count} uploads are under way, which is all that this worker takes on"
                 raise _busy(why, self._seconds_of_uploads_left())
         return Place(self, request)
@@ -101,6 +103,11 @@ class Admission:
         """Requests that take a place: all but slow uploads."""
         before = time.monotonic() - SLOW_SECONDS
         return self.taken - sum(entered < before for entered in self.uploads.values())
+
+    def _most_uploads(self) -> float:
+        """Uploads at once, of which no more should end than can be answered by their deadline."""
+        answered = self._deadline_seconds * self._decoders.count / self._seconds_each
+        return max(self._places, min(UPLOADS_A_PLACE * self._places, answered))
 
     def _seconds_left(self) -> float:
         """When the work that is here now will be done."""
@@ -114,11 +121,18 @@ class Admission:
 
     def fit(self, count: int, held: int = 0) -> None:
         """Refuse a body of so many bytes, of which `held` are counted already, where there is no
-        room for them. Raises Problem: busy.
+        room for them. Raises Problem: busy; too-large for what will never fit.
 
-        It may have but a part of what the others leave free. So the fuller it is, the smaller is
-        what is still let in, and large uploads, however slow, do not shut out small ones.
+        It may have but a part of what the others leave free: the fuller it is, the smaller is what
+        is still let in, so large uploads leave room for small ones.
         """
+        if count > (most := int(PART_OF_FREE * self._upload_bytes)):
+            raise Problem(
+                "too-large",
+                f"The upload needs {count:,} bytes, inflated ones among them, and there is room"
+                f" for {most:,}. Send a smaller one.",
+                limit_bytes=most,
+            )
         if count > PART_OF_FREE * (self._upload_bytes - self.held_bytes + held):
             why = "Beside the uploads that are here there is not enough memory for another so large"
             raise _busy(why, self._seconds_of_uploads_left())
@@ -226,19 +240,20 @@ class Place:
 
     def announce(self, count: int) -> None:
         """Refuse an upload of that many bytes, before they are read, where there is no room now.
-        Raises Problem: busy.
+        Raises Problem: busy, too-large.
 
-        The room is taken once the first arrives: who announces much and sends nothing takes none.
+        The room is taken as they arrive and some times ahead of that: who announces much and sends
+        little takes little.
         """
         self._admission.fit(count)
         self._announced = count
 
     def arrived(self, count: int) -> None:
-        """Count bytes that were read, and with the first of them all that were announced. Raises
-        Problem: busy."""
+        """Count bytes that were read, and keep room for those that were announced. Raises Problem:
+        busy, too-large."""
         self._arrived += count
-        if self._arrived > self._held:
-            wanted = max(self._arrived, self._announced)
+        if self._held < max(self._arrived, self._announced):
+            wanted = max(self._arrived, min(self._announced, TIMES_AHEAD * self._arrived))
             self._admission.fit(wanted, self._held)
             self._admission.held_bytes += wanted - self._held
             self._held = wanted
@@ -276,9 +291,9 @@ class Place:
 
         def ended(seconds: float) -> None:
             facts.decode_seconds = seconds
-            metrics.DECODE_SECONDS.observe(seconds)  # also where the answer is out already
             facts.queue_seconds = max(0.0, loop.time() - arrived - seconds)
             self._let_go()
+            metrics.DECODE_SECONDS.observe(seconds)  # here, for the answer may be out already
 
         self._users += 1
         until = time.monotonic() + deadline - loop.time()  # the loop may have a clock of its own

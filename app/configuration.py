@@ -28,7 +28,7 @@ def log(settings: Settings, capacity: Capacity, classifier: Classifier) -> None:
         capacity.decode_bytes / 1e6,
     )
     if settings.max_upload_bytes > capacity.largest_upload_bytes:
-        chosen = "CAT_MAX_UPLOAD_BYTES" in os.environ
+        chosen = bool(os.environ.get("CAT_MAX_UPLOAD_BYTES"))
         logger.log(
             logging.WARNING if chosen else logging.INFO,
             "CAT_MAX_UPLOAD_BYTES is more than a worker has room for: %d bytes are accepted."

@@ -185,4 +185,4 @@ def _tell(group: Sequence[Job]) -> None:
 
 def _settle(group: Sequence[Job]) -> None:
     for job in group:
-        job.settle()
+        job.loop.call_soon(job.settle)  # each by itself, whatever becomes of the others

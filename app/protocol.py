@@ -57,7 +57,7 @@ class WholeAnswers:
         self._transport.close()
 
     def _send(self) -> None:
-        if self._held:
+        if self._held and not self._transport.is_closing():
             data, self._held = self._held, b""
             self._transport.write(data)
 
@@ -112,6 +112,7 @@ class StrictHttp(HttpToolsProtocol):
             kept = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
             head = [b"%b %b HTTP/%b" % (method, self.url, version), *kept, b"", b""]
             self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
             return b"\r\n".join(head) + data[upgrade.args[0] :]
         return b""
 
@@ -134,6 +135,7 @@ class StrictHttp(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self.scope["method"] = self.parser.get_method().decode()  # a refused HEAD has no body
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
             raise BadRequest(f"A request needs one Host header; this one has {hosts}.")

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
 
 PREFIX = "CAT_"
-# As browsers write them: in small letters, without a path or the scheme's usual port.
+# As browsers write them: in small letters, without a path or the scheme's usual port. Of other
+# schemes, as apps and extensions have them, the rest is anything without a path.
 ORIGIN = re.compile(
     r"(?!http://.*:80$|https://.*:443$)"
-    r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?|null|\*"
+    r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+    r"|(?!https?:)[a-z][a-z0-9+.-]*://[^/\s]*|null|\*"
 )
 
 
@@ -287,10 +289,10 @@ class Settings:
         values: dict[str, Any] = {}
         ignored = []
         for name, text in sorted(environ.items()):
-            if not name.startswith(PREFIX) or not text:
+            if not name.startswith(PREFIX) or not text.strip():
                 continue
             of_kubernetes = "_SERVICE_" in name or "_PORT" in name
-            if name not in table and name.startswith("CAT_API") and not of_kubernetes:
+            if name not in table and "KEY" in name and not of_kubernetes:
                 raise BadSettings(
                     f"{name} is not a setting: keys are set with CAT_API_KEYS, or in a file that"
                     " CAT_API_KEYS_FILE names."

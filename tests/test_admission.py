@@ -131,7 +131,7 @@ def test_an_upload_that_ends_early_leaves_no_place_and_no_byte_behind(
         async def upload() -> None:
             with queue.enter(request()) as place:
                 place.announce(500)
-                place.arrived(10)
+                place.arrived(100)
                 begun.set()
                 if ending == "error":
                     raise Problem("too-large", "")
@@ -158,13 +158,15 @@ def test_what_is_announced_is_refused_before_it_is_read_where_there_is_no_room(
     with queue.enter(request()) as first, queue.enter(request()) as second:
         first.announce(700)
         assert queue.held_bytes == 0, "who announces and sends nothing takes no room"
-        first.arrived(1)
-        assert queue.held_bytes == 700, "who has begun may send all of it"
+        first.arrived(10)
+        assert queue.held_bytes == 80, "who has begun, some times what came"
+        first.arrived(90)
+        assert queue.held_bytes == 700, "and soon may send all of it"
         with pytest.raises(Problem, match="memory"):
             second.announce(300)
         second.announce(200)
         second.arrived(200)
-        first.arrived(699)
+        first.arrived(600)
         assert queue.held_bytes == 900
     assert queue.held_bytes == 0
 
@@ -188,22 +190,31 @@ def test_what_comes_beyond_what_was_announced_is_counted_too(admission: Make) ->
         for expected in (100, 200):
             place.arrived(100)
             assert queue.held_bytes == expected
-        with pytest.raises(Problem, match="memory"):
-            place.arrived(600)
-        assert queue.held_bytes == 200
+        place.arrived(500)
+        assert queue.held_bytes == 700
     assert queue.held_bytes == 0
 
 
-def test_of_those_that_announced_the_same_room_the_late_are_refused_at_their_first_byte(
+def test_what_can_never_fit_is_told_so_and_not_to_try_again(admission: Make) -> None:
+    queue = admission(upload_bytes=1000)
+    with queue.enter(request()) as place:
+        for take in (place.announce, place.arrived):
+            with pytest.raises(Problem, match="room for 750") as refusal:
+                take(751)
+            assert refusal.value.kind.slug == "too-large"
+    assert queue.held_bytes == 0
+
+
+def test_of_those_that_announced_the_same_room_the_late_are_refused_early(
     admission: Make,
 ) -> None:
     queue = admission(upload_bytes=1000)
     with queue.enter(request()) as first, queue.enter(request()) as late:
         first.announce(600)
         late.announce(600)
-        first.arrived(1)
+        first.arrived(100)
         with pytest.raises(Problem, match="memory"):
-            late.arrived(1)
+            late.arrived(100)
         assert queue.held_bytes == 600
 
 
@@ -214,7 +225,7 @@ def test_large_uploads_leave_room_for_small_ones(admission: Make) -> None:
         def upload(size: int) -> None:
             place = uploads.enter_context(queue.enter(request()))
             place.announce(size)
-            place.arrived(1)
+            place.arrived(size // 8)
 
         for size in (100_000, 10_000, 1_000):
             with suppress(Problem):

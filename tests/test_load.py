@@ -193,7 +193,7 @@ def test_an_upload_that_ends_early_leaves_no_place_and_no_byte_behind(
             if ending == "cancelled":
                 await waits.wait()
                 assert (admission.taken, len(admission.uploads)) == (1, 1)
-                assert admission.held_bytes == 5000
+                assert admission.held_bytes == 800  # some times what has arrived
                 request.cancel()
             await asyncio.gather(request, return_exceptions=True)
             assert (admission.taken, len(admission.uploads), admission.held_bytes) == (0, 0, 0)

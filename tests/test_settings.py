@@ -146,15 +146,20 @@ def test_a_file_of_keys_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             Settings.from_env({"CAT_API_KEYS_FILE": str(path)})
 
 
-@pytest.mark.parametrize("name", ["CAT_API_KEY", "CAT_API_KEY_FILE", "CAT_APIKEYS", "CAT_API"])
+@pytest.mark.parametrize("name", ["CAT_API_KEY", "CAT_API_KEY_FILE", "CAT_APIKEYS", "CAT_KEY"])
 def test_a_misspelt_setting_of_keys_does_not_open_the_service(name: str) -> None:
     with pytest.raises(BadSettings, match=f"{name} is not a setting: .*CAT_API_KEYS") as refused:
         Settings.from_env({name: "hush"})
     assert "hush" not in str(refused.value)
 
 
+def test_other_names_that_begin_alike_are_only_named() -> None:
+    others = {"CAT_API_URL": "http://cat:8000", "CAT_API_SERVICE_HOST": "10.0.0.1"}
+    assert Settings.from_env({**others, "CAT_CORS_ORIGINS": " "}).ignored == tuple(sorted(others))
+
+
 def test_origins_and_proxies_are_taken_as_browsers_and_systems_write_them() -> None:
-    origins = "https://a.example, http://localhost:3000,http://[::1]:8080,null,app://-"
+    origins = "https://a.example, http://localhost:3000,http://[::1]:8080,null,app://-,file://,web-extension://0A-1B"
     read = Settings.from_env({"CAT_CORS_ORIGINS": origins}).cors_origins
     assert read == tuple(each.strip() for each in origins.split(","))
     assert Settings.from_env({"CAT_CORS_ORIGINS": "*"}).cors_origins == ("*",)
