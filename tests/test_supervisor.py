@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,6 +109,23 @@ def test_the_parent_has_one_thread_as_forking_demands(weights_path: Path) -> Non
     with running(PYTHON_M_APP, weights=weights_path, workers=2) as server:
         server.wait_for_workers(2)
         assert len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
+def test_a_worker_that_wakes_interrupts_no_other_thread(weights_path: Path) -> None:
+    with running(PYTHON_M_APP, weights=weights_path, workers=2) as server:
+        for worker in server.wait_for_workers(2):
+            threads = [int(task.name) for task in Path(f"/proc/{worker}/task").iterdir()]
+            assert len(threads) > 1
+            assert {os.sched_getscheduler(each) for each in threads} == {os.SCHED_BATCH}
+        assert os.sched_getscheduler(server.process.pid) == os.SCHED_OTHER
+
+
+@pytest.mark.skipif(shutil.which("chrt") is None, reason="needs Linux's chrt")
+def test_a_scheduling_policy_that_the_operator_chose_stands(weights_path: Path) -> None:
+    command = ["chrt", "--idle", "0", *PYTHON_M_APP]
+    with running(command, weights=weights_path, workers=1) as server:
+        assert os.sched_getscheduler(server.wait_for_workers(1)[0]) == os.SCHED_IDLE
 
 
 def test_ctrl_c_stops_parent_and_workers_once_requests_are_answered(
