@@ -111,7 +111,10 @@ def test_the_parent_has_one_thread_as_forking_demands(weights_path: Path) -> Non
         assert len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER,
+    reason="needs Linux and its usual scheduling policy, which the service inherits",
+)
 def test_a_worker_that_wakes_interrupts_no_other_thread(weights_path: Path) -> None:
     with running(PYTHON_M_APP, weights=weights_path, workers=2) as server:
         for worker in server.wait_for_workers(2):
