@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
+from app.lines import timestamp
 from model.classifier import Prediction
 from model.statistics import Usual
 
@@ -161,7 +162,7 @@ def _line(
     seconds: float,
     received: int,
 ) -> bytes:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    now = timestamp(datetime.now(UTC))
     level = "info" if status < 500 else "error" if status == 500 else "warning"
     client = scope.get("client")
     told: dict[str, Any] = {

@@ -11,7 +11,6 @@ that the parent is gone, and the worker stops too.
 import asyncio
 import contextlib
 import errno
-import json
 import logging
 import os
 import shutil
@@ -23,7 +22,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -32,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
+from app.lines import Lines
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -146,22 +145,6 @@ def _config(settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=stop_seconds(settings),
     )
-
-
-class Lines(logging.Formatter):
-    """The server's own lines, which begin as those about requests do; "json" or text."""
-
-    def __init__(self, form: str) -> None:
-        super().__init__()
-        self.form = form
-
-    def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.fromtimestamp(record.created, UTC)
-        now = moment.isoformat(timespec="milliseconds")[:-6] + "Z"
-        level, message = record.levelname, super().format(record)
-        if self.form == "json":
-            return json.dumps({"time": now, "level": level.lower(), "message": message})
-        return f"{now} {level} {message}"
 
 
 def open_sockets(host: str, port: int, workers: int) -> list[list[socket.socket]]:
@@ -411,7 +394,7 @@ class Supervisor:
 
 
 def _interrupt_less() -> None:
-    """Have what this process waited for not interrupt what its other threads are at.
+    """Let this process's threads, when they wake, wait for those that are at work.
 
     A worker's loop wakes for every request's bytes and result; where all cores are busy, it would
     each time stop a thread that decodes, its own or another worker's, for a moment's work. See

@@ -22,11 +22,11 @@ import pytest
 from fastapi import FastAPI
 
 from app import configuration, reload
+from app.lines import Lines
 from app.settings import Settings
 from app.supervisor import (
     CLIENT_SECONDS,
     CannotStart,
-    Lines,
     kill_seconds,
     open_sockets,
     stop_seconds,
