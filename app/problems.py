@@ -267,12 +267,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_exception(request: Request, error: HTTPException) -> Response:
+        from app.inference_protocol import MODEL
+
         path = request.url.path[:100]
         if error.status_code == HTTPStatus.NOT_FOUND:
             detail = f"There is nothing at {path}. POST a picture to /predict, or read /docs."
             model = path.partition("/v2/models/")[2].partition("/")[0]
-            if model not in ("", "cat"):
-                detail = f"There is no model {model!r}; there is cat."
+            if model not in ("", MODEL):
+                detail = f"There is no model {model!r}; there is {MODEL}."
             return answer(Problem("not-found", detail))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
             allowed = error.headers["Allow"]
