@@ -59,10 +59,10 @@ def test_beyond_its_places_it_refuses_at_once_and_says_when_to_come_back(admissi
         assert queue.taken == 1
 
 
-def grow_old(queue: Admission, seconds: float = SLOW_SECONDS + 0.1) -> None:
-    """As if the uploads under way had begun so much earlier."""
+def grow_old(queue: Admission) -> None:
+    """As if the uploads under way had begun earlier: so much that they are slow."""
     for place in queue.uploads:
-        queue.uploads[place] -= seconds
+        queue.uploads[place] -= SLOW_SECONDS + 0.1
 
 
 def test_slow_uploads_take_no_place_from_others(admission: Make) -> None:

@@ -12,11 +12,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.admission import SLOW_SECONDS
 from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier
 from tests.gate import Gate
+from tests.test_admission import grow_old
 
 Served = Callable[..., Any]
 
@@ -113,8 +113,7 @@ def test_slow_uploads_shut_nobody_out_while_decoders_are_idle(
                 while len(admission.uploads) < count:
                     assert not slow[-1].done(), "it was refused"
                     await asyncio.sleep(0.001)
-                for place in admission.uploads:  # as if it had begun so much earlier
-                    admission.uploads[place] -= SLOW_SECONDS
+                grow_old(admission)
             assert (await client.post("/predict", content=cat_picture)).status_code == 200
             until.set()
             assert [(await each).status_code for each in slow] == [200] * 5
