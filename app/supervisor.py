@@ -398,7 +398,7 @@ def _interrupt_less() -> None:
 
     A worker's loop wakes for every request's bytes and result; where all cores are busy, it would
     each time stop a thread that decodes, its own or another worker's, for a moment's work. See
-    SCHED_BATCH in sched(7): its share of the processor stays the same.
+    SCHED_BATCH in sched(7): it wakes later, and its weight among processes stays the same.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # where it is forbidden, all goes on as before
