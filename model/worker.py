@@ -93,7 +93,7 @@ def serve(load: Callable[..., tuple[dict[str, Any], Handle]]) -> NoReturn:
 
 def missing_limits() -> list[str]:
     """The limits of a worker that this system or user cannot have."""
-    missing = [] if sys.platform == "linux" else ["memory", "death with the service"]
+    missing = [] if sys.platform == "linux" else ["taking memory", "outliving the service"]
     if resource is None or not hasattr(os, "geteuid") or os.geteuid() == 0:
         missing.append("starting processes")  # root may always
     return missing
@@ -228,7 +228,7 @@ def _handle(jobs: Sequence[Job], handle: Handle) -> Sequence[Reply]:
         return handle(jobs)
     except MemoryError:
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is, the front logs it
         if len(jobs) > 1:
             return [reply for job in jobs for reply in _handle([job], handle)]
         return [Reply({"fault": traceback.format_exc()})]

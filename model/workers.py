@@ -121,6 +121,11 @@ class Workers:
         return self.current.description if self.current else {}
 
     @property
+    def unlimited(self) -> list[str]:
+        """What this system or user does not let workers be kept from."""
+        return self.current.unlimited if self.current else []
+
+    @property
     def waiting(self) -> int:
         """Jobs that no worker works on yet."""
         ahead = sum(max(len(worker.jobs) - 1, 0) for worker in self._workers())
