@@ -37,6 +37,7 @@ OUT_OF_MEMORY: Final = 12  # exit status
 OUT_OF_TIME: Final = -signal.SIGPROF if hasattr(signal, "SIGPROF") else 0  # exit status
 NICENESS: Final = 5  # so that the front gets its turn first
 
+_LOOK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 # Parameters of mallopt(3) and prctl(2).
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -242,7 +243,7 @@ def packed(head: dict[str, Any], body: bytes) -> bytes:
 
 def _receive(channel: socket.socket) -> Job:
     head_bytes, body_bytes = HEADER.unpack(_read(channel, HEADER.size))
-    head = json.loads(_read(channel, head_bytes))
+    head = json.loads(_read(channel, head_bytes).decode())
     return Job(head, _read(channel, body_bytes) if body_bytes else b"")
 
 
@@ -255,6 +256,6 @@ def _read(channel: socket.socket, count: int) -> bytes:
 
 def _is_another_here(channel: socket.socket) -> bool:
     try:
-        return len(channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)) == 1
+        return len(channel.recv(1, _LOOK)) == 1
     except BlockingIOError:
         return False

@@ -483,7 +483,7 @@ class _Worker(asyncio.Protocol):
             if len(self._received) < size:
                 return
             body_start = HEADER.size + head_bytes
-            head = json.loads(self._received[HEADER.size : body_start])
+            head = json.loads(self._received[HEADER.size : body_start].decode())
             body = bytes(self._received[body_start:size])
             del self._received[:size]
             self._replied(Reply(head, body))
