@@ -7,7 +7,6 @@ from elsewhere; its Content-Security-Policy makes sure of that.
 import html
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
@@ -16,7 +15,6 @@ from starlette.staticfiles import StaticFiles
 
 from app import access
 from app.settings import Settings
-from model.preprocessing import accepted_formats
 
 FOLDER = Path(__file__).parent / "static" / "page"
 PAGE = "index.html"
@@ -34,7 +32,7 @@ async def page(request: Request) -> HTMLResponse:
     """The page, with the model's class names and the settings' limits in it."""
     _refuse_if_off(request)
     settings: Settings = request.app.state.settings
-    model = _model(request)
+    model = request.app.state.model
     first, other = model["class_names"]
     texts = {
         "title": f"{first[:1].upper()}{first[1:]} or {'not' if first in other else other}?",
@@ -65,8 +63,3 @@ async def page_file(name: str, request: Request) -> Response:
 def _refuse_if_off(request: Request) -> None:
     if not request.app.state.settings.page:
         raise HTTPException(404)
-
-
-def _model(request: Request) -> dict[str, Any]:
-    classifier = request.app.state.classifier
-    return {"class_names": classifier.class_names, "formats": accepted_formats()}

@@ -1,7 +1,6 @@
 """The files of the page for people, as a client without a browser sees them."""
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ def open_page(class_names: tuple[str, str] = ("cat", "non-cat"), **settings: Any
     app = FastAPI()
     app.include_router(page.router)
     app.state.settings = Settings(**settings)
-    app.state.classifier = SimpleNamespace(class_names=class_names)
+    app.state.model = {"class_names": class_names, "formats": "JPEG, PNG or WebP"}
     return TestClient(app)
 
 
