@@ -5,7 +5,7 @@ model once and forks a worker for each socket that the front (`model.workers`) s
 the template's memory, may open nothing, and die with it.
 
     front → template    one byte and a socket: start a worker on this socket
-    template → front    lines of JSON: ready or failed, then started and ended for each worker
+    template → front    lines of JSON: ready or failed; then started or refused, and ended, for each
     front → worker      jobs;  worker → front  replies: `HEADER`, a head as JSON, a body
 """
 
@@ -148,7 +148,12 @@ class _Template:
                     self._fork(descriptor, keep=[awake, wake])
 
     def _fork(self, descriptor: int, keep: Sequence[socket.socket]) -> None:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, or too little memory, for now
+            os.close(descriptor)
+            _tell(self.control, refused=error.strerror)
+            return
         if pid:
             os.close(descriptor)
             _tell(self.control, started=pid)

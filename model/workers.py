@@ -365,6 +365,13 @@ class _Generation:
                     self._is_ready.set_exception(CannotStart(why))
             case {"started": pid}:
                 self._forking.popleft().pid = pid
+            case {"refused": why}:
+                logger.error("No worker could be started (%s); trying again", why)
+                worker = self._forking.popleft()
+                self.workers.remove(worker)
+                worker.close()
+                self.owner.worker_ended(worker, None)
+                self.owner.run_task(self._replace(LONGEST_PAUSE_SECONDS))
             case {"ended": pid, "status": status}:
                 for worker in self.workers:
                     if worker.pid == pid:
@@ -383,13 +390,12 @@ class _Generation:
         self.owner.worker_ended(worker, status)
         self.owner.run_task(self._replace())
 
-    async def _replace(self) -> None:
+    async def _replace(self, pause: float = 0.0) -> None:
         # Where workers cannot live at all, starting them over and over would take all there is.
         now = time.monotonic()
         too_soon = len(self._starts) == self._starts.maxlen and now - self._starts[0] < 0.2
         self._starts.append(now)
-        if too_soon:
-            await asyncio.sleep(0.2)
+        await asyncio.sleep(max(pause, 0.2 * too_soon))
         await self._add_worker()
 
     def retire(self) -> None:
