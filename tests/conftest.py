@@ -102,6 +102,13 @@ def weights_path(tmp_path_factory: pytest.TempPathFactory, cat_picture: bytes) -
         class_names=("cat", "non-cat"),
         threshold=0.5,
         layers=[layer],
+        metadata={
+            "input_statistics": {
+                "names": ["brightness", "contrast", "colourfulness", "sharpness"],
+                "mean": [100.0, 50.0, 40.0, 10.0],
+                "deviation": [40.0, 10.0, 20.0, 5.0],
+            }
+        },
         golden=Golden(cat_picture, probability=0.0),  # saving works the probability out
     ).save(path)
     return path
