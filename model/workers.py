@@ -29,7 +29,8 @@ from model.worker import HEADER, MOST_AT_ONCE, OUT_OF_MEMORY, OUT_OF_TIME, Reply
 
 QUICK_BYTES: Final = 2**16  # bodies up to this size may be sent ahead, and worked on together
 MOST_IN_HAND: Final = 2 * MOST_AT_ONCE  # quick jobs that a worker has, the ones ahead among them
-MOST_REPLY_BYTES: Final = 2**26  # more comes from no worker that is in its senses
+# More comes from no worker that is in its senses: of the head, and of the body.
+MOST_REPLY_BYTES: Final = (2**20, 2**24)
 MOST_CRASHES: Final = 2  # of one job: then it is its fault
 MOST_TRIES: Final = 5  # of one job, whoever ended its workers
 START_SECONDS: Final = 60.0  # that a template may take to load
@@ -364,6 +365,13 @@ class _Generation:
                     self._is_ready.set_exception(CannotStart(why))
             case {"started": pid}:
                 self._forking.popleft().pid = pid
+            case {"refused": why}:
+                logger.error("No worker could be started (%s); trying again", why)
+                worker = self._forking.popleft()
+                self.workers.remove(worker)
+                worker.close()
+                self.owner.worker_ended(worker, None)
+                self.owner.run_task(self._replace(LONGEST_PAUSE_SECONDS))
             case {"ended": pid, "status": status}:
                 for worker in self.workers:
                     if worker.pid == pid:
@@ -382,13 +390,12 @@ class _Generation:
         self.owner.worker_ended(worker, status)
         self.owner.run_task(self._replace())
 
-    async def _replace(self) -> None:
+    async def _replace(self, pause: float = 0.0) -> None:
         # Where workers cannot live at all, starting them over and over would take all there is.
         now = time.monotonic()
         too_soon = len(self._starts) == self._starts.maxlen and now - self._starts[0] < 0.2
         self._starts.append(now)
-        if too_soon:
-            await asyncio.sleep(0.2)
+        await asyncio.sleep(max(pause, 0.2 * too_soon))
         await self._add_worker()
 
     def retire(self) -> None:
@@ -472,30 +479,36 @@ class _Worker(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        while len(self._received) >= HEADER.size:
-            head_bytes, body_bytes = HEADER.unpack_from(self._received)
-            size = HEADER.size + head_bytes + body_bytes
-            if size > MOST_REPLY_BYTES or not self.jobs:
-                logger.error("Worker %d sent what is no reply, and is ended", self.pid)
-                self.kill()
-                self._received.clear()
-                return
-            if len(self._received) < size:
-                return
-            body_start = HEADER.size + head_bytes
-            head = json.loads(self._received[HEADER.size : body_start])
-            body = bytes(self._received[body_start:size])
-            del self._received[:size]
-            self._replied(Reply(head, body))
+        try:
+            while self._take_reply():
+                pass
+        except (ValueError, LookupError, TypeError, RecursionError):
+            logger.error("Worker %d sent something that is not a reply", self.pid)
+            self._received.clear()
+            self.kill()
         self.generation.owner.hand_out()
 
-    def _replied(self, reply: Reply) -> None:
+    def _take_reply(self) -> bool:
+        """Pass on the first reply, if it is here whole."""
+        if len(self._received) < HEADER.size:
+            return False
+        sizes = HEADER.unpack_from(self._received)
+        if sizes[0] > MOST_REPLY_BYTES[0] or sizes[1] > MOST_REPLY_BYTES[1]:
+            raise ValueError("too long")
+        body_start = HEADER.size + sizes[0]
+        end = body_start + sizes[1]
+        if len(self._received) < end:
+            return False
+        head = json.loads(self._received[HEADER.size : body_start].decode())
+        reply = Reply(head, bytes(self._received[body_start:end]))
+        del self._received[:end]
+        self.generation.owner.note_seconds(float(head["seconds"]))
         job = self.jobs.popleft()
         self._progress = (-1, time.monotonic())
-        self.generation.owner.note_seconds(reply.head["seconds"])
         if not job.reply.done():
             job.reply.set_result(reply)
         self.close_if_done()
+        return True
 
     def close_if_done(self) -> None:
         if self.generation.retired and not self.jobs:
