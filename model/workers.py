@@ -548,4 +548,7 @@ def _how(status: int) -> str:
         return "ran out of its memory"
     if status == OUT_OF_TIME:
         return "took too much processor time for a picture"
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+    if status >= 0:
+        return f"ended with {status}"
+    known = -status in set(signal.Signals)  # real-time signals have numbers only
+    return f"was ended by {signal.Signals(-status).name if known else f'signal {-status}'}"
