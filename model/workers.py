@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -363,7 +364,10 @@ class _Generation:
                 if not self._is_ready.done():
                     self._is_ready.set_exception(CannotStart(why))
             case {"started": pid}:
-                self._forking.popleft().pid = pid
+                worker = self._forking.popleft()
+                worker.pid = pid
+                if not worker.is_open:
+                    worker.kill()
             case {"ended": pid, "status": status}:
                 for worker in self.workers:
                     if worker.pid == pid:
@@ -472,22 +476,33 @@ class _Worker(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        while len(self._received) >= HEADER.size:
-            head_bytes, body_bytes = HEADER.unpack_from(self._received)
-            size = HEADER.size + head_bytes + body_bytes
-            if size > MOST_REPLY_BYTES or not self.jobs:
-                logger.error("Worker %d sent what is no reply, and is ended", self.pid)
-                self.kill()
-                self._received.clear()
-                return
-            if len(self._received) < size:
-                return
-            body_start = HEADER.size + head_bytes
-            head = json.loads(self._received[HEADER.size : body_start])
-            body = bytes(self._received[body_start:size])
-            del self._received[:size]
-            self._replied(Reply(head, body))
+        try:
+            while (reply := self._next_reply()) is not None:
+                self._replied(reply)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            logger.error("Worker %d sent what is no reply, and is ended", self.pid)
+            self._received.clear()
+            self._transport.abort()
         self.generation.owner.hand_out()
+
+    def _next_reply(self) -> Reply | None:
+        """The next reply, where all of it is here. Raises ValueError and others for what is none:
+        a worker may have been taken over."""
+        if len(self._received) < HEADER.size:
+            return None
+        head_bytes, body_bytes = HEADER.unpack_from(self._received)
+        size = HEADER.size + head_bytes + body_bytes
+        if size > MOST_REPLY_BYTES or not self.jobs:
+            raise ValueError
+        if len(self._received) < size:
+            return None
+        body_start = HEADER.size + head_bytes
+        head = json.loads(self._received[HEADER.size : body_start])
+        if not 0 <= head["seconds"] < math.inf:
+            raise ValueError
+        body = bytes(self._received[body_start:size])
+        del self._received[:size]
+        return Reply(head, body)
 
     def _replied(self, reply: Reply) -> None:
         job = self.jobs.popleft()
@@ -502,8 +517,9 @@ class _Worker(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False  # its template will tell how it ended
+        self.is_open = False
         self._progress = (-1, time.monotonic())
+        self.kill()  # where it goes on all the same; its template will tell how it ended
 
     def close(self) -> None:
         self.is_open = False
