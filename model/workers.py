@@ -112,6 +112,7 @@ class Workers:
         self.replaced = 0  # workers that ended and were replaced
         self._retired: list[_Generation] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting = asyncio.Lock()  # one generation at a time
         self._stopping = False
 
     # --- for users ------------------------------------------------------------------------------
@@ -151,7 +152,9 @@ class Workers:
     async def reload(self) -> None:
         """Load everything anew in new processes; once they are ready, they take over. Raises
         CannotStart, and the old ones go on."""
-        old, self.current = self.current, await self._generation(self.arguments)
+        async with self._starting:
+            new = await self._generation(self.arguments)
+            old, self.current = self.current, new
         if old:
             self._retired.append(old)
             old.retire()
@@ -265,7 +268,9 @@ class Workers:
         pause = 0.1
         while self.current is None:
             try:
-                self.current = await self._generation(self.arguments)
+                async with self._starting:
+                    # A reload may have come before
+                    self.current = self.current or await self._generation(self.arguments)
             except CannotStart as error:
                 logger.error("%s", error)
                 await asyncio.sleep(pause)
@@ -400,6 +405,8 @@ class _Generation:
         self.retired = True
         for worker in self.workers:
             worker.close_if_done()
+        if not self.workers:
+            self.kill()
 
     def check(self, now: float) -> None:
         """Kill workers, or the template, that make no progress."""
