@@ -193,6 +193,8 @@ class Workers:
                     f"The weights could not be loaded within {START_SECONDS:g} s: the machine is"
                     " too busy, or too small."
                 ) from None
+            if isinstance(error, OSError):
+                raise CannotStart(f"No process can be started: {error.strerror}.") from None
             raise
         if generation.ended:
             raise CannotStart("The process that loads the weights ended unexpectedly.")
@@ -398,7 +400,12 @@ class _Generation:
         self._starts.append(now)
         if too_soon:
             await asyncio.sleep(0.2)
-        await self._add_worker()
+        try:
+            await self._add_worker()
+        except OSError as error:  # too many open files, say
+            logger.error("No worker can be started: %s", error.strerror)
+            await asyncio.sleep(1)
+            self.owner.run_task(self._replace())
 
     def retire(self) -> None:
         """End once all jobs that its workers have are done."""
