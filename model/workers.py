@@ -519,7 +519,7 @@ class _Worker(asyncio.Protocol):
         if len(self._received) < size:
             return None
         body_start = HEADER.size + head_bytes
-        head = json.loads(self._received[HEADER.size : body_start])
+        head = json.loads(self._received[HEADER.size : body_start].decode())
         if not 0 <= head["seconds"] < math.inf:
             raise ValueError
         body = bytes(self._received[body_start:size])
@@ -529,10 +529,10 @@ class _Worker(asyncio.Protocol):
     def _replied(self, reply: Reply) -> None:
         job = self.jobs.popleft()
         self._progress = (-1, time.monotonic())
+        self.generation.owner.note_seconds(reply.head["seconds"])
         if not job.reply.done():
             job.reply.set_result(reply)
         self.close_if_done()
-        return True
 
     def close_if_done(self) -> None:
         if self.generation.retired and not self.jobs:
