@@ -410,18 +410,19 @@ def _open_png(data: bytes, chunks: _PngChunks) -> PngImageFile:
         return PngImageFile(BytesIO(b"".join(data[i:j] for i, j in chunks.needed)))
 
 
-_libwebp = ctypes.CDLL(_webp.__file__)  # and what Pillow linked it with
-_libwebp.WebPDecodeRGBAInto.restype = ctypes.c_void_p
+_libwebp = ctypes.CDLL(_webp.__file__)  # Pillow's module, and the library that it is linked with
 
 
 def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
-    """Decode a WebP of one frame into the memory of its pixels alone; None for an animation.
+    """Decode a WebP of one frame into the memory of its pixels alone; None where that cannot be.
 
     Pillow only knows the decoder for animations, which takes three times as much.
     """
     kind, flags = data[12:16], data[20]
-    if kind == b"VP8X" and flags & _WEBP_ANIMATION:
+    is_animated = kind == b"VP8X" and flags & _WEBP_ANIMATION
+    if is_animated or not hasattr(_libwebp, "WebPDecodeRGBAInto"):  # which may be linked statically
         return None
+    _libwebp.WebPDecodeRGBAInto.restype = ctypes.c_void_p
     width, height = ctypes.c_int(), ctypes.c_int()
     if not _libwebp.WebPGetInfo(
         data, ctypes.c_size_t(len(data)), ctypes.byref(width), ctypes.byref(height)

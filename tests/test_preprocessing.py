@@ -192,6 +192,21 @@ def test_only_a_jpeg_is_shrunk_in_decoding() -> None:
         )
 
 
+# --- WebP ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": False}, {"lossless": False, "method": 0}])
+@pytest.mark.parametrize("image", [scene(333, 217), see_through()], ids=["opaque", "see-through"])
+def test_a_webp_has_the_pixels_that_pillow_gives(
+    image: Image.Image, options: dict[str, Any]
+) -> None:
+    data = encode(image, "WEBP", **options)
+    decoded = pictures.decode(data).convert("RGBA")
+    white = Image.new("RGBA", decoded.size, "white")
+    expected = squeezed(Image.alpha_composite(white, decoded))
+    np.testing.assert_allclose(pixels(data), expected, atol=1)
+
+
 # --- Bands ---------------------------------------------------------------------------------------
 
 
