@@ -131,27 +131,24 @@ pieces = st.sampled_from(
     [
         *(b"--b\r\n", b"\r\n--b\r\n", b"\r\n--b--\r\n", b"--b--", b"\r\n", b"\r\n\r\n"),
         b'Content-Disposition: form-data; name="file"; filename="x"\r\n',
-        b"Content-Disposition: form-data; name=other\r\n",
-        b"content-disposition: ;;;=;name\r\n",
-        b'Content-Disposition: form-data; name="\xff\xfe"; filename="\xff"\r\n',
-        *(b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a"),
+        b'content-disposition: ;;;=;name="\xff\xfe"; filename=\xff\r\n',
+        b"\xff\xd8\xff\xe0",
     ]
 )
-form_like = st.lists(pieces | st.binary(max_size=40), max_size=12).map(b"".join)
 latin = st.characters(min_codepoint=32, max_codepoint=255)
-content_types = st.sampled_from(
+content_types = st.text(latin, max_size=60) | st.sampled_from(
     [
-        "multipart/form-data; boundary=b",
-        'multipart/form-data; boundary="b"; charset=utf-8',
-        "multipart/form-data; boundary=",
-        "multipart/form-data; boundary=\xff",
-        "MULTIPART/FORM-DATA; BOUNDARY=b",
-        "multipart/mixed; boundary=b",
+        *('multipart/form-data; boundary="b"; charset=utf-8', "MULTIPART/FORM-DATA; BOUNDARY=b"),
+        *("multipart/form-data; boundary=", "multipart/mixed; boundary=\xff"),
     ]
-) | st.text(latin, max_size=60)
+)
 
 
-@given(body=form_like, content_type=content_types, chunk=st.integers(1, 50))
+@given(
+    body=st.lists(pieces | st.binary(max_size=40), max_size=12).map(b"".join),
+    content_type=content_types,
+    chunk=st.integers(1, 50),
+)
 @settings(deadline=None, max_examples=100)
 def test_no_body_ever_makes_the_service_fail(
     client: TestClient, body: bytes, content_type: str, chunk: int
