@@ -58,22 +58,12 @@ def test_the_pictures_are_what_the_model_saw_and_the_map_comes_as_a_png_too(
     assert answer.headers["vary"] == by_header.headers["vary"] == "Accept"
 
 
-@pytest.mark.parametrize(
-    ("accept", "form"),
-    [
-        ("", "json"),
-        ("*/*", "json"),
-        ("text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8", "json"),
-        ("image/png", "png"),
-        ("image/png;q=0.5, application/json;q=0.9", "json"),
-        ("image/PNG ; q=0.9, application/json;q=0.5", "png"),
-        ("image/png;q=0", "json"),
-        ("image/png;q=nonsense", "json"),
-        (";;,,=", "json"),
-    ],
-)
-def test_the_accept_header_chooses(accept: str, form: str) -> None:
-    assert preferred(accept) == form
+def test_the_accept_header_chooses() -> None:
+    browser = "text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8"
+    for accept in ("", "*/*", browser, "image/png;q=0", "image/png;q=nonsense", ";;,,="):
+        assert preferred(accept) == "json", accept
+    assert preferred("image/png;q=0.5, application/json;q=0.9") == "json"
+    assert preferred("image/PNG ; q=0.9, application/json;q=0.5") == "png"
 
 
 # --- GET /model ----------------------------------------------------------------------------------
@@ -119,22 +109,16 @@ def test_the_metrics_are_given_by_source_however_the_artifact_has_them(
         assert (found["pictures"], found["roc_auc"]) == (9, None)
 
 
-EPOCHS = [{"epoch": n, "loss": 1 / n, "roc_auc": {}} for n in (1, 2)]
-
-
-@pytest.mark.parametrize(
-    ("metadata", "name", "line"),
-    [
+def test_the_learning_curve_is_given_however_it_was_trained(classifier: Classifier) -> None:
+    epochs = [{"epoch": n, "loss": 1 / n} for n in (1, 2)]
+    cases: list[tuple[dict[str, Any], str, list[tuple[float, float]]]] = [
         ({"costs": {"every": 100, "values": [0.7, 0.5]}}, "cost", [(0, 0.7), (100, 0.5)]),
-        ({"learning_curve": EPOCHS}, "loss", [(1, 1), (2, 0.5)]),
-    ],
-)
-def test_the_learning_curve_is_given_however_it_was_trained(
-    classifier: Classifier, metadata: dict[str, Any], name: str, line: list[tuple[float, float]]
-) -> None:
-    model = ModelAnswer.model_validate(about(replace(classifier, metadata=metadata)))
-    assert model.learning_curve
-    assert model.learning_curve.series[name] == line
+        ({"learning_curve": epochs}, "loss", [(1, 1), (2, 0.5)]),
+    ]
+    for metadata, name, line in cases:
+        model = ModelAnswer.model_validate(about(replace(classifier, metadata=metadata)))
+        assert model.learning_curve
+        assert model.learning_curve.series[name] == line
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", [], [1, None], {}, {"a": 1}, {"a": {"b": 1}}])

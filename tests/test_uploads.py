@@ -76,13 +76,11 @@ def test_an_announced_length_that_is_too_large_is_refused_unread(exact: TestClie
     assert answer.headers["connection"] == "close"
 
 
-@pytest.mark.parametrize("length", ["-1", "abc", "²", "9" * 5000, "1e9"])
-def test_a_nonsensical_length_does_no_harm(
-    client: TestClient, cat_picture: bytes, length: str
-) -> None:
-    headers = [(b"content-length", length.encode("latin-1"))]
-    answer = client.post("/predict", content=in_chunks(cat_picture), headers=headers)
-    assert answer.status_code == 200
+def test_a_nonsensical_length_does_no_harm(client: TestClient, cat_picture: bytes) -> None:
+    for length in ("-1", "abc", "²", "9" * 5000, "1e9"):
+        headers = [(b"content-length", length.encode("latin-1"))]
+        answer = client.post("/predict", content=in_chunks(cat_picture), headers=headers)
+        assert answer.status_code == 200, length
 
 
 def test_the_connection_is_closed_only_where_an_answer_comes_before_the_bodys_end(
