@@ -156,80 +156,52 @@ def busy_service(client: TestClient) -> Iterator[str]:
     assert len(statuses) == 2, "it did not come back"
 
 
-@pytest.fixture(scope="module")
-def label(client: TestClient) -> str:
-    return str(client.post("/predict", content=EXAMPLE.read_bytes()).json()["label"])
-
-
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], service: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"SERVICE": service}
     return subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
-
-
-@pytest.mark.parametrize(("picture", "status"), [(EXAMPLE, None), (REPOSITORY / "LICENSE", 2)])
-def test_the_camera_script_in_python_waits_and_answers_by_its_exit_status(
-    busy_service: str, tmp_path: Path, label: str, picture: Path, status: int | None
-) -> None:
-    script = tmp_path / "look.py"
-    script.write_text(block(RECIPES, "python", "look.py"), "utf-8")
-    done = run([sys.executable, str(script), picture.as_uri()], SERVICE=busy_service)
-    assert done.returncode == ((0 if label == "cat" else 1) if status is None else status)
-    if status is None:
-        assert re.fullmatch(r"[\w ,]+ \([01]\.\d{3}\)\n", done.stdout)
-    else:
-        assert "not-a-picture" in done.stderr
-
-
-def programs(service: str, folder: Path) -> dict[str, list[str]]:
-    """The other recipes' commands, which print the answer or its label."""
-
-    def adapted(text: str, shown: str, ours: str) -> str:
-        assert shown in text
-        return text.replace(shown, ours)
-
-    (folder / "ffmpeg").write_text(f'#!/bin/sh\ncat "{EXAMPLE}"\n', "utf-8")
-    (folder / "ffmpeg").chmod(0o755)
-    curl = f"set -eu -o pipefail\nPATH={folder}:$PATH\n{block(RECIPES, 'bash', 'ffmpeg')}"
-    client = adapted(block(RECIPES, "python", "httpx.Client"), DEFAULT_SERVICE, service)
-    script = adapted(block(RECIPES, "javascript"), DEFAULT_SERVICE, service)
-    read = f"require('fs').readFileSync({json.dumps(str(EXAMPLE))})"
-    script += f"\nclassify({read}).then((answer) => console.log(answer.label));"
-    assistant = yaml.safe_load(block(RECIPES, "yaml", "shell_command:\n"))
-    words = adapted(
-        assistant["shell_command"]["is_it_a_cat"], "/config/snapshots/door.jpg", str(EXAMPLE)
-    )
-    words = adapted(words, "http://192.168.1.10:8000", service)
-    return {
-        "curl": ["bash", "-c", curl],
-        "python": [sys.executable, "-c", client],
-        "node": ["node", "-e", script],
-        "home assistant": ["sh", "-c", words],
-    }
 
 
 @pytest.mark.parametrize(
-    ("recipe", "needs"),
-    [("curl", "curl"), ("python", "bash"), ("node", "node"), ("home assistant", "curl")],
+    ("picture", "status", "words"),
+    [(EXAMPLE, 1, "no cat, quite sure (0.0"), (REPOSITORY / "LICENSE", 2, "not-a-picture")],
 )
-def test_a_client_waits_and_answers(
-    busy_service: str, tmp_path: Path, label: str, recipe: str, needs: str
+def test_the_camera_script_in_python_waits_and_answers_by_its_exit_status(
+    busy_service: str, tmp_path: Path, picture: Path, status: int, words: str
 ) -> None:
-    if not shutil.which(needs):
-        pytest.skip(f"needs {needs}")
-    done = run(programs(busy_service, tmp_path)[recipe], SERVICE=busy_service)
+    script = tmp_path / "look.py"
+    script.write_text(block(RECIPES, "python", "look.py"), "utf-8")
+    done = run([sys.executable, str(script), picture.as_uri()], busy_service)
+    assert done.returncode == status
+    assert words in done.stdout + done.stderr
+
+
+def clients(service: str, folder: Path) -> dict[str, list[str]]:
+    """The commands of the other recipes, which print the answer or its label."""
+    camera = folder / "ffmpeg"
+    camera.write_text(f'#!/bin/sh\ncat "{EXAMPLE}"\n', "utf-8")
+    camera.chmod(0o755)
+    shell = f"set -eu -o pipefail\nPATH={folder}:$PATH\n{block(RECIPES, 'bash', 'ffmpeg')}"
+    python = block(RECIPES, "python", "httpx.Client").replace(DEFAULT_SERVICE, service)
+    javascript = block(RECIPES, "javascript").replace(DEFAULT_SERVICE, service)
+    picture = f"require('fs').readFileSync({json.dumps(str(EXAMPLE))})"
+    javascript += f"\nclassify({picture}).then((answer) => console.log(answer.label));"
+    assistant = yaml.safe_load(block(RECIPES, "yaml", "shell_command:\n"))["shell_command"]
+    command = assistant["is_it_a_cat"].replace("/config/snapshots/door.jpg", str(EXAMPLE))
+    return {
+        "curl": ["bash", "-c", shell],
+        "Python": [sys.executable, "-c", python],
+        "JavaScript": ["node", "-e", javascript],
+        "Home Assistant": ["sh", "-c", command.replace("http://192.168.1.10:8000", service)],
+    }
+
+
+@pytest.mark.parametrize("recipe", ["curl", "Python", "JavaScript", "Home Assistant"])
+def test_a_client_waits_and_answers(busy_service: str, tmp_path: Path, recipe: str) -> None:
+    command = clients(busy_service, tmp_path)[recipe]
+    if not shutil.which("curl") or not shutil.which(command[0]):
+        pytest.skip("needs curl, and Node for JavaScript")
+    done = run(command, busy_service)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == label or f'"label":"{label}"' in done.stdout
-
-
-def test_nothing_else_in_these_pages_could_run() -> None:
-    """Whoever adds a block of code adds a test that runs it."""
-    languages = [each.language for page in (OPERATIONS, RECIPES) for each in blocks(page)]
-    for language, count in {"bash": 1, "python": 2, "javascript": 1, "sh": 0}.items():
-        assert languages.count(language) == count
+    assert done.stdout.strip() == "non-cat" or '"label":"non-cat"' in done.stdout

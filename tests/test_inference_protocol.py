@@ -32,7 +32,6 @@ LENGTH = "Inference-Header-Content-Length"
 SIDE = 64
 NUMBERS = SIDE * SIDE * 3
 
-
 Infer = Callable[..., httpx.Response]
 
 
@@ -148,12 +147,11 @@ def test_a_service_that_is_about_to_stop_is_live_but_not_ready(service: Service)
     assert (model["name"], model["ready"]) == ("cat", False)
 
 
-@pytest.mark.parametrize("end", ["", "/ready", "/infer"])
-def test_an_unknown_model_or_version_is_not_found(client: TestClient, end: str) -> None:
-    method = "POST" if end == "/infer" else "GET"
-    unknown = client.request(method, f"/v2/models/dog{end}")
-    refused(unknown, "not-found", "no model 'dog'; there is cat")
-    refused(client.request(method, f"/v2/models/cat/versions/7{end}"), "not-found", "'7'")
+def test_an_unknown_model_or_version_is_not_found(client: TestClient) -> None:
+    for method, end in (("GET", ""), ("GET", "/ready"), ("POST", "/infer")):
+        unknown = client.request(method, f"/v2/models/dog{end}")
+        refused(unknown, "not-found", "no model 'dog'; there is cat")
+        refused(client.request(method, f"/v2/models/cat/versions/7{end}"), "not-found", "'7'")
 
 
 def test_errors_before_the_model_are_of_the_protocol_too(service: Service) -> None:
@@ -227,25 +225,19 @@ def test_a_column_of_pictures_and_a_body_that_is_one_are_as_good_as_a_row(
     assert probabilities(alone) == expected[:1]
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda data: base64.b64encode(data).decode().rstrip("="),
-        lambda data: base64.urlsafe_b64encode(data).decode(),
-        lambda data: base64.encodebytes(data).decode(),
-        lambda data: base64.encodebytes(data).decode().replace("\n", "\r\n").rstrip("\r\n="),
-        lambda data: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
-    ],
-    ids=["no padding", "URL-safe", "lines", "lines of Windows, no padding", "data URL"],
-)
-def test_base64_is_understood_however_it_is_written(
-    infer: Infer, cat_picture: bytes, write: Callable[[bytes], str]
-) -> None:
+def test_base64_is_understood_however_it_is_written(infer: Infer, cat_picture: bytes) -> None:
     expected = probabilities(infer(**in_json(tensor("image", [cat_picture]))))
     for end in (b"", b"\xff", b"\xff\xfe"):  # what follows the picture needs other padding
-        assert (
-            probabilities(infer(**in_json(tensor("image", [write(cat_picture + end)])))) == expected
-        )
+        data = cat_picture + end
+        text, lines = base64.b64encode(data).decode(), base64.encodebytes(data).decode()
+        for written in (
+            text.rstrip("="),
+            base64.urlsafe_b64encode(data).decode(),
+            lines,
+            lines.replace("\n", "\r\n").rstrip("\r\n="),
+            f"data:image/jpeg;base64,{text}",
+        ):
+            assert probabilities(infer(**in_json(tensor("image", [written])))) == expected
 
 
 def test_as_many_pictures_as_are_allowed_are_answered_and_one_more_is_not(
@@ -297,33 +289,24 @@ def test_the_id_comes_back_and_other_parameters_change_nothing(
 
 def test_outputs_come_as_they_were_asked_for(infer: Infer, pixels: NDArray[np.uint8]) -> None:
     entry = tensor("pixels", pixels)
-    nothing: list[Any] = [[], None]
-    for none in nothing:
-        answer = infer(**in_json(entry, outputs=none, parameters=None, id=None))
-        assert list(answered(answer)) == ["cat_probability", "label"]
-    for names in (["label"], ["label", "cat_probability"]):
-        outputs = [{"name": name} for name in names]
-        assert list(answered(infer(**in_json(entry, outputs=outputs)))) == names
-
-
-def test_outputs_come_in_binary_where_that_is_asked_for(
-    infer: Infer, pixels: NDArray[np.uint8]
-) -> None:
-    entry = tensor("pixels", pixels)
-    plain = answered(infer(**in_json(entry)))
-    as_bytes = {
-        "cat_probability": np.array(plain["cat_probability"]["data"], "<f4").tobytes(),
-        "label": elements(*(label.encode() for label in plain["label"]["data"])),
-    }
+    plain = answered(infer(**in_json(entry, outputs=[], parameters=None, id=None)))
+    assert list(plain) == ["cat_probability", "label"]
+    assert answered(infer(**in_json(entry, outputs=None))) == plain
+    assert list(answered(infer(**in_json(entry, outputs=[{"name": "label"}])))) == ["label"]
+    numbers = np.array(plain["cat_probability"]["data"], "<f4").tobytes()
+    texts = elements(*(label.encode() for label in plain["label"]["data"]))
+    in_bytes = (("label", texts), ("cat_probability", numbers))
     for by_default, choices in product([True, False], product([None, True, False], repeat=2)):
         wanted, expected, tail = [], [], b""
-        for name, choice in zip(("label", "cat_probability"), choices, strict=True):
-            wanted.append({"name": name} | choice_of(choice))
+        for (name, data), choice in zip(in_bytes, choices, strict=True):
+            wanted.append({"name": name, "parameters": {"binary_data": choice}})
+            if choice is None:
+                del wanted[-1]["parameters"]
             expected.append(dict(plain[name]))
             if choice or (choice is None and by_default):
                 del expected[-1]["data"]
-                expected[-1]["parameters"] = {"binary_data_size": len(as_bytes[name])}
-                tail += as_bytes[name]
+                expected[-1]["parameters"] = {"binary_data_size": len(data)}
+                tail += data
         parameters = {"binary_data_output": by_default}
         response = infer(**in_json(entry, outputs=wanted, parameters=parameters))
         end = int(response.headers.get(LENGTH, len(response.content)))
@@ -333,16 +316,11 @@ def test_outputs_come_in_binary_where_that_is_asked_for(
         assert response.headers["content-type"] == f"application/{kind}"
 
 
-def choice_of(binary: bool | None) -> dict[str, Any]:
-    return {} if binary is None else {"parameters": {"binary_data": binary}}
-
-
 # --- refusals -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("encoding", "body", "slug", "words"),
-    [
+def test_what_does_not_inflate_is_refused(infer: Infer) -> None:
+    for encoding, body, slug, words in (
         ("gzip", gzip.compress(b"{}")[:-9], "invalid-inference", "complete"),
         ("gzip", gzip.compress(b"{}") + b"more", "invalid-inference", "complete"),
         ("gzip", zlib.compress(b"{}"), "invalid-inference", "not gzip"),
@@ -350,34 +328,28 @@ def choice_of(binary: bool | None) -> dict[str, Any]:
         ("deflate", b"{}", "invalid-inference", "not deflate"),
         ("br", b"{}", "encoded-body", "'br'"),
         ("gzip, gzip", gzip.compress(gzip.compress(b"{}")), "encoded-body", "'gzip, gzip'"),
-    ],
-)
-def test_what_does_not_inflate_is_refused(
-    infer: Infer, encoding: str, body: bytes, slug: str, words: str
-) -> None:
-    response = infer(content=body, headers={"Content-Encoding": encoding})
-    refused(response, slug, words)
+    ):
+        refused(infer(content=body, headers={"Content-Encoding": encoding}), slug, words)
 
 
 def test_the_limits_of_predict_hold_for_each_picture_and_for_all(
     service: Service, cat_picture: bytes
 ) -> None:
+    small, large = picture("JPEG", 40, 40), picture("PNG", 100, 100)
     with service(max_upload_bytes=len(cat_picture) - 1, max_pixels=9_999) as client:
+        infer = partial(client.post, INFER)
         limit = body_limit(len(cat_picture) - 1)
         assert client.get("/v2/models/cat").json()["parameters"]["max_request_bytes"] == limit
-        alone = client.post(INFER, **in_json(tensor("image", [cat_picture])))
-        problem = refused(alone, "too-large", "image[0]")
-        assert problem["limit_bytes"] == len(cat_picture) - 1
-        bomb = {"content": gzip.compress(bytes(limit + 1)), "headers": {"Content-Encoding": "gzip"}}
-        for many in (
-            client.post(INFER, **in_json(tensor("image", [cat_picture] * 8))),
-            client.post(INFER, **bomb),
-        ):
-            assert refused(many, "too-large")["limit_bytes"] == limit
-        large = client.post(
-            INFER, **in_json(tensor("image", [picture("JPEG", 40, 40), picture("PNG", 100, 100)]))
+        alone = infer(**in_json(tensor("image", [cat_picture])))
+        assert refused(alone, "too-large", "image[0]")["limit_bytes"] == len(cat_picture) - 1
+        many = infer(**in_json(tensor("image", [cat_picture] * 8)))
+        bomb = infer(content=gzip.compress(bytes(limit + 1)), headers={"Content-Encoding": "gzip"})
+        for all_together in (many, bomb):
+            assert refused(all_together, "too-large")["limit_bytes"] == limit
+        pixels = refused(
+            infer(**in_json(tensor("image", [small, large]))), "too-many-pixels", "[1]"
         )
-        assert refused(large, "too-many-pixels", "image[1]")["limit_pixels"] == 9_999
+        assert pixels["limit_pixels"] == 9_999
 
 
 def test_a_refused_picture_keeps_its_problem_and_is_named(
@@ -488,19 +460,16 @@ def test_a_valid_request_with_anything_changed_is_answered_or_refused(infer: Inf
         in_json(tensor("image", [b"GIF89a"]), id="1", outputs=[{"name": "label"}]),
     ]
     for request in whole * 30:
-        body = request["content"]
-        head = body[: int(request["headers"].get(LENGTH, len(body)))]
-        tokens = list(re.finditer(rb'"[^"]*"|[\d.]+|[\[{][^\[{}\]]*[\]}]', head))
-        token = rng.choice(tokens)
-        changed = [
-            body[: token.start()] + rng.choice(others) + body[token.end() :],
-            bytearray(body),
-        ]
-        changed[1][rng.randrange(len(body))] = rng.randrange(256)
-        for content in changed:
-            response = infer(content=bytes(content), headers=request["headers"])
+        body, headers = request["content"], request["headers"]
+        head = body[: int(headers.get(LENGTH, len(body)))]
+        token = rng.choice([*re.finditer(rb'"[^"]*"|[\d.]+|[\[{][^\[{}\]]*[\]}]', head)])
+        other_token = body[: token.start()] + rng.choice(others) + body[token.end() :]
+        other_byte = bytearray(body)
+        other_byte[rng.randrange(len(body))] = rng.randrange(256)
+        for content in (other_token, bytes(other_byte)):
+            response = infer(content=content, headers=headers)
             if response.status_code != 200:
-                assert 400 <= response.status_code < 500, bytes(content)[:300]
+                assert response.status_code < 500, content[:300]
                 refused(response, response.json()["type"].partition("#")[2])
 
 
