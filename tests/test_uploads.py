@@ -1,7 +1,6 @@
 """Limits of uploads, and bodies that nobody foresaw."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from urllib.parse import quote
 
 import httpx
@@ -10,10 +9,8 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.main import create_app
-from app.settings import Settings
 from app.uploads import FORM_ALLOWANCE_BYTES
-from tests.conftest import Service, SharedWorkers
+from tests.conftest import Service
 
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
@@ -92,35 +89,6 @@ def test_the_connection_is_closed_only_where_an_answer_comes_before_the_bodys_en
         assert answer.headers["connection"] == "close"
     for content in (cat_picture, b"not a picture", in_chunks(cat_picture)):
         assert "connection" not in client.post("/predict", content=content).headers
-
-
-@pytest.mark.parametrize(("pieces", "status"), [(2, 408), (20, 200)])
-def test_an_upload_may_take_long_as_long_as_it_comes_on(
-    workers: SharedWorkers, cat_picture: bytes, pieces: int, status: int
-) -> None:
-    """It may take 0.1 s and a second more for each 50,000 bytes: the picture's 30,000 get 0.7 s."""
-    app = create_app(Settings(upload_seconds=0.1), workers)
-
-    async def body() -> AsyncIterator[bytes]:
-        size = -(-len(cat_picture) // 20)
-        for start in range(0, len(cat_picture), size):
-            yield cat_picture[start : start + size]
-            await asyncio.sleep(0.4 / pieces)
-
-    async def upload() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-        ):
-            return await client.post("/predict", content=body())
-
-    answer = asyncio.run(upload())
-    assert answer.status_code == status, answer.text
-    if status == 408:
-        assert answer.json()["type"] == "/problems#slow-upload"
-        assert "0.1 s" in answer.json()["detail"]
-        assert answer.headers["connection"] == "close"
 
 
 # --- anything at all ----------------------------------------------------------------------------
