@@ -77,7 +77,8 @@ def _wrap(app: FastAPI) -> None:
     app.add_middleware(middleware.UnreadBodies)
     app.add_middleware(middleware.LostRequests)
     app.add_middleware(access.Cors, origins=settings.cors_origins)
-    app.add_middleware(middleware.Observed, log_form=settings.log, metrics=app.state.metrics)
+    counted = app.state.metrics if settings.metrics != "off" else None
+    app.add_middleware(middleware.Observed, log_form=settings.log, metrics=counted)
     app.add_middleware(middleware.PlainStartupFailure)
 
 
@@ -126,6 +127,7 @@ def _measure(app: FastAPI) -> None:
     state.metrics.waiting.set_function(lambda: state.workers.waiting)
     state.metrics.busy.set_function(lambda: state.workers.busy)
     state.metrics.workers.set_function(lambda: state.workers.count)
+    state.workers.on_replaced = state.metrics.replaced.inc
 
 
 def _say_hello(app: FastAPI, capacity: Capacity) -> None:

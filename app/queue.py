@@ -26,16 +26,14 @@ LONGEST_RETRY_SECONDS = 60
 PART_OF_FREE = 0.75
 
 # Memory, as /proc/PID/smaps_rollup has it after some hundred requests, rounded up.
-FRONT_BYTES = 56 * 2**20
-TEMPLATE_BYTES = 48 * 2**20  # interpreter, libraries, weights: workers share it
-WORKER_BYTES = 12 * 2**20  # what a worker adds before it works on anything
+FRONT_BYTES = 44 * 2**20
+TEMPLATE_BYTES = 46 * 2**20  # interpreter, libraries, weights: workers share it
+WORKER_BYTES = 10 * 2**20  # what a worker adds before it works on anything
 MARGIN = 0.06  # of the limit, for what allocators keep
-BODIES_PART = 0.2  # of what is left; the rest is for the workers
+BODIES_PART = 0.18  # of what is left; the rest is for the workers
 COPIES = 1.25  # of a body in the front: the bytes themselves, and a buffer on their way
-# Below this share a second worker would only make pictures be refused.
-LEAST_SHARE_BYTES = 160 * 2**20
-# The worst picture that the limits allow takes less.
-MOST_SHARE_BYTES = 768 * 2**20
+LEAST_SHARE_BYTES = 128 * 2**20  # below it, a second worker would only have pictures refused
+MOST_SHARE_BYTES = 768 * 2**20  # the worst picture that the limits allow takes less
 MOST_BODY_BYTES = 512 * 2**20  # of all bodies together
 
 logger = logging.getLogger("uvicorn.error")
@@ -51,8 +49,8 @@ class Capacity:
 
     @property
     def largest_upload_bytes(self) -> int:
-        """The largest picture for which there can be room, also in base64 under /v2."""
-        return int(self.body_bytes * PART_OF_FREE) * 3 // 4 - 2**17
+        """The largest picture for which there can be room, a form around it included."""
+        return int(self.body_bytes * PART_OF_FREE) - 2**17
 
 
 def plan(workers: int | None = None) -> Capacity:

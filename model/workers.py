@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,8 @@ from model.worker import HEADER, MOST_AT_ONCE, OUT_OF_MEMORY, OUT_OF_TIME, Reply
 
 QUICK_BYTES: Final = 2**16  # bodies up to this size may be sent ahead, and worked on together
 MOST_IN_HAND: Final = 2 * MOST_AT_ONCE  # quick jobs that a worker has, the ones ahead among them
-MOST_REPLY_BYTES: Final = 2**26  # more comes from no worker that is in its senses
+MOST_REPLY_HEAD_BYTES: Final = 2**20  # a worker that sends more has been taken over
+MOST_REPLY_BYTES: Final = 2**24
 MOST_CRASHES: Final = 2  # of one job: then it is its fault
 MOST_TRIES: Final = 5  # of one job, whoever ended its workers
 START_SECONDS: Final = 60.0  # that a template may take to load
@@ -109,7 +110,7 @@ class Workers:
         self.queue: deque[Submitted] = deque()
         self.seconds_each = 0.05  # a guess, until something was measured
         self.current: _Generation | None = None
-        self.replaced = 0  # workers that ended and were replaced
+        self.on_replaced: Callable[[], object] = int  # called for each worker that is replaced
         self._retired: list[_Generation] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()  # one generation at a time
@@ -254,7 +255,7 @@ class Workers:
             return
         if status is not None:
             logger.warning("Worker %d %s; another one takes its place", worker.pid, _how(status))
-            self.replaced += 1
+            self.on_replaced()
         self.hand_out()
 
     def generation_ended(self, generation: "_Generation") -> None:
@@ -375,6 +376,13 @@ class _Generation:
                 worker.pid = pid
                 if not worker.is_open:
                     worker.kill()
+            case {"refused": why}:
+                logger.error("No worker could be started (%s); trying again", why)
+                worker = self._forking.popleft()
+                self.workers.remove(worker)
+                worker.close()
+                self.owner.worker_ended(worker, None)
+                self.owner.run_task(self._replace(LONGEST_PAUSE_SECONDS))
             case {"ended": pid, "status": status}:
                 for worker in self.workers:
                     if worker.pid == pid:
@@ -393,19 +401,17 @@ class _Generation:
         self.owner.worker_ended(worker, status)
         self.owner.run_task(self._replace())
 
-    async def _replace(self) -> None:
+    async def _replace(self, pause: float = 0.0) -> None:
         # Where workers cannot live at all, starting them over and over would take all there is.
         now = time.monotonic()
         too_soon = len(self._starts) == self._starts.maxlen and now - self._starts[0] < 0.2
         self._starts.append(now)
-        if too_soon:
-            await asyncio.sleep(0.2)
+        await asyncio.sleep(max(pause, 0.2 * too_soon))
         try:
             await self._add_worker()
         except OSError as error:  # too many open files, say
             logger.error("No worker can be started: %s", error.strerror)
-            await asyncio.sleep(1)
-            self.owner.run_task(self._replace())
+            self.owner.run_task(self._replace(1.0))
 
     def retire(self) -> None:
         """End once all jobs that its workers have are done."""
@@ -494,24 +500,26 @@ class _Worker(asyncio.Protocol):
             while (reply := self._next_reply()) is not None:
                 self._replied(reply)
         except (ValueError, LookupError, TypeError, RecursionError):
-            logger.error("Worker %d sent what is no reply, and is ended", self.pid)
+            logger.error("Worker %d sent something that is not a reply, and is ended", self.pid)
             self._received.clear()
             self._transport.abort()
         self.generation.owner.hand_out()
 
     def _next_reply(self) -> Reply | None:
-        """The next reply, where all of it is here. Raises ValueError and others for what is none:
-        a worker may have been taken over."""
+        """The next reply, where all of it is here.
+
+        Raises ValueError and others for anything else: a worker may have been taken over.
+        """
         if len(self._received) < HEADER.size:
             return None
         head_bytes, body_bytes = HEADER.unpack_from(self._received)
         size = HEADER.size + head_bytes + body_bytes
-        if size > MOST_REPLY_BYTES or not self.jobs:
+        if head_bytes > MOST_REPLY_HEAD_BYTES or body_bytes > MOST_REPLY_BYTES or not self.jobs:
             raise ValueError
         if len(self._received) < size:
             return None
         body_start = HEADER.size + head_bytes
-        head = json.loads(self._received[HEADER.size : body_start])
+        head = json.loads(self._received[HEADER.size : body_start].decode())
         if not 0 <= head["seconds"] < math.inf:
             raise ValueError
         body = bytes(self._received[body_start:size])
