@@ -127,6 +127,7 @@ def _measure(app: FastAPI) -> None:
     state.metrics.waiting.set_function(lambda: state.workers.waiting)
     state.metrics.busy.set_function(lambda: state.workers.busy)
     state.metrics.workers.set_function(lambda: state.workers.count)
+    state.workers.on_replaced = state.metrics.replaced.inc
 
 
 def _say_hello(app: FastAPI, capacity: Capacity) -> None:

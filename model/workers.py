@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -109,7 +109,7 @@ class Workers:
         self.queue: deque[Submitted] = deque()
         self.seconds_each = 0.05  # a guess, until something was measured
         self.current: _Generation | None = None
-        self.replaced = 0  # workers that ended and were replaced
+        self.on_replaced: Callable[[], object] = int  # called for each worker that is replaced
         self._retired: list[_Generation] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -249,7 +249,7 @@ class Workers:
             return
         if status is not None:
             logger.warning("Worker %d %s; another one takes its place", worker.pid, _how(status))
-            self.replaced += 1
+            self.on_replaced()
         self.hand_out()
 
     def generation_ended(self, generation: "_Generation") -> None:
