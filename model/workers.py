@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -29,8 +30,8 @@ from model.worker import HEADER, MOST_AT_ONCE, OUT_OF_MEMORY, OUT_OF_TIME, Reply
 
 QUICK_BYTES: Final = 2**16  # bodies up to this size may be sent ahead, and worked on together
 MOST_IN_HAND: Final = 2 * MOST_AT_ONCE  # quick jobs that a worker has, the ones ahead among them
-# More comes from no worker that is in its senses: of the head, and of the body.
-MOST_REPLY_BYTES: Final = (2**20, 2**24)
+MOST_REPLY_HEAD_BYTES: Final = 2**20  # a worker that sends more has been taken over
+MOST_REPLY_BYTES: Final = 2**24
 MOST_CRASHES: Final = 2  # of one job: then it is its fault
 MOST_TRIES: Final = 5  # of one job, whoever ended its workers
 START_SECONDS: Final = 60.0  # that a template may take to load
@@ -112,6 +113,7 @@ class Workers:
         self.on_replaced: Callable[[], object] = int  # called for each worker that is replaced
         self._retired: list[_Generation] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting = asyncio.Lock()  # one generation at a time
         self._stopping = False
 
     # --- for users ------------------------------------------------------------------------------
@@ -151,7 +153,9 @@ class Workers:
     async def reload(self) -> None:
         """Load everything anew in new processes; once they are ready, they take over. Raises
         CannotStart, and the old ones go on."""
-        old, self.current = self.current, await self._generation(self.arguments)
+        async with self._starting:
+            new = await self._generation(self.arguments)
+            old, self.current = self.current, new
         if old:
             self._retired.append(old)
             old.retire()
@@ -190,6 +194,8 @@ class Workers:
                     f"The weights could not be loaded within {START_SECONDS:g} s: the machine is"
                     " too busy, or too small."
                 ) from None
+            if isinstance(error, OSError):
+                raise CannotStart(f"No process can be started: {error.strerror}.") from None
             raise
         if generation.ended:
             raise CannotStart("The process that loads the weights ended unexpectedly.")
@@ -265,7 +271,9 @@ class Workers:
         pause = 0.1
         while self.current is None:
             try:
-                self.current = await self._generation(self.arguments)
+                async with self._starting:
+                    # A reload may have come before
+                    self.current = self.current or await self._generation(self.arguments)
             except CannotStart as error:
                 logger.error("%s", error)
                 await asyncio.sleep(pause)
@@ -364,7 +372,10 @@ class _Generation:
                 if not self._is_ready.done():
                     self._is_ready.set_exception(CannotStart(why))
             case {"started": pid}:
-                self._forking.popleft().pid = pid
+                worker = self._forking.popleft()
+                worker.pid = pid
+                if not worker.is_open:
+                    worker.kill()
             case {"refused": why}:
                 logger.error("No worker could be started (%s); trying again", why)
                 worker = self._forking.popleft()
@@ -396,13 +407,19 @@ class _Generation:
         too_soon = len(self._starts) == self._starts.maxlen and now - self._starts[0] < 0.2
         self._starts.append(now)
         await asyncio.sleep(max(pause, 0.2 * too_soon))
-        await self._add_worker()
+        try:
+            await self._add_worker()
+        except OSError as error:  # too many open files, say
+            logger.error("No worker can be started: %s", error.strerror)
+            self.owner.run_task(self._replace(1.0))
 
     def retire(self) -> None:
         """End once all jobs that its workers have are done."""
         self.retired = True
         for worker in self.workers:
             worker.close_if_done()
+        if not self.workers:
+            self.kill()
 
     def check(self, now: float) -> None:
         """Kill workers, or the template, that make no progress."""
@@ -480,43 +497,51 @@ class _Worker(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         try:
-            while self._take_reply():
-                pass
+            while (reply := self._next_reply()) is not None:
+                self._replied(reply)
         except (ValueError, LookupError, TypeError, RecursionError):
-            logger.error("Worker %d sent something that is not a reply", self.pid)
+            logger.error("Worker %d sent something that is not a reply, and is ended", self.pid)
             self._received.clear()
-            self.kill()
+            self._transport.abort()
         self.generation.owner.hand_out()
 
-    def _take_reply(self) -> bool:
-        """Pass on the first reply, if it is here whole."""
+    def _next_reply(self) -> Reply | None:
+        """The next reply, where all of it is here.
+
+        Raises ValueError and others for anything else: a worker may have been taken over.
+        """
         if len(self._received) < HEADER.size:
-            return False
-        sizes = HEADER.unpack_from(self._received)
-        if sizes[0] > MOST_REPLY_BYTES[0] or sizes[1] > MOST_REPLY_BYTES[1]:
-            raise ValueError("too long")
-        body_start = HEADER.size + sizes[0]
-        end = body_start + sizes[1]
-        if len(self._received) < end:
-            return False
+            return None
+        head_bytes, body_bytes = HEADER.unpack_from(self._received)
+        size = HEADER.size + head_bytes + body_bytes
+        if head_bytes > MOST_REPLY_HEAD_BYTES or body_bytes > MOST_REPLY_BYTES or not self.jobs:
+            raise ValueError
+        if len(self._received) < size:
+            return None
+        body_start = HEADER.size + head_bytes
         head = json.loads(self._received[HEADER.size : body_start].decode())
-        reply = Reply(head, bytes(self._received[body_start:end]))
-        del self._received[:end]
-        self.generation.owner.note_seconds(float(head["seconds"]))
+        if not 0 <= head["seconds"] < math.inf:
+            raise ValueError
+        body = bytes(self._received[body_start:size])
+        del self._received[:size]
+        return Reply(head, body)
+
+    def _replied(self, reply: Reply) -> None:
         job = self.jobs.popleft()
         self._progress = (-1, time.monotonic())
+        self.generation.owner.note_seconds(reply.head["seconds"])
         if not job.reply.done():
             job.reply.set_result(reply)
         self.close_if_done()
-        return True
 
     def close_if_done(self) -> None:
         if self.generation.retired and not self.jobs:
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False  # its template will tell how it ended
+        self.is_open = False
         self._progress = (-1, time.monotonic())
+        self.kill()  # where it goes on all the same; its template will tell how it ended
 
     def close(self) -> None:
         self.is_open = False
@@ -561,4 +586,7 @@ def _how(status: int) -> str:
         return "ran out of its memory"
     if status == OUT_OF_TIME:
         return "took too much processor time for a picture"
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+    if status >= 0:
+        return f"ended with {status}"
+    known = -status in set(signal.Signals)  # real-time signals have numbers only
+    return f"was ended by {signal.Signals(-status).name if known else f'signal {-status}'}"
