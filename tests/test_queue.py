@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from app import queue
+from app.capacity import PART_OF_FREE, plan
 from app.errors import Problem
 from app.main import create_app
-from app.queue import PART_OF_FREE, Queue, plan
+from app.queue import Queue
 from app.settings import Settings
 from app.uploads import FORM_ALLOWANCE_BYTES
 from model import machine as model_machine
