@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from app import queue
+from app import capacity
 from app.capacity import PART_OF_FREE, plan
 from app.errors import Problem
 from app.main import create_app
@@ -300,8 +300,8 @@ async def test_work_that_ends_a_worker_has_an_answer_of_its_own(
 def test_there_are_as_many_workers_as_cores_and_memory_allow(
     monkeypatch: pytest.MonkeyPatch, count: int, memory: int, workers: int
 ) -> None:
-    monkeypatch.setattr(queue, "cores", lambda: count)
-    monkeypatch.setattr(queue, "memory_bytes", lambda: memory * MIB)
+    monkeypatch.setattr(capacity, "cores", lambda: count)
+    monkeypatch.setattr(capacity, "memory_bytes", lambda: memory * MIB)
     assert plan().workers == workers
 
 
@@ -310,8 +310,8 @@ def test_there_are_as_many_workers_as_cores_and_memory_allow(
 def test_the_shares_together_stay_within_the_memory(
     monkeypatch: pytest.MonkeyPatch, memory: int, workers: int | None
 ) -> None:
-    monkeypatch.setattr(queue, "cores", lambda: 4)
-    monkeypatch.setattr(queue, "memory_bytes", lambda: memory * MIB)
+    monkeypatch.setattr(capacity, "cores", lambda: 4)
+    monkeypatch.setattr(capacity, "memory_bytes", lambda: memory * MIB)
     planned = plan(workers)
     shares = planned.workers * planned.worker_bytes + planned.body_bytes
     if memory >= 512 or workers in (None, 1):
