@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     app.state.workers = workers
     app.state.metrics = Metrics()
     app.state.ready = False
+    app.include_router(routes.plain_router)
     for module in (routes, inference_protocol, docs, page):
         app.include_router(module.router)
     if app.state.settings.metrics != "off":

@@ -130,11 +130,11 @@ class Queue:
         loop = asyncio.get_running_loop()
         arrived = loop.time()
         job = self._workers.submit(head, body, quick=quick)
+        timer = loop.call_at(arrived + self._deadline_seconds, _expire, job)
         try:
-            async with asyncio.timeout_at(arrived + self._deadline_seconds):
-                if job.is_waiting:
-                    await _reply_or_gone(job, request)
-                reply = await job.reply
+            if job.is_waiting:
+                await _reply_or_gone(job, request)
+            reply = await job.reply
         except JobRefused as refused:
             raise _refusal(refused.end, head) from None
         except TimeoutError:
@@ -145,6 +145,7 @@ class Queue:
                 self._retry_after(),
             ) from None
         finally:
+            timer.cancel()
             job.cancel()
             facts.queue_seconds = loop.time() - arrived
         facts.decode_seconds = reply.head["seconds"]
@@ -180,6 +181,11 @@ class Body:
         self._queue.fit(self.held + count, self.held)
         self.held += count
         self._queue.held_bytes += count
+
+
+def _expire(job: Submitted) -> None:
+    if not job.reply.done():
+        job.reply.set_exception(TimeoutError())
 
 
 async def _reply_or_gone(job: Submitted, request: Request) -> None:

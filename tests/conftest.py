@@ -109,7 +109,7 @@ def weights_path(tmp_path_factory: pytest.TempPathFactory, cat_picture: bytes) -
                 "deviation": [40.0, 10.0, 20.0, 5.0],
             }
         },
-        golden=Golden(cat_picture, probability=0.0),  # saving works the probability out
+        golden=(Golden(cat_picture, probability=0.0),),  # saving works the probability out
     ).save(path)
     return path
 
