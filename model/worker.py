@@ -101,7 +101,10 @@ def missing_limits() -> list[str]:
 
 
 def _tell(control: socket.socket, **message: Any) -> None:
-    control.sendall(json.dumps(message).encode() + b"\n")
+    try:
+        control.sendall(json.dumps(message).encode() + b"\n")
+    except ConnectionError:
+        os._exit(0)  # the front is gone; workers die with their parent
 
 
 def _keep_memory() -> None:
