@@ -144,7 +144,10 @@ class _Template:
                 awake.recv(4096)
                 self._report_ended()
             if self.control in readable:
-                asked, sockets, _, _ = socket.recv_fds(self.control, 1, 1)
+                try:
+                    asked, sockets, _, _ = socket.recv_fds(self.control, 1, 1)
+                except ConnectionError:
+                    asked = b""
                 if not asked:
                     os._exit(0)  # the front is gone; workers die with their parent
                 for descriptor in sockets:
