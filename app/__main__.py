@@ -1,25 +1,42 @@
-"""`python -m app`: the service on the address and with the workers that the settings name."""
+"""`python -m app`: the service on the address that the settings name."""
 
 import argparse
 import os
 import sys
 
-from app.settings import BadSettings, Settings, describe
-from app.supervisor import CannotStart, run
+from app.capacity import workers_for
+from app.settings import BadSettings, Settings, describe, in_force
 
 
 def main() -> None:
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m app",
         description="Serve the cat classifier over HTTP. SIGTERM or Ctrl-C stops the service once"
         " the requests under way are answered, a second time at once; SIGHUP makes it read its"
         " weights again.",
         epilog=f"Settings, from the environment:\n\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    )
+    parser.add_argument(
+        "--settings", action="store_true", help="show the settings in force, and end"
+    )
+    options = parser.parse_args()
     try:
-        sys.exit(run(Settings.from_env(os.environ)))
-    except (BadSettings, CannotStart) as error:
+        settings = Settings.from_env(os.environ)
+    except BadSettings as error:
+        sys.exit(str(error))
+    if options.settings:
+        print("\n".join(in_force(settings, os.environ)))
+        return
+    workers = workers_for(settings)
+    workers.launch()  # so that the weights are loaded while this process imports its libraries
+    from app.main import app
+    from app.server import CannotListen, run
+
+    app.state.workers = workers
+    try:
+        sys.exit(run(app))
+    except CannotListen as error:
         sys.exit(str(error))
 
 

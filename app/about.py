@@ -1,101 +1,60 @@
-"""GET /model: what the artifact says of itself, in one shape whoever trained it and however."""
+"""What an artifact says of itself, in one shape whoever trained it and however."""
 
 import base64
 import math
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any, TypeGuard
 
-from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from app.explain import PNG, MethodAnswer, png
-from model import bands
-from model.architecture import describe
+from model.artifact import describe
 from model.classifier import Classifier
 from model.explanation import method, picture_of_weights
 from model.network import Composite, Layer, parameters
 
-ALL = "all"  # the source of metrics that are not told by source
-
-router = APIRouter()
+ALL = "all"  # the source of metrics that are not given by source
 
 
-class NetworkAnswer(BaseModel):
-    summary: str = Field(description="The layers, counted.")
-    parameters: int
-    layers: list[dict[str, Any]]
-
-
-class CurveAnswer(BaseModel):
-    x: str = Field(description="What the lines go along: epoch or iteration.")
-    series: dict[str, list[tuple[float, float]]]
-
-
-class ModelAnswer(BaseModel):
-    name: str
-    version: str
-    classes: list[str] = Field(description="The probability is the first one's.")
-    threshold: float
-    threshold_rule: str | None = Field(description="How the threshold was chosen.")
-    bands: list[dict[str, Any]] = Field(description="From which probability on which words.")
-    preprocessing: dict[str, Any]
-    network: NetworkAnswer
-    explanation: MethodAnswer
-    data: dict[str, Any] = Field(description="What it was trained on and measured with.")
-    training: dict[str, Any] = Field(description="The settings of its training.")
-    metrics: dict[str, dict[str, dict[str, Any]]] = Field(
-        description=f"Split, source, metric; the source is '{ALL}' where sources were not told"
-        " apart."
-    )
-    calibration: dict[str, Any]
-    limits: list[str] = Field(description="What it cannot do, as far as the artifact knows.")
-    learning_curve: CurveAnswer | None
-    weights_png: str | None = Field(
-        description=f"Logistic regression's weights as a picture: grey is 0. {PNG}"
-    )
-
-
-@router.get(
-    "/model",
-    operation_id="model",
-    summary="Say what is known of the model",
-    response_description="What the artifact says of itself.",
-)
-async def get_model(request: Request) -> ModelAnswer:
-    """Data, training, measurements and limits are what the artifact holds; one of your own may
-    leave any of them out."""
-    return about(request.app.state.classifier)
-
-
-def about(classifier: Classifier) -> ModelAnswer:
-    """What is known of a classifier. Its metadata may hold anything that JSON can."""
+def about(classifier: Classifier) -> dict[str, Any]:
+    """The values of `app.answers.ModelAnswer`. An artifact's metadata may be any JSON."""
     facts = _finite(classifier.metadata)
     measured = _metrics(_mapping(facts.get("metrics")))
     side = classifier.preprocessing.side
     weights = picture_of_weights(classifier.layers, side)
     rule = facts.get("threshold_rule")
-    return ModelAnswer(
-        name=classifier.name,
-        version=classifier.version,
-        classes=list(classifier.class_names),
-        threshold=classifier.threshold,
-        threshold_rule=rule if isinstance(rule, str) else None,
-        bands=bands.to_json(classifier.all_bands),
-        preprocessing=classifier.preprocessing.to_json(),
-        network=NetworkAnswer(
-            summary=summary(classifier.layers),
-            parameters=sum(value.size for value in parameters(classifier.layers).values()),
-            layers=describe(classifier.layers),
-        ),
-        explanation=MethodAnswer.of(method(classifier.layers)),
-        data=_mapping(facts.get("data")),
-        training=_mapping(facts.get("training")),
-        metrics=measured,
-        calibration=_mapping(facts.get("calibration")),
-        limits=[*_limits(classifier, measured), *_texts(facts.get("limits"))],
-        learning_curve=_curve(facts),
-        weights_png=None if weights is None else base64.b64encode(png(weights)).decode(),
-    )
+    explained = method(classifier.layers)
+    return {
+        "name": classifier.name,
+        "version": classifier.version,
+        "classes": list(classifier.class_names),
+        "threshold": classifier.threshold,
+        "threshold_rule": rule if isinstance(rule, str) else None,
+        "bands": [{"from": band.start, "words": band.words} for band in classifier.all_bands],
+        "preprocessing": classifier.preprocessing.to_json(),
+        "network": {
+            "summary": summary(classifier.layers),
+            "parameters": sum(value.size for value in parameters(classifier.layers).values()),
+            "layers": describe(classifier.layers),
+        },
+        "explanation": {"name": explained.name, "description": explained.description},
+        "data": _mapping(facts.get("data")),
+        "training": _mapping(facts.get("training")),
+        "metrics": measured,
+        "calibration": _mapping(facts.get("calibration")),
+        "limits": [*_limits(classifier, measured), *_texts(facts.get("limits"))],
+        "learning_curve": _curve(facts),
+        "weights_png": None if weights is None else base64.b64encode(png(weights)).decode(),
+    }
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A picture (height, width, 3) as a PNG."""
+    out = BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
 
 
 def summary(layers: Sequence[Layer]) -> str:
@@ -104,8 +63,10 @@ def summary(layers: Sequence[Layer]) -> str:
     _count(layers, counts)
     if counts == {"linear": 1} and len(layers) == 1:
         return "Logistic regression on the pixels"
-    told = (f"{n} {kind}{'s' if n > 1 and kind != 'linear' else ''}" for kind, n in counts.items())
-    return ", ".join(told)
+    counted = (
+        f"{n} {kind}{'s' if n > 1 and kind != 'linear' else ''}" for kind, n in counts.items()
+    )
+    return ", ".join(counted)
 
 
 def _count(layers: Sequence[Layer], counts: dict[str, int]) -> None:
@@ -119,10 +80,10 @@ def _count(layers: Sequence[Layer], counts: dict[str, int]) -> None:
 def _metrics(measured: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Split → source → metric, also where an artifact has its metrics right below the split."""
     found = {}
-    for split, told in measured.items():
-        by_source = {name: each for name, each in _mapping(told).items() if _by_source(each)}
-        if by_source or told:
-            found[str(split)] = by_source or {ALL: _mapping(told)}
+    for split, metrics in measured.items():
+        by_source = {name: each for name, each in _mapping(metrics).items() if _by_source(each)}
+        if by_source or metrics:
+            found[str(split)] = by_source or {ALL: _mapping(metrics)}
     return found
 
 
@@ -142,11 +103,11 @@ def _limits(
         "Pictures of other kinds, cameras and places than those it was measured on are harder.",
     ]
     split = next((name for name in ("test", "validation") if name in measured), None)
-    for source, told in measured.get(split or "", {}).items():
-        missed = _share(told, "false_negative", "true_positive")
-        taken = _share(told, "false_positive", "true_negative")
+    for source, metrics in measured.get(split or "", {}).items():
+        missed = _share(metrics, "false_negative", "true_positive")
+        taken = _share(metrics, "false_positive", "true_negative")
         where = f"Of the {split} pictures" + ("" if source == ALL else f" from {source}")
-        at = told.get("threshold")
+        at = metrics.get("threshold")
         # The artifact's own: the service may have been given another.
         if _is_number(at) and 0 < at < 1 and at != classifier.threshold:
             where += f", with a threshold of {at:.1%},"
@@ -159,14 +120,14 @@ def _limits(
     return limits
 
 
-def _share(told: Mapping[str, Any], wrong: str, right: str) -> float | None:
-    counts = [told.get(name) for name in (wrong, right)]
+def _share(metrics: Mapping[str, Any], wrong: str, right: str) -> float | None:
+    counts = [metrics.get(name) for name in (wrong, right)]
     if not all(isinstance(count, int) and count >= 0 for count in counts) or not any(counts):
         return None
     return float(counts[0] / (counts[0] + counts[1]))  # type: ignore[operator]
 
 
-def _curve(facts: Mapping[str, Any]) -> CurveAnswer | None:
+def _curve(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """The course's costs, or the losses and metrics of epochs."""
     series: dict[str, list[tuple[float, float]]] = {}
     costs = _mapping(facts.get("costs"))
@@ -180,7 +141,7 @@ def _curve(facts: Mapping[str, Any]) -> CurveAnswer | None:
         for row in rows if isinstance(rows, list) else []:
             _add_epoch(series, _mapping(row))
     series = {name: line for name, line in series.items() if len(line) > 1}
-    return CurveAnswer(x=x, series=series) if series else None
+    return {"x": x, "series": series} if series else None
 
 
 def _add_epoch(series: dict[str, list[tuple[float, float]]], row: Mapping[str, Any]) -> None:

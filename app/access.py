@@ -11,13 +11,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import problems
-from app.problems import Problem, answer
+from app import errors
+from app.errors import Problem
+from app.middleware import respond
 
 HEADER = "X-API-Key"
 # What is asked for without a key: by load balancers, and by people who have still to type theirs
 # in. None of it tells or does anything that the public source does not.
-OPEN = ("/", "/docs", "/openapi.json", problems.PAGE, "/health")
+OPEN = ("/", "/docs", "/openapi.json", errors.PAGE, "/health")
 OPEN_FOLDERS = ("/docs/", "/static/", "/health/", "/v2/health/")
 METRICS = "/metrics"
 TENSORS = "Inference-Header-Content-Length"  # of /v2, where tensors come as bytes
@@ -50,7 +51,7 @@ class KeysRequired:
         )
         detail = f"{what}. Send {HEADER}: KEY, or Authorization: Bearer KEY."
         refusal = Problem("unauthorized", detail, {"WWW-Authenticate": "Bearer"})
-        await answer(refusal)(scope, receive, send)
+        await respond(refusal)(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
         path = own_path(scope)
@@ -94,7 +95,7 @@ def _brought(scope: Scope) -> Iterator[bytes]:
 def document(openapi: dict[str, Any], *, metrics_open: bool) -> None:
     """Say in an OpenAPI document which addresses need a key."""
     openapi["components"]["securitySchemes"] = SCHEMES
-    (refusal,) = problems.responses("unauthorized").values()
+    (refusal,) = errors.responses("unauthorized").values()
     for path, operations in openapi["paths"].items():
         if is_open(path) or (path == METRICS and metrics_open):
             continue
@@ -116,6 +117,13 @@ class Cors(CORSMiddleware):
             max_age=PREFLIGHT_SECONDS,
         )
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Where no origin is allowed, a preflight is refused and nothing else changes."""
+        if self.allow_origins or (scope["type"] == "http" and scope["method"] == "OPTIONS"):
+            await super().__call__(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
     def preflight_response(self, request_headers: Headers) -> Response:
         """The answer to a browser that asks what a page may do; a refusal is a problem."""
         response = super().preflight_response(request_headers)
@@ -127,4 +135,4 @@ class Cors(CORSMiddleware):
             f" because of its {refused}. The operator sets the origins with CAT_CORS_ORIGINS."
         )
         kept = {name: text for name, text in response.headers.items() if name[:8] != "content-"}
-        return answer(Problem("origin-not-allowed", detail, kept))
+        return respond(Problem("origin-not-allowed", detail, kept))

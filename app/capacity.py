@@ -1,56 +1,68 @@
-"""How many workers and decoders fit this machine or container, and how much memory each may use.
+"""How many workers fit this machine or container, and how its memory is divided.
 
-memory limit = shared by all workers + workers × (a worker's own + its uploads + its decodes)
+memory = front + bodies + template + workers × (a worker's own + its share)
 
-A worker refuses what its share does not hold, so the sum stays within the limit, as long as each
-worker has the least share.
+What the shares do not hold is refused, so the sum stays within the limit.
 """
 
 from dataclasses import dataclass
-from math import ceil
+from pathlib import Path
 
+from app.settings import Settings
 from model.machine import cores, memory_bytes
+from model.workers import Workers
 
-# As /proc/PID/smaps_rollup has them after some hundred requests, rounded up.
-SHARED_BYTES = 72 * 2**20  # interpreter, libraries, weights: loaded once, before workers are forked
-WORKER_BYTES = 28 * 2**20  # what a worker adds: its connections, its passes through the network
-MARGIN = 0.1  # of the limit, for what an allocator keeps between requests
-# Below this share for uploads and decodes a second worker would only make pictures be refused.
-LEAST_SHARE_BYTES = 128 * 2**20
-# More is never needed: the worst picture that the limits allow takes less.
-MOST_SHARE_BYTES = 1024 * 2**20
-UPLOADS_PART = 0.25  # of a worker's share; the rest is for decoding
-# Of the bytes for uploads that are free, what a single one may take. Less would keep more room for
-# small uploads beside large ones, but make the largest picture smaller where memory is small.
+WEIGHTS = Path(__file__).parent.parent / "model" / "cat.safetensors"
+# Of the bytes that are free, what a single upload may take: large ones leave room for small ones.
 PART_OF_FREE = 0.75
+
+# Memory, as /proc/PID/smaps_rollup has it after some hundred requests, rounded up.
+FRONT_BYTES = 44 * 2**20
+TEMPLATE_BYTES = 46 * 2**20  # interpreter, libraries, weights: workers share it
+WORKER_BYTES = 10 * 2**20  # what a worker adds before it works on anything
+MARGIN = 0.06  # of the limit, for what allocators keep
+BODIES_PART = 0.18  # of what is left; the rest is for the workers
+COPIES = 1.25  # of a body in the front: the bytes themselves, and a buffer on their way
+LEAST_SHARE_BYTES = 128 * 2**20  # below it, a second worker would only have pictures refused
+MOST_SHARE_BYTES = 768 * 2**20  # the worst picture that the limits allow takes less
+MOST_BODY_BYTES = 512 * 2**20  # of all bodies together
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the service may use. Bytes are a worker's."""
+    """How the memory of this machine or container is divided."""
 
     workers: int
-    decoders: int  # threads a worker
-    upload_bytes: int  # that bodies may take together
-    decode_bytes: int  # that decodes may take together
+    worker_bytes: int  # that each worker may take for its work
+    body_bytes: int  # that all bodies may take together
 
     @property
     def largest_upload_bytes(self) -> int:
-        """The largest picture for which there can be room, also in base64 under /v2."""
-        return int(self.upload_bytes * PART_OF_FREE) * 3 // 4 - 2**17
+        """The largest picture for which there can be room, a form around it included."""
+        return int(self.body_bytes * PART_OF_FREE) - 2**17
 
 
 def plan(workers: int | None = None) -> Capacity:
     """Divide what there is; without a number of workers, as many as cores and memory allow."""
-    count, memory = cores(), memory_bytes()
+    rest = int(memory_bytes() * (1 - MARGIN)) - FRONT_BYTES - TEMPLATE_BYTES
+    bodies = min(max(int(rest * BODIES_PART), 2**22), MOST_BODY_BYTES)
+
+    def share(count: int) -> int:
+        return (rest - int(bodies * COPIES)) // count - WORKER_BYTES
+
     if workers is None:
-        fitting = (n for n in range(count, 1, -1) if _share(memory, n) >= LEAST_SHARE_BYTES)
+        fitting = (n for n in range(cores(), 1, -1) if share(n) >= LEAST_SHARE_BYTES)
         workers = next(fitting, 1)
-    share = min(max(_share(memory, workers), LEAST_SHARE_BYTES // 4), MOST_SHARE_BYTES)
-    uploads = int(share * UPLOADS_PART)
-    return Capacity(workers, ceil(count / workers), uploads, share - uploads)
+    return Capacity(workers, min(max(share(workers), 2**25), MOST_SHARE_BYTES), bodies)
 
 
-def _share(memory: int, workers: int) -> int:
-    """Bytes that uploads and decodes of one worker may take."""
-    return (int(memory * (1 - MARGIN)) - SHARED_BYTES) // workers - WORKER_BYTES
+def workers_for(settings: Settings) -> Workers:
+    """The workers of a service with these settings, not started yet."""
+    capacity = plan(settings.workers)
+    return Workers(
+        "app.work",
+        [str(settings.weights or WEIGHTS)],
+        count=capacity.workers,
+        memory_bytes=capacity.worker_bytes,
+        seconds=settings.processor_seconds,
+    )

@@ -1,11 +1,16 @@
 """The service, assembled: `uvicorn app.main:app`, or `python -m app` with the settings' own port.
 
-Assembling reads the settings; the weights are loaded when the server starts, and a server whose
-weights cannot be loaded stops with one sentence.
+Assembling reads the settings; the workers load the weights when the server starts, and a server
+whose weights cannot be loaded stops with one sentence.
 """
 
+import asyncio
+import gc
+import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,48 +20,26 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from uvicorn.config import STARTUP_FAILURE
 
-from app import (
-    about,
-    access,
-    allocator,
-    configuration,
-    docs,
-    explain,
-    inference_protocol,
-    metrics,
-    page,
-    problems,
-    reload,
-    routes,
-)
-from app.admission import Admission
-from app.capacity import Capacity, plan
-from app.decoders import Decoders
-from app.middleware import (
-    HeadAsGet,
-    LostRequests,
-    PlainStartupFailure,
-    SafeHeaders,
-    UnreadBodies,
-)
-from app.observation import Observed
-from app.reload import load_classifier
+from app import access, docs, errors, inference_protocol, metrics, middleware, page, routes
+from app.capacity import Capacity, plan, workers_for
+from app.metrics import Metrics
+from app.queue import Queue
 from app.settings import BadSettings, Settings
-from model.classifier import Classifier
-from model.preprocessing import Limits, MemoryBudget
+from model.workers import CannotStart, Workers
 
 API_VERSION = "1"
+# Allocations, less what was freed, before young objects are looked through. Requests leave little
+# that counting references does not free.
+YOUNG_OBJECTS = 10_000
+
+logger = logging.getLogger("uvicorn.error")
 
 
-def create_app(
-    settings: Settings | None = None,
-    classifier: Classifier | None = None,
-    capacity: Capacity | None = None,
-) -> FastAPI:
+def create_app(settings: Settings | None = None, workers: Workers | None = None) -> FastAPI:
     """Build the service; without `settings` they come from the environment.
 
-    Raises BadSettings for an environment that cannot be used. Loads nothing: without a classifier
-    the lifespan loads it, and without a capacity it plans for a process that is alone.
+    Raises BadSettings for an environment that cannot be used. Starts nothing: without workers that
+    have been started already, the lifespan starts them.
     """
     app = FastAPI(
         title="Cat or not",
@@ -70,17 +53,15 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},  # there are our own
     )
     app.state.settings = Settings.from_env(os.environ) if settings is None else settings
-    app.state.classifier = classifier
-    app.state.capacity = capacity
-    app.include_router(routes.router)
-    app.include_router(inference_protocol.router)
-    app.include_router(explain.router)
-    app.include_router(about.router)
-    app.include_router(docs.router)
-    app.include_router(page.router)
-    problems.install(app)
+    app.state.workers = workers
+    app.state.metrics = Metrics()
+    app.state.ready = False
+    app.include_router(routes.plain_router)
+    for module in (routes, inference_protocol, docs, page):
+        app.include_router(module.router)
     if app.state.settings.metrics != "off":
         app.include_router(metrics.router)
+    middleware.install_handlers(app)
     _wrap(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -89,46 +70,118 @@ def create_app(
 def _wrap(app: FastAPI) -> None:
     """Put what surrounds every request round the application, from the innermost on."""
     settings: Settings = app.state.settings
-    app.add_middleware(routes.Direct)
-    app.add_middleware(HeadAsGet)
+    app.add_middleware(middleware.HeadAsGet)
     if settings.keys:
         open_metrics = settings.metrics == "open"
         app.add_middleware(access.KeysRequired, keys=settings.keys, metrics_open=open_metrics)
-    app.add_middleware(UnreadBodies)
-    app.add_middleware(LostRequests)
-    if settings.cors_origins:
-        app.add_middleware(access.Cors, origins=settings.cors_origins)
-    app.add_middleware(SafeHeaders)
-    app.add_middleware(Observed, log=settings.log, counted=settings.metrics != "off")
-    app.add_middleware(PlainStartupFailure)
+    app.add_middleware(middleware.UnreadBodies)
+    app.add_middleware(middleware.LostRequests)
+    app.add_middleware(access.Cors, origins=settings.cors_origins)
+    counted = app.state.metrics if settings.metrics != "off" else None
+    app.add_middleware(middleware.Observed, log_form=settings.log, metrics=counted)
+    app.add_middleware(middleware.PlainStartupFailure)
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    settings: Settings = app.state.settings
-    state = app.state
-    if state.capacity is None:  # nobody has prepared this process: it is alone
-        state.classifier = state.classifier or load_classifier(settings)
-        state.capacity = plan(workers=1)
-        configuration.log(settings, state.capacity, state.classifier)
-        allocator.settle()
-    classifier: Classifier = state.classifier
-    capacity: Capacity = state.capacity
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    state, settings = app.state, app.state.settings
+    capacity = plan(settings.workers)
     most = min(settings.max_upload_bytes, capacity.largest_upload_bytes)
     state.settings = settings = replace(settings, max_upload_bytes=most)
-    memory = MemoryBudget(capacity.decode_bytes)
-    state.limits = Limits(max_pixels=settings.max_pixels, memory=memory)
-    reload.install(app)
+    workers: Workers = state.workers or workers_for(settings)
+    state.workers = workers
+    owned = not workers.description  # else somebody has started them, for several services
+    if owned:
+        await workers.start()
+    state.model = workers.description
+    state.queue = Queue(
+        workers,
+        places=settings.queue,
+        body_bytes=capacity.body_bytes,
+        deadline_seconds=settings.deadline_seconds,
+    )
+    _measure(app)
+    _reload_on_hangup(app)
+    gc.collect()
+    gc.freeze()  # what lives as long as the service is kept out of garbage collections
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
     state.ready = True
-    with Decoders(capacity.decoders) as decoders:
-        state.admission = Admission(
-            decoders,
-            places=settings.queue,
-            upload_bytes=capacity.upload_bytes,
-            deadline_seconds=settings.deadline_seconds,
+    _say_hello(app, capacity)
+    try:
+        yield {"log": settings.log, "metrics": state.metrics}
+    finally:
+        if owned:
+            await workers.stop()
+
+
+def _measure(app: FastAPI) -> None:
+    """Have the metrics ask for what is under way."""
+    state = app.state
+    state.metrics.serve(state.model["name"], state.model["version"])
+    state.metrics.in_progress.set_function(lambda: state.queue.in_progress)
+    state.metrics.waiting.set_function(lambda: state.workers.waiting)
+    state.metrics.busy.set_function(lambda: state.workers.busy)
+    state.metrics.workers.set_function(lambda: state.workers.count)
+    state.workers.on_replaced = state.metrics.replaced.inc
+
+
+def _say_hello(app: FastAPI, capacity: Capacity) -> None:
+    """Log what is served, where, how to try it, and what follows from the settings."""
+    state = app.state
+    settings, model = state.settings, state.model
+    address = getattr(state, "address", None) or "http://ADDRESS:PORT"
+    for name in settings.ignored:
+        logger.warning("%s is not a setting of this service and is ignored", name)
+    logger.info("Model: %s, version %s", model["name"], model["version"])
+    if hasattr(state, "address"):
+        logger.info("Listening on %s (Ctrl-C stops it)", address)
+    logger.info("Try it: curl --data-binary @cat.jpg %s/predict", address)
+    logger.info(
+        "Workers: %d, each with %.0f MB for its work; uploads up to %.1f MB, %.0f MB together",
+        state.workers.count,
+        capacity.worker_bytes / 1e6,
+        settings.max_upload_bytes / 1e6,
+        capacity.body_bytes / 1e6,
+    )
+    for missing in state.workers.unlimited:
+        logger.warning("This system or user does not let workers be kept from %s", missing)
+
+
+def _reload_on_hangup(app: FastAPI) -> None:
+    """Load the weights anew on SIGHUP. Does nothing where SIGHUP has a meaning already, as under
+    nohup, nor in a thread or on a system that cannot have it."""
+    if (
+        not hasattr(signal, "SIGHUP")
+        or threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+    ):
+        return
+    on_terminal = os.isatty(0)
+
+    def on_hangup() -> None:
+        if on_terminal and not os.isatty(0):  # the window that the service ran in was closed
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            app.state.workers.run_task(reload(app))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+async def reload(app: FastAPI) -> None:
+    """Serve what the weights file holds now; a file that cannot be used changes nothing."""
+    state = app.state
+    try:
+        await state.workers.reload()
+    except CannotStart as error:
+        model = state.model
+        logger.error("%s", error)
+        logger.error(
+            "Nothing was reloaded: still serving %s, version %s", model["name"], model["version"]
         )
-        async with metrics.told(classifier.name, classifier.version, state.admission):
-            yield
+        return
+    state.model = state.workers.description
+    state.metrics.serve(state.model["name"], state.model["version"])
+    logger.info("Reloaded: serving %s, version %s", state.model["name"], state.model["version"])
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -140,7 +193,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
         )
-        document["components"]["schemas"]["Problem"] = problems.SCHEMA
+        document["components"]["schemas"]["Problem"] = errors.SCHEMA
         settings: Settings = app.state.settings
         if settings.keys:
             access.document(document, metrics_open=settings.metrics == "open")

@@ -1,9 +1,8 @@
-"""uvicorn's faster HTTP parser, with what it leaves out against its other one.
+"""uvicorn's faster HTTP parser, with the guards that its other one has.
 
-It collects headers without end: 24 MB of short header lines take 300 MB of memory, and a single
-long one more time with each part that arrives. It lets requests without a Host pass, which
-RFC 9112, section 3.2, has servers refuse. And it drops the body of a request that offers to go on
-in another protocol, as Java's client does with every one.
+By itself it collects headers without end: 24 MB of short header lines take 300 MB of memory. It
+lets requests without a Host pass, which RFC 9112, section 3.2, has servers refuse. And it drops the
+body of a request that offers to go on in another protocol, as Java's client does with every one.
 """
 
 import asyncio
@@ -13,9 +12,8 @@ import httptools
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.middleware import SafeHeaders
-from app.observation import Observed
-from app.problems import Problem, answer
+from app.errors import Problem
+from app.middleware import Observed, respond
 
 # As in uvicorn's other parser. Of the address and all headers together, and of any one thing.
 MOST_HEAD_BYTES = 64 * 2**10
@@ -23,8 +21,6 @@ MOST_HEAD_BYTES = 64 * 2**10
 MOST_HEADERS = 100
 # Requests sent on one connection before their answers; hardly a client does it at all.
 MOST_PIPELINED = 8
-# Connections that one worker keeps open.
-MOST_CONNECTIONS = 1000
 # Of answers that a client has not taken; beyond, its next request waits. One answer may be larger.
 MOST_UNREAD_BYTES = 16 * 2**10
 
@@ -81,7 +77,7 @@ class StrictHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, WholeAnswers(transport, self.loop)))
         transport.set_write_buffer_limits(MOST_UNREAD_BYTES)
-        if len(self.server_state.connections) > MOST_CONNECTIONS:
+        if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
             transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -188,9 +184,9 @@ class StrictHttp(HttpToolsProtocol):
         self.cycle.more_body = False
         last = self.answering
         if last is None or last.response_complete or last.disconnected:
-            self._start_asgi_task(self.cycle, _refusal(msg))
+            self._start_asgi_task(self.cycle, _refusal(self.app_state, msg))
         else:
-            self.pipeline.appendleft((self.cycle, _refusal(msg)))
+            self.pipeline.appendleft((self.cycle, _refusal(self.app_state, msg)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -222,12 +218,13 @@ def _what_is_wrong(error: httptools.HttpParserError) -> str:
     return f"This cannot be read as HTTP/1.1: {what}."
 
 
-def _refusal(detail: str) -> Any:
-    """The application for a request that the service's own is spared: logged and counted too."""
-    from app.main import app
+def _refusal(state: dict[str, Any], detail: str) -> Any:
+    """The application for a request that the service's own is spared: logged and counted too.
+
+    state: what the service's lifespan has yielded.
+    """
 
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer(Problem("bad-request", detail))(scope, receive, send)
+        await respond(Problem("bad-request", detail))(scope, receive, send)
 
-    settings = app.state.settings
-    return Observed(SafeHeaders(refuse), settings.log, counted=settings.metrics != "off")
+    return Observed(refuse, state["log"], state["metrics"])

@@ -1,61 +1,29 @@
-"""The addresses of the service, beside the shapes of their answers."""
+"""The addresses of the service."""
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
-from pydantic import BaseModel, Field
-from starlette.requests import ClientDisconnect
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi.routing import APIRoute
 
-from app import problems
-from app.access import own_path
-from app.observation import current_facts
-from app.problems import Problem
-from app.uploads import read_upload
-from model.classifier import Classifier
-from model.preprocessing import InvalidImage
+from app import errors
+from app.answers import (
+    ExplanationAnswer,
+    HealthAnswer,
+    LiveAnswer,
+    ModelAnswer,
+    ModelName,
+    PredictionAnswer,
+)
+from app.errors import Problem
+from app.middleware import Facts
+from app.queue import Queue
+from app.settings import Settings
+from app.uploads import read_picture
+from model.worker import Reply
 
-router = APIRouter()
-
-# Pictures of up to so many bytes are decoded in a moment, and may be decoded with others before
-# the network answers; larger ones would keep their company waiting.
-QUICK_BYTES = 2**16
-
-
-class ModelName(BaseModel):
-    name: str
-    version: str = Field(description="12 hex digits that change with whatever decides the answers.")
-
-    @classmethod
-    def of(cls, classifier: Classifier) -> "ModelName":
-        return cls(name=classifier.name, version=classifier.version)
-
-
-class PredictionAnswer(BaseModel):
-    cat_probability: float = Field(
-        ge=0, le=1, description="The probability of the model's first class, for ours: cat."
-    )
-    label: str = Field(description="The first class from the threshold on, else the second.")
-    words: str = Field(description="The answer for people, with how sure it is.")
-    threshold: float = Field(ge=0, le=1)
-    model: ModelName
-    warnings: list[str] = Field(
-        description="What was done to the picture that its owner may not expect."
-    )
-
-
-class HealthAnswer(BaseModel):
-    status: str
-    model: ModelName
-
-
-class LiveAnswer(BaseModel):
-    status: str
-
-
+VARY = {"Vary": "Accept"}
 BYTES: dict[str, Any] = {"type": "string", "format": "binary", "minLength": 1}
 PICTURE_BODY: dict[str, Any] = {
     "required": True,
@@ -83,70 +51,119 @@ UPLOAD_PROBLEMS = (
     "several-files",
     "damaged",
     "too-many-pixels",
+    "takes-too-long",
+    "crashes-decoder",
     "busy",
     "deadline-passed",
     "stopping",
 )
 
 
-@router.post(
+class PlainRoute(APIRoute):
+    """A route whose function takes the request alone and returns a response: FastAPI need not
+    look for parameters, nor check the answer, which costs a small picture a tenth of its time."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
+router = APIRouter()
+plain_router = APIRouter(route_class=PlainRoute)
+
+
+@plain_router.post(
     "/predict",
     operation_id="predict",
     response_model=PredictionAnswer,
     summary="Say whether a picture shows a cat",
     response_description="The picture was classified.",
     openapi_extra={"requestBody": PICTURE_BODY},
-    responses=problems.responses(*UPLOAD_PROBLEMS),
+    responses=errors.responses(*UPLOAD_PROBLEMS),
 )
 async def predict(request: Request) -> Response:
     """Send the picture as the request's body, or as the field `file` of a form."""
-    state = request.app.state
-    classifier: Classifier = state.classifier  # once: a reload may change it meanwhile
-    facts = current_facts()
-    facts.model_version = classifier.version
-    with state.admission.enter(request) as place:
-        picture = await read_upload(request, place)
-        # Decoding takes most of the time, and would keep the event loop from every other client.
-        if len(picture) > QUICK_BYTES:
-            prediction = await place.run(classifier.predict, picture, state.limits)
-        else:
-            read = partial(classifier.read, picture, state.limits)
-            prediction = await place.run_together(read, classifier.answers)
-    facts.answered(prediction, classifier.usual)
-    answer = PredictionAnswer(
-        cat_probability=prediction.cat_probability,
-        label=prediction.label,
-        words=prediction.words,
-        threshold=classifier.threshold,
-        model=ModelName.of(classifier),
-        warnings=list(prediction.warnings),
-    )
-    return Response(answer.model_dump_json(), media_type="application/json")
+    reply = await _work_on_picture(request, "predict", quick=True)
+    return Response(reply.body, media_type="application/json")
 
 
-class Direct:
-    """Answers POST /predict without FastAPI's routing, reading of parameters and checking of
-    answers, on which a small picture's request would spend an eighth of its time. The innermost
-    wrapper: the router's own route documents the address and answers its other methods."""
+@router.post(
+    "/explain",
+    operation_id="explain",
+    summary="Say whether a picture shows a cat, and what in it speaks for and against that",
+    response_description="The picture was classified, and the answer taken apart.",
+    response_model=ExplanationAnswer,
+    openapi_extra={"requestBody": PICTURE_BODY},
+    responses={
+        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        **errors.responses(*UPLOAD_PROBLEMS, "invalid-request"),
+    },
+)
+async def explain(
+    request: Request,
+    wanted: Annotated[
+        Literal["json", "png"] | None,
+        Query(alias="format", description="Instead of an Accept header."),
+    ] = None,
+) -> Response:
+    """Send the picture as to /predict. The answer is JSON; with `Accept: image/png` it is the
+    heat map over what the model saw."""
+    chosen = wanted or preferred(request.headers.get("accept", ""))
+    reply = await _work_on_picture(request, "explain", format=chosen)
+    return Response(reply.body, media_type=reply.head["type"], headers=VARY)
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or own_path(scope) != PREDICT.path:
-            await self.app(scope, receive, send)
-            return
-        scope["route"] = PREDICT  # for the log and the metrics
-        request = Request(scope, receive)
+def preferred(accept: str) -> str:
+    """Which of our formats an Accept header prefers; JSON where it names none of them."""
+    best = (0.0, "json")
+    for entry in accept.split(","):
+        media, *parameters = (part.strip().lower() for part in entry.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
         try:
-            response = await predict(request)
-        except (Problem, InvalidImage, ClientDisconnect) as error:
-            response = await request.app.exception_handlers[type(error)](request, error)
-            error.__traceback__ = None  # it leads to the picture
-        await response(scope, receive, send)
+            found = (float(quality), media.rpartition("/")[2])
+        except ValueError:
+            continue
+        if media in ("application/json", "image/png") and found[0] > best[0]:
+            best = found
+    return best[1]
 
 
-PREDICT = Route("/predict", predict, methods=["POST"])
+async def _work_on_picture(
+    request: Request, kind: str, *, quick: bool = False, **options: Any
+) -> Reply:
+    """Read the picture that a request sends, and have a worker answer it."""
+    settings: Settings = request.app.state.settings
+    queue: Queue = request.app.state.queue
+    with queue.enter() as room:
+        body = await read_picture(request, room)
+        head = {
+            "kind": kind,
+            "content_type": request.headers.get("content-type", ""),
+            "threshold": settings.threshold,
+            "max_pixels": settings.max_pixels,
+            "max_bytes": settings.max_upload_bytes,
+            **options,
+        }
+        facts: Facts = request.scope["facts"]
+        facts.model_version = request.app.state.model["version"]
+        return await queue.work(request, head, body, quick=quick)
+
+
+@router.get(
+    "/model",
+    operation_id="model",
+    summary="Say what is known of the model",
+    response_model=ModelAnswer,
+    response_description="What the artifact says of itself.",
+    responses=errors.responses("busy", "deadline-passed"),
+)
+async def get_model(request: Request) -> Response:
+    """Data, training, measurements and limits are what the artifact holds; one of your own may
+    leave any of them out."""
+    queue: Queue = request.app.state.queue
+    head = {"kind": "about", "threshold": request.app.state.settings.threshold}
+    reply = await queue.work(request, head, b"")
+    return Response(reply.body, media_type="application/json")
 
 
 @router.get(
@@ -154,18 +171,21 @@ PREDICT = Route("/predict", predict, methods=["POST"])
     operation_id="health",
     summary="Say that the service is ready, and with which model",
     response_description="The service is ready.",
-    responses=problems.responses("not-ready"),
+    responses=errors.responses("not-ready"),
 )
 @router.get(
     "/health/ready",
     operation_id="ready",
     summary="Say that the service takes requests; while it stops, it does not",
     response_description="The service is ready.",
-    responses=problems.responses("not-ready"),
+    responses=errors.responses("not-ready"),
 )
 async def health(request: Request) -> HealthAnswer:
     check_ready(request)
-    return HealthAnswer(status="ready", model=ModelName.of(request.app.state.classifier))
+    model = request.app.state.model
+    return HealthAnswer(
+        status="ready", model=ModelName(name=model["name"], version=model["version"])
+    )
 
 
 def check_ready(request: Request, **members: Any) -> None:
@@ -185,6 +205,6 @@ async def live() -> LiveAnswer:
     return LiveAnswer(status="live")
 
 
-@router.get(problems.PAGE, include_in_schema=False)
+@router.get(errors.PAGE, include_in_schema=False)
 async def problems_page() -> HTMLResponse:
-    return HTMLResponse(problems.page())
+    return HTMLResponse(errors.page())

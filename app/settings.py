@@ -71,14 +71,22 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+
+
 def _is_key(text: str) -> bool:
-    return text.isascii() and text.isprintable() and " " not in text and "," not in text
+    plain = text.isascii() and text.isprintable() and not {" ", ","} & {*text}
+    return plain and not _is_quoted(text)
 
 
 def _keys(text: str) -> tuple[str, ...]:
     keys = _list(text)
-    if not keys or not all(map(_is_key, keys)):
-        raise ValueError("keys of printable ASCII characters without spaces, parted by commas")
+    if not keys or _is_quoted(text) or not all(map(_is_key, keys)):
+        raise ValueError(
+            "keys of printable ASCII characters, without spaces or quotation marks around them,"
+            " separated by commas"
+        )
     return keys
 
 
@@ -95,7 +103,8 @@ def _keys_in_file(text: str) -> tuple[str, ...]:
     if wrong or not keys:
         where = f"line {wrong[0]} of {text} is no key" if wrong else f"{text} has none"
         raise ValueError(
-            "a file of keys of printable ASCII characters without spaces or commas, one a line,"
+            "a file of keys of printable ASCII characters, one a line, without spaces, commas or"
+            " quotation marks around them,"
             f" with comments only on lines that begin with # ({where})"
         )
     return tuple(keys.values())
@@ -106,7 +115,7 @@ def _origins(text: str) -> tuple[str, ...]:
     if not origins or not all(map(ORIGIN.fullmatch, origins)):
         raise ValueError(
             "origins as browsers send them, such as https://cats.example.org: in small letters,"
-            " without a path or the usual port; parted by commas, or * for all"
+            " without a path or the usual port; separated by commas, or * for all"
         )
     return origins
 
@@ -120,7 +129,7 @@ def _proxies(text: str) -> str:
         proxies = ()
     if not proxies:
         raise ValueError(
-            "addresses such as 10.0.0.1 or networks such as 10.0.0.0/24, parted by commas,"
+            "addresses such as 10.0.0.1 or networks such as 10.0.0.0/24, separated by commas,"
             " or * for all"
         )
     return ",".join(proxies)
@@ -179,7 +188,7 @@ class Settings:
         int | None,
         Setting(
             _whole_number(1, 256),
-            "processes that answer requests; `python -m app` starts them",
+            "processes that work on pictures",
             "one a core, as far as the memory reaches",
         ),
     ] = None
@@ -187,11 +196,19 @@ class Settings:
         int,
         Setting(
             _whole_number(1, 100_000),
-            "requests that a worker takes on at once, uploads among them for their first second;"
-            " beyond it answers 503 at once",
-            "64",
+            "pictures that may wait for a worker; with more, new requests are answered 503 at once",
+            "128",
         ),
-    ] = 64
+    ] = 128
+    processor_seconds: Annotated[
+        float,
+        Setting(
+            _seconds(3600),
+            "processor time that a worker may spend on one request; with more it is ended, and the"
+            " answer is 422",
+            "5",
+        ),
+    ] = 5.0
     deadline_seconds: Annotated[
         float,
         Setting(
@@ -217,7 +234,7 @@ class Settings:
     ] = 0.0
     api_keys: Annotated[
         tuple[str, ...],
-        Setting(_keys, "keys, parted by commas, one of which requests must bring", "none", True),
+        Setting(_keys, "keys, separated by commas, one of which requests must bring", "none", True),
     ] = field(default=(), repr=False)
     api_keys_file: Annotated[
         tuple[str, ...],
@@ -248,7 +265,7 @@ class Settings:
         tuple[str, ...],
         Setting(
             _origins,
-            "origins, parted by commas, whose web pages may call the service; * for all",
+            "origins, separated by commas, whose web pages may call the service; * for all",
             "none",
         ),
     ] = ()
@@ -256,7 +273,8 @@ class Settings:
         str,
         Setting(
             _proxies,
-            "addresses of proxies, parted by commas, whose X-Forwarded-For and -Proto are believed",
+            "addresses of proxies, separated by commas, whose X-Forwarded-For and -Proto are"
+            " believed",
             "none",
         ),
     ] = ""
@@ -301,7 +319,7 @@ class Settings:
                 ignored.append(name)
                 continue
             try:
-                values[name.removeprefix(PREFIX).lower()] = table[name].parse(text)
+                values[name.removeprefix(PREFIX).lower()] = table[name].parse(text.strip())
             except ValueError as error:
                 shown = "a secret" if table[name].secret else repr(text)
                 raise BadSettings(
@@ -344,3 +362,24 @@ def describe() -> str:
         )
         for name, setting in table.items()
     )
+
+
+def in_force(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """A line for each setting: its name, its value, and whether somebody chose it."""
+    lines = []
+    for name, setting in settings_table().items():
+        value = getattr(settings, name.removeprefix(PREFIX).lower())
+        chosen = bool(environ.get(name)) and name not in settings.ignored
+        shown = _shown(value) if chosen else setting.default
+        if chosen and setting.secret:
+            shown = f"set, hidden: {len(value)} key{'' if len(value) == 1 else 's'}"
+        lines.append(f"{name:<25}{shown} ({'from the environment' if chosen else 'default'})")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

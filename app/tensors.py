@@ -6,16 +6,13 @@ BYTES elements are text in JSON, which for pictures is base64, and in binary 4 b
 little-endian, before the bytes themselves.
 """
 
-import asyncio
 import binascii
 import json
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import chain
 from math import prod
 from typing import Any
@@ -23,22 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.problems import Problem
-from model.memory import MemoryBudget, OverBudget
-
-HEADER_LENGTH = "Inference-Header-Content-Length"
-MAX_PICTURES = 32
-LONGEST_ID = 1000  # characters
-# JSON takes many times its bytes once it is Python objects: values beyond those that tensors
-# need are refused before that. For names and parameters, on top of the tensor's own values:
-OTHER_VALUES = 10_000
-_VALUE_BYTES = 128  # of a value as an object, and its place in lists: more than measured
-# What is worked on at a stretch. Between pieces the event loop has its turn with the interpreter.
-_PIECE_BYTES = 64 * 2**10
-_PIECE_VALUES = 2**13
-# JSON of more than a piece is read one at a time: the event loop then waits for no more than one
-# other thread each time it needs the interpreter.
-_long_json = MemoryBudget(1)
+from app.errors import Problem
+from app.inference_schema import HEADER_LENGTH, LONGEST_ID, MAX_PICTURES, Spec
 
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits
 _WHITE = b" \t\r\n"
@@ -52,15 +35,6 @@ Data = list[bytes] | NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A tensor as the model's metadata declare it; -1 in the shape is the number of pictures."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Inference:
     """A request: the input it brings, and the outputs it wants, each in binary or not."""
 
@@ -70,9 +44,9 @@ class Inference:
     outputs: tuple[tuple[Spec, bool], ...]
 
 
-async def inflate(body: bytes, encoding: str, limit: int, count: Callable[[int], None]) -> bytes:
-    """Undo a Content-Encoding, never beyond `limit` bytes, telling `count` how many as they come.
-    Raises Problem: encoded-body, too-large, invalid-inference; and what `count` raises."""
+def inflate(body: bytes, encoding: str, limit: int) -> bytes:
+    """Undo a Content-Encoding, never beyond `limit` bytes. Raises Problem: encoded-body,
+    too-large, invalid-inference."""
     if encoding in ("", "identity"):
         return body
     if encoding not in _WINDOWS:
@@ -83,56 +57,36 @@ async def inflate(body: bytes, encoding: str, limit: int, count: Callable[[int],
             {"Accept-Encoding": "gzip, deflate"},
         )
     stream = zlib.decompressobj(_WINDOWS[encoding])
-    plain = BytesIO()
     try:
-        for begin in range(0, len(body), _PIECE_BYTES):
-            piece = body[begin : begin + _PIECE_BYTES]
-            while piece and not stream.eof:
-                part = stream.decompress(piece, _PIECE_BYTES)
-                piece = stream.unconsumed_tail
-                count(len(part))
-                plain.write(part)
-                if plain.tell() > limit:
-                    raise _inflates_too_much(limit)
-                await asyncio.sleep(0)  # others have their turn between pieces
-        count(plain.write(stream.flush()))
+        plain = stream.decompress(body, limit + 1)
     except zlib.error as error:
         raise _invalid(f"The body is not {encoding}, as Content-Encoding says: {error}.") from None
+    if len(plain) > limit:
+        raise Problem(
+            "too-large",
+            f"The body inflates to more than {limit:,} bytes. Send fewer or smaller pictures.",
+            limit_bytes=limit,
+        )
     if not stream.eof or stream.unused_data:
         raise _invalid(f"The body is not one complete {encoding} stream.")
-    return plain.getvalue()
-
-
-def _inflates_too_much(limit: int) -> Problem:
-    return Problem(
-        "too-large",
-        f"The body inflates to more than {limit:,} bytes. Send fewer or smaller pictures.",
-        limit_bytes=limit,
-    )
+    return plain
 
 
 def read(
-    body: bytes,
-    header_length: str | None,
-    inputs: Sequence[Spec],
-    outputs: Sequence[Spec],
-    memory: MemoryBudget,
+    body: bytes, header_length: str | None, inputs: Sequence[Spec], outputs: Sequence[Spec]
 ) -> Inference:
     """Read a request for one of the inputs and any of the outputs. A header length of 0 means a
-    body that is the one element of the first input. `memory` is what reading may take, which can
-    wait for it, and for its turn. Raises Problem: invalid-inference, too-large; and TooLate."""
+    body that is the one element of the first input. Raises Problem: invalid-inference."""
     json_end = _json_end(header_length, len(body))
     if header_length is not None and not json_end:
         return Inference(None, inputs[0], [body], tuple((spec, False) for spec in outputs))
-    text, tensors = body[:json_end], memoryview(body)[json_end:]
-    needed = _bytes_to_parse(text, inputs) + len(tensors)
-    with _long_json.reserve(len(text) > _PIECE_BYTES), _reserved(memory, needed):
-        message = _object(_parse(text), "The request")
-        identity = message.get("id")
-        if identity is not None and not (isinstance(identity, str) and len(identity) <= LONGEST_ID):
-            raise _invalid(f"The id must be a text of at most {LONGEST_ID:,} characters.")
-        spec, data = _input(message.get("inputs"), tensors, header_length is not None, inputs)
-        return Inference(identity, spec, data, tuple(_outputs(message, outputs)))
+    message = _object(_parse(body[:json_end]), "The request")
+    identity = message.get("id")
+    if identity is not None and not (isinstance(identity, str) and len(identity) <= LONGEST_ID):
+        raise _invalid(f"The id must be a text of at most {LONGEST_ID:,} characters.")
+    tensors = memoryview(body)[json_end:]
+    spec, data = _input(message.get("inputs"), tensors, header_length is not None, inputs)
+    return Inference(identity, spec, data, tuple(_outputs(message, outputs)))
 
 
 def write(
@@ -178,56 +132,11 @@ def _json_end(header_length: str | None, size: int) -> int:
     return int(header_length)
 
 
-def _bytes_to_parse(text: bytes, inputs: Sequence[Spec]) -> int:
-    """The memory that the JSON takes at most as Python's objects. Raises Problem for JSON of more
-    values than the inputs can have."""
-    most = OTHER_VALUES + max(MAX_PICTURES * _values(spec.shape[1:]) for spec in inputs)
-    values = sum(
-        text.count(mark, begin, begin + _PIECE_BYTES)
-        for begin in range(0, len(text), _PIECE_BYTES)
-        for mark in (b",", b"[", b"{")
-    )
-    if values > most:
-        raise _invalid(
-            f"The JSON holds more than {most:,} values, which is more than {MAX_PICTURES} pictures"
-            " have. Send fewer pictures a request, or send them in binary."
-        )
-    # Three times, as text, as its parts and decoded; the first two take four bytes a character
-    # where one of them is not ASCII.
-    return _VALUE_BYTES * values + len(text) * (3 if text.isascii() else 9)
-
-
-@contextmanager
-def _reserved(memory: MemoryBudget, amount: int) -> Iterator[None]:
-    try:
-        with memory.reserve(amount):
-            yield
-    except OverBudget:
-        raise Problem(
-            "too-large",
-            f"Reading the request's JSON needs {amount / 1e6:,.0f} MB of memory, which this service"
-            " has not. Send fewer pictures a request, or send them in binary.",
-        ) from None
-
-
 def _parse(text: bytes) -> Any:
     try:
-        return json.loads(
-            text,
-            parse_constant=_no_number,
-            # To the interpreter json.loads is one step, a tenth of a second for a long request's
-            # numbers. Calls of functions in Python let other threads have their turn.
-            parse_float=lambda digits: float(digits),
-            parse_int=lambda digits: int(digits),
-            object_hook=lambda members: members,
-        )
+        return json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise _invalid(f"The request is not JSON: {str(error)[:100]}.") from None
-
-
-def _values(shape: tuple[int, ...]) -> int:
-    """How many numbers and brackets a picture of that shape is, as nested lists."""
-    return sum(prod(shape[:axis]) for axis in range(len(shape) + 1))
 
 
 def _no_number(name: str) -> float:
@@ -349,11 +258,7 @@ def _from_json(data: Any, shape: tuple[int, ...], spec: Spec) -> Data:
     values = _flat(data, shape, spec.name)
     if spec.datatype == "BYTES":
         return [_base64(value, f"{spec.name}[{index}]") for index, value in enumerate(values)]
-    numbers = np.empty(len(values), _NUMBERS[spec.datatype])
-    for begin in range(0, len(values), _PIECE_VALUES):
-        end = begin + _PIECE_VALUES
-        numbers[begin:end] = _numbers(values[begin:end], spec)
-    return numbers.reshape(shape)
+    return _numbers(values, spec).reshape(shape)
 
 
 def _numbers(values: list[Any], spec: Spec) -> NDArray[Any]:
@@ -400,16 +305,8 @@ def _decoded(text: bytes) -> bytes:
     end = len(text) if end < 0 else end
     if text[end:].strip(b"=" + _WHITE):
         raise ValueError("something follows its padding")
-    decoded = BytesIO()  # whose value is no second copy
-    rest = b""
-    for begin in range(0, end, _PIECE_BYTES):
-        piece = text[begin : min(begin + _PIECE_BYTES, end)]
-        rest += piece.translate(_STANDARD_LETTERS, _WHITE)
-        whole = len(rest) // 4 * 4
-        decoded.write(binascii.a2b_base64(rest[:whole], strict_mode=True))
-        rest = rest[whole:]
-    decoded.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4), strict_mode=True))
-    return decoded.getvalue()
+    letters = text[:end].translate(_STANDARD_LETTERS, _WHITE)
+    return binascii.a2b_base64(letters + b"=" * (-len(letters) % 4), strict_mode=True)
 
 
 def _from_binary(tensor: memoryview, shape: tuple[int, ...], spec: Spec) -> Data:

@@ -1,182 +1,190 @@
-"""Measure the service beside a tutorial's, LitServe, BentoML, MLServer and Ray Serve.
+"""Measure the service beside itself at other commits, and beside other servers.
 
-    python -m benchmarks.serving prepare FOLDER
-    python -m benchmarks.serving measure FOLDER --output RESULTS
+    git worktree add ../before COMMIT
+    python -m benchmarks.serving measure --beside ../before
 
-The first makes an environment for each peer, the second measures them all, in turns, with the same
-weights and the same pictures. Linux.
+    python -m benchmarks.serving prepare PEERS
+    python -m benchmarks.serving measure --peers PEERS
+
+All get the same pictures and, but for other commits, the same weights. Needs Linux and wrk.
 """
 
-import argparse
 import json
-import signal
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
-from benchmarks.serving import environments, pictures, processes
-from benchmarks.serving.measure import CONNECTIONS, Plan, Results, measure_loops, measure_server
-from benchmarks.serving.report import BAR_CONNECTIONS, Summary, plot
-from benchmarks.serving.servers import CORES, EMPTY, OURS, PEER_SERVERS, REPOSITORY, WHOLE, Server
-from model.classifier import BadArtifact, Classifier
+import typer
 
-LOGISTIC = REPOSITORY / "model/logistic.safetensors"
-SERVERS = (OURS, *PEER_SERVERS[:2], WHOLE, *PEER_SERVERS[2:], EMPTY)
+from benchmarks.machine import describe
+from benchmarks.serving import measure, processes, servers
+from benchmarks.serving.peers import recipe
+from benchmarks.serving.pictures import SIZES, jpeg
+from benchmarks.serving.servers import CORES, PEER_SERVERS, REPOSITORY, THIS, Server
+from model.classifier import Classifier
 
+WEIGHTS = [Path("model/logistic.safetensors"), Path("model/cat.safetensors")]
+Figures = Mapping[str, float]
+Round = Mapping[str, Figures]  # by the servers' names
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare or measure; 1 where that is not possible."""
-    options = _options(arguments)
-    try:
-        if options.step == "prepare":
-            environments.prepare(options.folder.absolute(), options.python)
-        else:
-            _measure(options)
-    except (environments.NotPrepared, FileExistsError, BadArtifact) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except subprocess.CalledProcessError as error:
-        print(f"failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
-        return 1
-    return 0
+commands = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving", description=(__doc__ or "").partition("\n")[0]
-    )
-    steps = parser.add_subparsers(dest="step", required=True)
-    prepare = steps.add_parser("prepare", help="make an environment for each peer")
-    prepare.add_argument("folder", type=Path, help="where the environments go")
-    prepare.add_argument("--python", default=sys.executable, help="the Python for them")
-    measure = steps.add_parser("measure", help="measure everything, in turns")
-    measure.add_argument("folder", type=Path, help="where the environments are")
-    measure.add_argument("--output", type=Path, required=True, help="a folder that is made")
-    measure.add_argument(
-        "--weights", type=Path, default=LOGISTIC, help="a weights file; else the course's"
-    )
-    measure.add_argument("--rounds", type=int, default=5)
-    measure.add_argument("--seconds", type=float, default=4.0, help="for each load")
-    measure.add_argument(
-        "--only",
-        action="append",
-        choices=[server.name for server in SERVERS],
-        help="this server; may be given several times",
-    )
-    return parser.parse_args(arguments)
+@commands.command()
+def prepare(
+    folder: Annotated[Path, typer.Argument(help="where the environments go; about 2 GB")],
+) -> None:
+    """Make an environment for each peer."""
+    servers.prepare(folder.absolute())
 
 
-def _measure(options: argparse.Namespace) -> None:
-    if options.output.exists():
-        raise FileExistsError(f"{options.output} is there already: name another folder")
-    folder = options.folder.absolute()
-    environments.check(folder)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what was started, too
+@commands.command("measure")
+def measure_all(
+    peers: Annotated[Path | None, typer.Option(help="the folder that `prepare` made")] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="a worktree of this project at another commit")
+    ] = None,
+    weights: Annotated[
+        list[Path], typer.Option(help="a weights file; a relative path is each worktree's own")
+    ] = WEIGHTS,
+    only: Annotated[
+        list[str] | None, typer.Option(help="a peer or commit; all others are left out")
+    ] = None,
+    size: Annotated[list[str] | None, typer.Option(help="small, medium or large")] = None,
+    rounds: int = 5,
+    seconds: Annotated[int, typer.Option(help="of load, for each picture")] = 4,
+    connections: int = 8,
+    output: Annotated[
+        Path | None, typer.Option(help="a file for the figures of every round, as JSON")
+    ] = None,
+) -> None:
+    """Measure servers in turn, each round starting with another one; print medians as Markdown.
+
+    The ratio in brackets is this service's figure over that server's, the median of the rounds'
+    ratios. CPU ms is the processor time of all of the server's processes, divided by its answers
+    with 200; MB is their proportional set size under load; start s is the time from the command to
+    the first answer.
+    """
+    if not shutil.which("wrk"):
+        sys.exit("wrk is missing: `apt-get install wrk`.")
+    compared = [servers.service(REPOSITORY, THIS), *map(servers.service, beside or [])]
+    compared += PEER_SERVERS if peers else ()
+    if only:
+        compared = [each for each in compared if each.name in (THIS, *only)]
+    load = measure.Load(seconds, connections)
+    sizes = [each for each in SIZES if not size or each.name in size]
     processes.adopt_orphans()
-    servers = [server for server in SERVERS if not options.only or server.name in options.only]
-    results = Results()
+    print(
+        f"{datetime.now(UTC):%d %B %Y}, {rounds} rounds of {load}, {CORES} cores.\n\n{describe()}"
+    )
+    results: dict[str, list[Round]] = {}
     with TemporaryDirectory() as name:
-        plan = _plan(Path(name), folder, options.weights.absolute(), options.seconds)
-        about = _about(plan, servers, options)
-        print(about, flush=True)
-        for number in range(1, options.rounds + 1):
-            _round(plan, servers, number, results)
-        network = plan.weights["recipe"].suffix == ".onnx"
-        _write(options.output, about, Summary(results, network))
+        files = []
+        for each in sizes:
+            files.append(Path(name) / f"{each.name}.jpg")
+            files[-1].write_bytes(jpeg(each))
+        for path in weights:
+            found = _rounds(compared, path, peers, files, load, rounds, Path(name))
+            results[str(path)] = list(found)
+            print(f"\n## {path}\n\n{table(results[str(path)])}", flush=True)
+    if output:
+        part = output.with_name(output.name + ".part")
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        part.replace(output)
 
 
-def _round(plan: Plan, servers: Sequence[Server], number: int, results: Results) -> None:
-    """Everything once; each round starts with another server, so that none is always after the
-    same one."""
-    turn = number % len(servers)
-    for server in (*servers[turn:], *servers[:turn]):
-        print(f"{datetime.now(UTC):%H:%M:%S} round {number}: {server.name}", flush=True)
-        measure_server(plan, server, number, results)
-    print(f"{datetime.now(UTC):%H:%M:%S} round {number}: bare loops", flush=True)
-    measure_loops(plan, number, results)
+def _rounds(
+    compared: Sequence[Server],
+    weights: Path,
+    peers: Path | None,
+    files: Sequence[Path],
+    load: measure.Load,
+    rounds: int,
+    folder: Path,
+) -> Iterator[Round]:
+    recipe_model = _recipe_model(weights, peers, folder) if peers else None
+    expected = {each.name: _expected(each, weights, files) for each in compared}
+    for number in range(rounds):
+        found: dict[str, Figures] = {}
+        turn = number % len(compared)
+        for server in (*compared[turn:], *compared[:turn]):
+            print(f"round {number + 1}: {server.name}", file=sys.stderr, flush=True)
+            own = server.tree / weights if server.tree else recipe_model
+            assert own
+            questions = {
+                file.stem: measure.Question(file, probability)
+                for file, probability in zip(files, expected[server.name], strict=True)
+            }
+            with TemporaryDirectory(dir=folder) as name:
+                try:
+                    found[server.name] = measure.measure(
+                        server, own, peers, questions, load, Path(name)
+                    )
+                except measure.Failed as error:
+                    print(f"{server.name} failed: {error}", file=sys.stderr, flush=True)
+        yield found
 
 
-def _plan(folder: Path, environments_folder: Path, artifact: Path, seconds: float) -> Plan:
-    classifier = Classifier.load(artifact)
-    whole = folder / "whole.safetensors"
-    replace(classifier, preprocessing=replace(classifier.preprocessing, jpeg_times=None)).save(
-        whole
-    )
-    recipe = environments.run_module(
-        environments_folder, "benchmarks.serving.convert", str(artifact), str(folder / "recipe")
-    )
-    photos = {size.name: pictures.jpeg(size) for size in pictures.SIZES}
-    by_weights = {"artifact": artifact, "whole": whole, "recipe": Path(recipe)}
-    expected = {
-        kind: {
-            size: Classifier.load(artifact if kind == "artifact" else whole)
-            .predict(data)
-            .cat_probability
-            for size, data in photos.items()
-        }
-        for kind in by_weights
-    }
-    return Plan(environments_folder, by_weights, photos, expected, seconds, folder)
-
-
-def _about(plan: Plan, servers: Sequence[Server], options: argparse.Namespace) -> str:
-    """What was measured, on what, when and with which versions, as Markdown."""
-    machine = subprocess.run(
-        [sys.executable, "-c", "from benchmarks.machine import describe; print(describe())"],
+def _recipe_model(weights: Path, peers: Path, folder: Path) -> Path:
+    """The weights in the form that the peers read, made where `onnx` is installed."""
+    module = ("-m", "benchmarks.serving.convert")
+    command = [str(peers.absolute() / "fastapi/bin/python"), *module]
+    answer = subprocess.run(
+        [*command, str(REPOSITORY / weights), str(folder / weights.stem)],
         cwd=REPOSITORY,
-        env=processes.environment({}),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-    ).stdout.strip()
-    lines = [
-        f"# Serving, with the weights `{options.weights.name}`\n",
-        f"{datetime.now(UTC):%d %B %Y}, {options.rounds} rounds of {options.seconds:g} s a load;"
-        f" medians. {CORES} cores may be used.\n",
-        *(f"    {line}" for line in machine.splitlines()),
-        "",
-        "Pictures: "
-        + ", ".join(
-            f"{size.name} {size.width}×{size.height}, {len(plan.pictures[size.name]) / 1e3:,.0f} kB"
-            for size in pictures.SIZES
-        )
-        + f". Connections: {', '.join(map(str, CONNECTIONS))}.",
-        "",
-        *(f"- **{s.name}**: {s.setup} ({_versions(s, plan.environments)})" for s in servers),
+    )
+    return Path(answer.stdout.strip())
+
+
+def _expected(server: Server, weights: Path, files: Sequence[Path]) -> list[float]:
+    """The right probabilities: for a checkout by its own command line, for peers by the recipe."""
+    if server.tree is None:
+        classifier = Classifier.load(REPOSITORY / weights)
+        return [
+            recipe.predict(
+                lambda pixels: float(classifier.probabilities(pixels.reshape(1, -1))[0]),
+                file.read_bytes(),
+            )
+            for file in files
+        ]
+    command = [str(server.interpreter(None)), "-m", "model", "--json", "--weights", str(weights)]
+    answer = subprocess.run(
+        [*command, *map(str, files)], cwd=server.tree, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return [json.loads(line)["cat_probability"] for line in answer.stdout.splitlines()]
+
+
+def table(rounds: Sequence[Round]) -> str:
+    """Medians over the rounds as a Markdown table, with ratios to the first server's figures."""
+    names = [THIS, *sorted({name for each in rounds for name in each} - {THIS})]
+    whats = dict.fromkeys(what for each in rounds for figures in each.values() for what in figures)
+    lines = [["", *names], ["---", *["---:"] * len(names)]]
+    lines += [[what, *(_cell(rounds, name, what) for name in names)] for what in whats]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(rounds: Sequence[Round], name: str, what: str) -> str:
+    values = [each[name][what] for each in rounds if name in each]
+    if not values:
+        return "–"
+    ratios = [
+        each[THIS][what] / each[name][what]
+        for each in rounds
+        if name != THIS and name in each and THIS in each and each[name][what]
     ]
-    return "\n".join(lines)
-
-
-def _versions(server: Server, folder: Path) -> str:
-    found: Mapping[str, str] = environments.versions(server, folder)
-    return ", ".join(f"{name} {version}" for name, version in found.items())
-
-
-def _write(output: Path, about: str, summary: Summary) -> None:
-    """The folder, whole or not at all."""
-    tables = summary.markdown()
-    print(f"\n{tables}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as name:
-        folder = Path(name) / output.name
-        folder.mkdir()
-        values = {"about": about, **asdict(summary.results)}
-        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-        (folder / "rounds.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "tables.md").write_text(f"{about}\n\n{tables}", encoding="utf-8")
-        caption = (
-            f"{BAR_CONNECTIONS} connections, {CORES} cores,"
-            f" {'a convolutional network' if summary.network else 'logistic regression'},"
-            f" {datetime.now(UTC):%B %Y}"
-        )
-        plot(summary, folder, caption)
-        folder.rename(output)
-    print(f"written to {output}")
+    digits = 0 if median(values) >= 100 else 2
+    ratio = f" ({median(ratios):.2f}×)" if ratios else ""
+    return f"{median(values):,.{digits}f}{ratio}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands()

@@ -1,10 +1,39 @@
-"""What the OpenAPI document says of /v2, whose messages are no pydantic models: clients leave out
-the content type, and binary tensors follow the JSON."""
+"""The inputs and outputs of /v2, and what the OpenAPI document says of its messages.
 
+They are no pydantic models: clients leave out the content type, and binary tensors follow the JSON.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
-from app import problems
-from app.tensors import HEADER_LENGTH, LONGEST_ID, MAX_PICTURES
+from app import errors
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+MODEL = "cat"  # the name of the model, whatever its artifact is called
+MAX_PICTURES = 32
+LONGEST_ID = 1000  # characters
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor as the model's metadata declare it; -1 in the shape is the number of pictures."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+OUTPUTS = (Spec("cat_probability", "FP32", (-1, 1)), Spec("label", "BYTES", (-1, 1)))
+
+
+def inputs(side: int) -> tuple[Spec, ...]:
+    """The inputs of a model that sees side × side pixels; a request has exactly one of them."""
+    return (
+        Spec("image", "BYTES", (-1,)),
+        Spec("pixels", "UINT8", (-1, side, side, 3)),
+        Spec("vector", "FP32", (-1, side * side * 3)),
+    )
+
 
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 NESTED = "In row-major order, flat or nested as the shape says."
@@ -136,11 +165,11 @@ VERSION: dict[str, Any] = {
 VERSIONED_INFER = {**INFER, "parameters": INFER["parameters"] + VERSION["parameters"]}
 
 
-def errors(*slugs: str) -> dict[int | str, dict[str, Any]]:
+def error_responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's entries for problems as they are sent here."""
-    documented = problems.responses(*slugs)
+    documented = errors.responses(*slugs)
     for entry in documented.values():
-        media = entry["content"].pop(problems.MEDIA_TYPE)
+        media = entry["content"].pop(errors.MEDIA_TYPE)
         for example in media["examples"].values():
             example["value"] = {"error": example["value"]["detail"], **example["value"]}
         named = {"required": ["error"], "properties": {"error": {"type": "string"}}}
@@ -163,7 +192,7 @@ def inference_responses() -> dict[int | str, dict[str, Any]]:
     }
     return {
         200: good,
-        **errors(
+        **error_responses(
             "invalid-inference",
             "unauthorized",
             "not-found",
@@ -175,6 +204,8 @@ def inference_responses() -> dict[int | str, dict[str, Any]]:
             "empty",
             "damaged",
             "too-many-pixels",
+            "takes-too-long",
+            "crashes-decoder",
             "busy",
             "deadline-passed",
             "stopping",

@@ -1,0 +1,166 @@
+"""The service's errors, as RFC 9457 has them (application/problem+json).
+
+`TYPES` is the one table of them: the answers, the OpenAPI document and the page at /problems,
+which an answer's `type` leads to, are made from it. The front and its workers raise them alike.
+"""
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MEDIA_TYPE = "application/problem+json"
+PAGE = "/problems"
+
+
+@dataclass(frozen=True)
+class ProblemType:
+    """What stays the same from one occurrence of a problem to the next."""
+
+    slug: str
+    status: int
+    title: str
+
+    @property
+    def uri(self) -> str:
+        """The URI reference that names it for programs, and leads people to the page."""
+        return f"{PAGE}#{self.slug}"
+
+
+TYPES: dict[str, ProblemType] = {
+    slug: ProblemType(slug, status, title)
+    for slug, status, title in (
+        ("bad-request", 400, "The request is not valid HTTP"),
+        ("origin-not-allowed", 400, "Web pages of this origin may not send this request"),
+        ("malformed-form", 400, "The form cannot be read"),
+        ("invalid-inference", 400, "The inference request is not valid"),
+        ("unauthorized", 401, "The request brings no valid key"),
+        ("not-found", 404, "There is nothing at this address"),
+        ("method-not-allowed", 405, "This address does not answer to this method"),
+        ("slow-upload", 408, "The upload takes too long"),
+        ("too-large", 413, "The upload has too many bytes"),
+        ("not-a-picture", 415, "The upload is not a picture"),
+        ("format-not-allowed", 415, "The picture's format is not accepted"),
+        ("encoded-body", 415, "The body is compressed"),
+        ("empty", 422, "The upload is empty"),
+        ("missing-file", 422, "The form has no field 'file'"),
+        ("several-files", 422, "The form has more than one picture"),
+        ("damaged", 422, "The picture is damaged or cut off"),
+        ("too-many-pixels", 422, "The picture has too many pixels, or takes too much memory"),
+        ("takes-too-long", 422, "Working on the picture takes too much processor time"),
+        ("crashes-decoder", 422, "The picture crashes what decodes it"),
+        ("invalid-request", 422, "The request's values are not valid"),
+        ("internal-error", 500, "The service failed"),
+        ("busy", 503, "The service has as much work as it can take"),
+        ("deadline-passed", 503, "The answer would come too late"),
+        ("not-ready", 503, "The service takes no more requests"),
+        ("stopping", 503, "The service is stopping"),
+    )
+}
+
+
+class Problem(Exception):
+    """Ends a request with the problem of that slug; `members` are added to the answer."""
+
+    def __init__(
+        self, slug: str, detail: str, headers: Mapping[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(detail)
+        self.type = TYPES[slug]
+        self.detail = detail
+        self.headers = headers
+        self.members = members
+
+    def content(self) -> dict[str, Any]:
+        """The values of the answer."""
+        return {
+            "type": self.type.uri,
+            "title": self.type.title,
+            "status": self.type.status,
+            "detail": self.detail,
+            **self.members,
+        }
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "title": "Problem",
+    "description": "What went wrong, as RFC 9457 has it. Some types add members of their own.",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {
+            "type": "string",
+            "format": "uri-reference",
+            "description": "Names the type of problem.",
+        },
+        "title": {"type": "string", "description": "The type in words."},
+        "status": {"type": "integer", "description": "The HTTP status."},
+        "detail": {"type": "string", "description": "What arrived, what the limit is, what to do."},
+        "request_id": {"type": "string", "description": "The answer's X-Request-ID."},
+        "limit_bytes": {"type": "integer", "description": "With too-large: the upload limit."},
+        "limit_pixels": {"type": "integer", "description": "With too-many-pixels: the limit."},
+        "limit_side": {"type": "integer", "description": "With too-many-pixels: the limit a side."},
+    },
+}
+
+# Headers of answers with these statuses; with any, the request's id.
+REQUEST_ID = {
+    "X-Request-ID": {
+        "description": "The request's own, or a new one.",
+        "required": True,
+        "schema": {"type": "string"},
+    }
+}
+HEADERS: dict[int, dict[str, Any]] = {
+    401: {
+        "WWW-Authenticate": {
+            "description": "How to send a key.",
+            "required": True,
+            "schema": {"type": "string"},
+        }
+    },
+    503: {
+        "Retry-After": {
+            "description": "Seconds until it is worth trying again.",
+            "required": True,
+            "schema": {"type": "integer", "minimum": 1},
+        }
+    },
+}
+
+
+def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries for an operation that may answer with these problems."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for each in map(TYPES.__getitem__, slugs):
+        media = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
+        headers = REQUEST_ID | HEADERS.get(each.status, {})
+        empty = {"description": "", "headers": headers, "content": {MEDIA_TYPE: media}}
+        entry = documented.setdefault(each.status, empty)
+        line = f"`{each.uri}`: {each.title}."
+        entry["description"] = f"{entry['description']}\n\n{line}".strip()
+        entry["content"][MEDIA_TYPE]["examples"][each.slug] = {
+            "value": {
+                "type": each.uri,
+                "title": each.title,
+                "status": each.status,
+                "detail": "What arrived, what was expected, and what to do.",
+            }
+        }
+    return documented
+
+
+def page() -> str:
+    """All of them as a page for people: where an answer's `type` leads."""
+    rows = "".join(
+        f'<dt id="{each.slug}"><strong>{html.escape(each.title)}</strong>'
+        f"</dt><dd><code>{each.status} {each.uri}</code></dd>\n"
+        for each in TYPES.values()
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        "<title>Problems</title></head>\n<body><h1>Problems</h1>\n"
+        "<p>What each answer's <code>type</code> means. Its <code>detail</code> says what arrived,"
+        f" what was expected and what to do.</p>\n<dl>\n{rows}</dl></body></html>\n"
+    )

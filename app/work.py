@@ -1,0 +1,301 @@
+"""What a worker does with a body: plain functions from bytes to the values of an answer.
+
+This is the program of the service's workers (`model.worker.serve`). Every body that arrives is
+looked into here, and nowhere else.
+"""
+
+import base64
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import tensors
+from app.about import about, png
+from app.errors import Problem
+from app.forms import picture_of
+from app.inference_schema import MODEL, OUTPUTS, inputs
+from app.tensors import Inference
+from model.classifier import BadArtifact, Classifier, Prediction
+from model.explanation import explain, overlay
+from model.preprocessing import (
+    InvalidImage,
+    Limits,
+    Picture,
+    Reason,
+    accepted_formats,
+    preload,
+    to_vector,
+)
+from model.worker import CannotLoad, Handle, Job, Reply, serve
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+# Between measurements of how unlike training's pictures are: under load a sample says enough.
+MEASURING_SECONDS = 0.02
+
+
+def load(weights: str) -> tuple[dict[str, Any], Handle]:
+    """Load an artifact, and try all that workers do. Raises CannotLoad."""
+    try:
+        classifier = Classifier.load(weights)
+    except BadArtifact as error:
+        raise CannotLoad(str(error)) from None
+    except MemoryError:
+        raise CannotLoad(f"There is too little memory to load {weights}.") from None
+    preload()
+    work = Work(classifier)
+    head = {"threshold": None, "max_pixels": 10**8, "header_length": "0", "max_body_bytes": 2**30}
+    for kind in work.kinds:
+        work([Job({**head, "kind": kind}, classifier.golden[0].picture)])
+    return work.description(), work
+
+
+class Work:
+    """Handles jobs: `head["kind"]` says what is wanted."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+        self.kinds = {"predict": self.predict, "explain": self.explain, "infer": self.infer}
+        self.kinds["about"] = self.about
+        self._with_threshold = lru_cache(4)(self._make_with_threshold)
+        self._measured = 0.0
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Reply]:
+        if len(jobs) > 1:
+            return self.predict_together(jobs)
+        return [self._reply(job) for job in jobs]
+
+    def description(self) -> dict[str, Any]:
+        """What the front has to know of the model."""
+        classifier = self.classifier
+        return {
+            "name": classifier.name,
+            "version": classifier.version,
+            "class_names": list(classifier.class_names),
+            "threshold": classifier.threshold,
+            "side": classifier.preprocessing.side,
+            "formats": accepted_formats(),
+        }
+
+    def _reply(self, job: Job) -> Reply:
+        try:
+            return self.kinds[job.head["kind"]](job)
+        except Problem as problem:
+            return _refusal(problem)
+        except InvalidImage as error:
+            return _refusal(_problem(error, job))
+
+    def _make_with_threshold(self, threshold: float | None) -> Classifier:
+        if threshold is None:
+            return self.classifier
+        # The artifact's own bands belong to its own threshold.
+        metadata = {**self.classifier.metadata, "threshold_rule": "set by CAT_THRESHOLD"}
+        return replace(self.classifier, threshold=threshold, bands=(), metadata=metadata)
+
+    def _classifier(self, job: Job) -> Classifier:
+        return self._with_threshold(job.head["threshold"])
+
+    # --- /predict -------------------------------------------------------------------------------
+
+    def predict(self, job: Job) -> Reply:
+        """The answer for a picture, which is the body or a form's file."""
+        classifier = self._classifier(job)
+        picture = classifier.read(_picture(job), _limits(job))
+        return self._answer(classifier, *classifier.answers([picture]))
+
+    def predict_together(self, jobs: Sequence[Job]) -> list[Reply]:
+        """The same for several small pictures, which go through the network together."""
+        replies: dict[int, Reply] = {}
+        read: dict[int, Picture] = {}
+        for index, job in enumerate(jobs):
+            try:
+                read[index] = self._classifier(job).read(_picture(job), _limits(job))
+            except Problem as problem:
+                replies[index] = _refusal(problem)
+            except InvalidImage as error:
+                replies[index] = _refusal(_problem(error, job))
+        classifier = self._classifier(jobs[0])
+        answers = classifier.answers(list(read.values())) if read else []
+        for index, prediction in zip(read, answers, strict=True):
+            replies[index] = self._answer(classifier, prediction)
+        return [replies[index] for index in range(len(jobs))]
+
+    def _answer(self, classifier: Classifier, prediction: Prediction) -> Reply:
+        content = _prediction(classifier, prediction)
+        return _json(content, **self._facts(prediction.label, prediction))
+
+    def _facts(self, label: str, prediction: Prediction) -> dict[str, Any]:
+        """What the front logs and counts."""
+        return {
+            "answers": [[label, prediction.cat_probability]],
+            "distances": self._distances([prediction.picture.pixels]),
+        }
+
+    def _distances(self, pictures: Sequence[NDArray[np.uint8]]) -> list[float]:
+        """How unlike training's these pictures are, where the artifact can tell."""
+        statistics, now = self.classifier.input_statistics, time.monotonic()
+        if statistics is None or now < self._measured + MEASURING_SECONDS:
+            return []
+        self._measured = now
+        return [statistics.distance(pixels) for pixels in pictures]
+
+    # --- /explain -------------------------------------------------------------------------------
+
+    def explain(self, job: Job) -> Reply:
+        """The answer, and what in the picture speaks for and against it: JSON, or a PNG."""
+        classifier = self._classifier(job)
+        prediction = classifier.predict(_picture(job), _limits(job))
+        facts = self._facts(prediction.label, prediction)
+        pixels = prediction.picture.pixels
+        explanation = explain(classifier.layers, pixels)
+        over, full_colour = overlay(pixels, explanation.heat)
+        if job.head.get("format") == "png":
+            return Reply({"type": "image/png", **facts}, png(over))
+        heat = explanation.heat.astype(float)
+        picture, method = prediction.picture, explanation.method
+        content = {
+            **_prediction(classifier, prediction),
+            "logit": explanation.logit,
+            "bias": explanation.bias,
+            "sum": float(heat.sum()),
+            "heat": heat.round(6).tolist(),
+            "method": {"name": method.name, "description": method.description},
+            "original": {
+                "width": picture.width,
+                "height": picture.height,
+                "format": picture.format,
+            },
+            "picture_png": base64.b64encode(png(pixels)).decode(),
+            "overlay_png": base64.b64encode(png(over)).decode(),
+            "full_colour": full_colour,
+        }
+        return _json(content, **facts)
+
+    # --- /v2 ------------------------------------------------------------------------------------
+
+    def infer(self, job: Job) -> Reply:
+        """The answer to a request of the Open Inference Protocol."""
+        classifier, head = self._classifier(job), job.head
+        body = tensors.inflate(job.body, head.get("encoding", ""), head["max_body_bytes"])
+        declared = inputs(classifier.preprocessing.side)
+        inference = tensors.read(body, head.get("header_length"), declared, OUTPUTS)
+        probabilities, distances = self._probabilities(classifier, inference, job)
+        first, second = classifier.class_names
+        labels = [first if p >= classifier.threshold else second for p in probabilities]
+        results: dict[str, list[Any]] = {
+            "cat_probability": probabilities,
+            "label": [label.encode() for label in labels],
+        }
+        message = {"model_name": MODEL, "model_version": classifier.version}
+        if inference.id is not None:
+            message["id"] = inference.id
+        content, headers = tensors.write(
+            message, [(spec, results[spec.name], binary) for spec, binary in inference.outputs]
+        )
+        answers = list(zip(labels, probabilities, strict=True))
+        facts = {"answers": answers, "distances": distances}
+        return Reply({"headers": headers, **facts}, content)
+
+    def _probabilities(
+        self, classifier: Classifier, inference: Inference, job: Job
+    ) -> tuple[list[float], list[float]]:
+        """Probabilities, and distances of as many pictures as were measured."""
+        data = inference.data
+        if isinstance(data, list):
+            predictions = [_predict_one(classifier, *each, job) for each in enumerate(data)]
+            distances = self._distances([each.picture.pixels for each in predictions])
+            return [each.cat_probability for each in predictions], distances
+        distances = []
+        if inference.input.datatype == "UINT8":
+            distances = self._distances(list(data))
+            data = to_vector(data)
+        _check_range(data)
+        return classifier.probabilities(data).tolist(), distances
+
+    # --- /model ---------------------------------------------------------------------------------
+
+    def about(self, job: Job) -> Reply:
+        """What is known of the model."""
+        return _json(about(self._classifier(job)))
+
+
+def _picture(job: Job) -> bytes:
+    picture = picture_of(job.body, job.head.get("content_type", ""))
+    _check_size(picture, "The picture", job)
+    return picture
+
+
+def _limits(job: Job) -> Limits:
+    return Limits(max_pixels=job.head["max_pixels"])
+
+
+def _check_size(picture: bytes, what: str, job: Job) -> None:
+    most = job.head.get("max_bytes", len(picture))
+    if len(picture) > most:
+        raise Problem(
+            "too-large",
+            f"{what} has {len(picture):,} bytes; at most {most:,} are accepted. Scale it down or"
+            " compress it more.",
+            limit_bytes=most,
+        )
+
+
+def _predict_one(classifier: Classifier, index: int, picture: bytes, job: Job) -> Prediction:
+    _check_size(picture, f"image[{index}]", job)
+    try:
+        return classifier.predict(picture, _limits(job))
+    except InvalidImage as error:
+        raise InvalidImage(error.reason, f"image[{index}]: {error}") from error
+
+
+def _check_range(rows: NDArray[Any]) -> None:
+    wrong = ~((rows >= 0) & (rows <= 1))  # also true for NaN
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise Problem(
+            "invalid-inference",
+            f"vector[{row}][{column}] is {rows[row, column]:g}, and must be from 0 to 1: pixels"
+            " divided by 255. Send pixels as they are in the input `pixels`.",
+        )
+
+
+def _prediction(classifier: Classifier, prediction: Prediction) -> dict[str, Any]:
+    return {
+        "cat_probability": prediction.cat_probability,
+        "label": prediction.label,
+        "words": prediction.words,
+        "threshold": classifier.threshold,
+        "model": {"name": classifier.name, "version": classifier.version},
+        "warnings": list(prediction.warnings),
+    }
+
+
+def _json(content: dict[str, Any], **facts: Any) -> Reply:
+    return Reply({"type": "application/json", **facts}, _encode(content).encode())
+
+
+def _problem(error: InvalidImage, job: Job) -> Problem:
+    members = {}
+    if error.reason is Reason.TOO_MANY_PIXELS:
+        members = {"limit_pixels": job.head["max_pixels"], "limit_side": Limits().max_side}
+    return Problem(error.reason, str(error), **members)
+
+
+def _refusal(problem: Problem) -> Reply:
+    return Reply(
+        {
+            "problem": problem.type.slug,
+            "detail": problem.detail,
+            "headers": problem.headers,
+            "members": problem.members,
+        }
+    )
+
+
+if __name__ == "__main__":
+    serve(load)

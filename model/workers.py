@@ -1,0 +1,604 @@
+"""The front side of the worker processes: hand jobs out, await replies, replace what ends.
+
+    workers = Workers("app.work", ["cat.safetensors"], count=2, memory_bytes=2**28)
+    await workers.start()
+    reply = await workers.submit({"kind": "predict"}, picture).reply
+
+A *generation* is a template and the workers that it forked (`model.worker`). Whatever ends one of
+them ends no more than a job: its worker is replaced, its jobs go to another one. A reload makes a
+new generation beside the old. All of it runs on one event loop: there is nothing to lock.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from model.worker import HEADER, MOST_AT_ONCE, OUT_OF_MEMORY, OUT_OF_TIME, Reply
+
+QUICK_BYTES: Final = 2**16  # bodies up to this size may be sent ahead, and worked on together
+MOST_IN_HAND: Final = 2 * MOST_AT_ONCE  # quick jobs that a worker has, the ones ahead among them
+MOST_REPLY_HEAD_BYTES: Final = 2**20  # a worker that sends more has been taken over
+MOST_REPLY_BYTES: Final = 2**24
+MOST_CRASHES: Final = 2  # of one job: then it is its fault
+MOST_TRIES: Final = 5  # of one job, whoever ended its workers
+START_SECONDS: Final = 60.0  # that a template may take to load
+STALLED_SECONDS: Final = 2.0  # without progress, before a worker is replaced
+CHECK_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 5.0  # between starts that fail
+NEWEST: Final = 0.1  # weight of the newest in the moving average of how long a job takes
+_ROOT: Final = Path(__file__).parent.parent  # where programs are found
+
+logger = logging.getLogger("uvicorn.error")
+
+
+class End(StrEnum):
+    """Why a worker was ended by its job."""
+
+    MEMORY = "memory"
+    TIME = "time"
+    CRASH = "crash"
+
+
+class JobRefused(Exception):
+    """No worker could do this job: it took too much, or crashed its workers."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end)
+        self.end = end
+
+
+class CannotStart(Exception):
+    """There are no workers to be had; the message says why, and what to do."""
+
+
+class Submitted:
+    """A job on its way. Await `reply`: a Reply, or JobRefused is raised."""
+
+    __slots__ = ("_queue", "alone", "crashes", "data", "is_quick", "is_waiting", "reply", "tries")
+
+    def __init__(
+        self, queue: "deque[Submitted]", data: tuple[bytes, bytes], is_quick: bool
+    ) -> None:
+        self._queue = queue
+        self.data = data  # kept for another try
+        self.is_quick = is_quick
+        self.is_waiting = True  # no worker has it yet
+        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.alone = False  # whether it may share a worker: not after it was there when one ended
+        self.tries = self.crashes = 0
+
+    def cancel(self) -> None:
+        """Give it up. What a worker has in hand already is worked on, and nobody hears of it."""
+        self.reply.cancel()
+        self.data = (b"", b"")
+        if self.is_waiting:
+            self._queue.remove(self)
+            self.is_waiting = False
+
+
+class Workers:
+    """A number of workers, and the queue before them.
+
+    program: the module that calls `model.worker.serve`, with these arguments; memory_bytes: that
+    each worker may take for its jobs; seconds: of processor time for a job.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        arguments: Sequence[str],
+        *,
+        count: int,
+        memory_bytes: int,
+        seconds: float = 5.0,
+    ) -> None:
+        self.program, self.arguments = program, list(arguments)
+        self.count, self.memory_bytes, self.seconds = count, memory_bytes, seconds
+        self.queue: deque[Submitted] = deque()
+        self.seconds_each = 0.05  # a guess, until something was measured
+        self.current: _Generation | None = None
+        self.on_replaced: Callable[[], object] = int  # called for each worker that is replaced
+        self.launched: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._retired: list[_Generation] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting = asyncio.Lock()  # one generation at a time
+        self._stopping = False
+
+    # --- for users ------------------------------------------------------------------------------
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the template that serves now says of itself."""
+        return self.current.description if self.current else {}
+
+    @property
+    def unlimited(self) -> list[str]:
+        """What this system or user does not let workers be kept from."""
+        return self.current.unlimited if self.current else []
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no worker works on yet."""
+        ahead = sum(max(len(worker.jobs) - 1, 0) for worker in self._workers())
+        return len(self.queue) + ahead
+
+    @property
+    def busy(self) -> int:
+        """Workers at work."""
+        return sum(bool(worker.jobs) for worker in self._workers())
+
+    @property
+    def seconds_left(self) -> float:
+        """When the work that is here now will be done."""
+        jobs = len(self.queue) + sum(len(worker.jobs) for worker in self._workers())
+        return jobs * self.seconds_each / self.count
+
+    def launch(self) -> None:
+        """Start loading at once, before there is an event loop. Raises CannotStart."""
+        try:
+            self.launched = self._launch()
+        except OSError as error:
+            raise CannotStart(f"No process can be started: {error.strerror}.") from None
+
+    async def start(self) -> None:
+        """Start all workers. Raises CannotStart."""
+        self.current = await self._generation()
+        self.run_task(self._watch())
+
+    async def reload(self) -> None:
+        """Load everything anew in new processes; once they are ready, they take over. Raises
+        CannotStart, and the old ones go on."""
+        async with self._starting:
+            new = await self._generation()
+            old, self.current = self.current, new
+        if old:
+            self._retired.append(old)
+            old.retire()
+        self.hand_out()
+
+    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
+        """Queue a job. quick: it takes a moment, and may be worked on with others."""
+        text = json.dumps(head).encode()
+        data = (HEADER.pack(len(text), len(body)) + text, body)
+        job = Submitted(self.queue, data, quick and len(body) <= QUICK_BYTES)
+        self.queue.append(job)
+        self.hand_out()
+        return job
+
+    async def stop(self) -> None:
+        """End all processes; jobs that are left are cancelled."""
+        self._stopping = True
+        for task in [*self._tasks]:
+            task.cancel()
+        for generation in [self.current, *self._retired]:
+            if generation:
+                generation.kill()
+        for job in [*self.queue]:
+            job.cancel()
+
+    # --- the processes --------------------------------------------------------------------------
+
+    def template(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """A template that loads, and the front's end of its control socket. Raises OSError."""
+        launched, self.launched = self.launched, None
+        return launched or self._launch()
+
+    def _launch(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """Start a fresh interpreter, which inherits nothing but a socket."""
+        control, theirs = socket.socketpair()
+        numbers = (str(theirs.fileno()), str(self.memory_bytes), str(self.seconds))
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-m", self.program, *numbers, *self.arguments],
+                cwd=_ROOT,
+                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the front alone
+            )
+        return process, control
+
+    async def _generation(self) -> "_Generation":
+        generation = _Generation(self)
+        try:
+            await asyncio.wait_for(generation.start(), START_SECONDS)
+        except BaseException as error:
+            generation.kill()
+            if isinstance(error, TimeoutError):
+                raise CannotStart(
+                    f"The weights could not be loaded within {START_SECONDS:g} s: the machine is"
+                    " too busy, or too small."
+                ) from None
+            if isinstance(error, OSError):
+                raise CannotStart(f"No process can be started: {error.strerror}.") from None
+            raise
+        if generation.ended:
+            raise CannotStart("The process that loads the weights ended unexpectedly.")
+        return generation
+
+    def _workers(self) -> list["_Worker"]:
+        return self.current.workers if self.current else []
+
+    def run_task(self, coroutine: Any) -> None:
+        """Run it in the background until it is done, or all is stopped."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def hand_out(self) -> None:
+        """Give waiting jobs to workers that are free for them, the first first."""
+        while self.queue:
+            worker = self._free_worker(self.queue[0])
+            if worker is None:
+                return
+            worker.send(self.queue.popleft())
+
+    def _free_worker(self, job: Submitted) -> "_Worker | None":
+        best: _Worker | None = None
+        for worker in self._workers():
+            if worker.is_open and worker.takes(job):
+                if not worker.jobs:
+                    return worker
+                if best is None or len(worker.jobs) < len(best.jobs):
+                    best = worker
+        return best
+
+    def note_seconds(self, seconds: float) -> None:
+        """Take the time of a job into the moving average."""
+        self.seconds_each += NEWEST * (seconds - self.seconds_each)
+
+    def worker_ended(self, worker: "_Worker", status: int | None) -> None:
+        """Find out whose fault it was, and see to the jobs that it had. status: its exit status,
+        negative for a signal; None where it ended with its template."""
+        jobs = [job for job in worker.jobs if not job.reply.done()]
+        first = worker.jobs[0] if worker.jobs else None
+        alone = len(worker.jobs) == 1
+        worker.jobs.clear()
+        for job in reversed(jobs):
+            job.alone = True  # from now on, so that the next end says whose fault it is
+            end = _end(status) if job is first else None
+            job.tries += job is first and status is not None
+            job.crashes += end is End.CRASH
+            if end and (alone if end is not End.CRASH else job.crashes >= MOST_CRASHES):
+                job.reply.set_exception(JobRefused(end))
+            elif job.tries >= MOST_TRIES:
+                job.reply.set_exception(JobRefused(End.CRASH))
+            else:
+                job.is_waiting = True
+                self.queue.appendleft(job)
+        if self._stopping:
+            return
+        if status is not None:
+            logger.warning("Worker %d %s; another one takes its place", worker.pid, _how(status))
+            self.on_replaced()
+        self.hand_out()
+
+    def generation_ended(self, generation: "_Generation") -> None:
+        """Replace a generation whose template ended."""
+        if generation in self._retired:
+            self._retired.remove(generation)
+        elif generation is self.current and not self._stopping:
+            logger.warning("The workers' template ended; it is started anew")
+            self.current = None
+            self.run_task(self._start_anew())
+
+    async def _start_anew(self) -> None:
+        pause = 0.1
+        while self.current is None:
+            try:
+                async with self._starting:
+                    # A reload may have come before
+                    self.current = self.current or await self._generation()
+            except CannotStart as error:
+                logger.error("%s", error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        self.hand_out()
+
+    async def _watch(self) -> None:
+        """Kill what makes no progress, so that it is replaced."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            now = time.monotonic()
+            for generation in [self.current, *self._retired]:
+                if generation:
+                    generation.check(now)
+
+
+class _Generation:
+    """A template, as the front sees it, and the workers that it forked."""
+
+    def __init__(self, owner: Workers) -> None:
+        self.owner = owner
+        self.description: dict[str, Any] = {}
+        self.unlimited: list[str] = []
+        self.workers: list[_Worker] = []
+        self.retired = self.ended = False
+        self._forking: deque[_Worker] = deque()  # asked for, but not reported yet
+        self._lines = b""
+        self._starts: deque[float] = deque(maxlen=owner.count)
+        self._is_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """Load, and start all workers. Raises CannotStart."""
+        self._process, self._control = self.owner.template()
+        self._control.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._control, self._read)
+        await self._is_ready
+        for _ in range(self.owner.count):
+            await self._add_worker()
+
+    async def _add_worker(self) -> None:
+        if self.retired or self.ended:
+            return
+        ours, theirs = socket.socketpair()
+        worker = _Worker(self)
+        with theirs:
+            ours.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.create_unix_connection(lambda: worker, sock=ours)
+            try:
+                socket.send_fds(self._control, [b"w"], [theirs.fileno()])
+            except OSError:  # the template is gone, or does not read: `check` sees to it
+                worker.close()
+                return
+        self._forking.append(worker)
+        self.workers.append(worker)
+        self.owner.hand_out()
+
+    def _read(self) -> None:
+        try:
+            data = self._control.recv(2**20)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.kill()
+            return
+        *lines, self._lines = (self._lines + data).split(b"\n")
+        for line in lines:
+            self._take(json.loads(line))
+
+    def _take(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"ready": description, "unlimited": unlimited}:
+                self.description, self.unlimited = description, unlimited
+                if not self._is_ready.done():
+                    self._is_ready.set_result(None)
+            case {"failed": why}:
+                if not self._is_ready.done():
+                    self._is_ready.set_exception(CannotStart(why))
+            case {"started": pid}:
+                worker = self._forking.popleft()
+                worker.pid = pid
+                if not worker.is_open:
+                    worker.kill()
+            case {"refused": why}:
+                logger.error("No worker could be started (%s); trying again", why)
+                worker = self._forking.popleft()
+                self.workers.remove(worker)
+                worker.close()
+                self.owner.worker_ended(worker, None)
+                self.owner.run_task(self._replace(LONGEST_PAUSE_SECONDS))
+            case {"ended": pid, "status": status}:
+                for worker in self.workers:
+                    if worker.pid == pid:
+                        self._worker_ended(worker, status)
+                        break
+
+    def _worker_ended(self, worker: "_Worker", status: int) -> None:
+        self.workers.remove(worker)
+        worker.close()
+        if self.retired:
+            if worker.jobs:
+                self.owner.worker_ended(worker, status)
+            if not self.workers:
+                self.kill()
+            return
+        self.owner.worker_ended(worker, status)
+        self.owner.run_task(self._replace())
+
+    async def _replace(self, pause: float = 0.0) -> None:
+        # Where workers cannot live at all, starting them over and over would take all there is.
+        now = time.monotonic()
+        too_soon = len(self._starts) == self._starts.maxlen and now - self._starts[0] < 0.2
+        self._starts.append(now)
+        await asyncio.sleep(max(pause, 0.2 * too_soon))
+        try:
+            await self._add_worker()
+        except OSError as error:  # too many open files, say
+            logger.error("No worker can be started: %s", error.strerror)
+            self.owner.run_task(self._replace(1.0))
+
+    def retire(self) -> None:
+        """End once all jobs that its workers have are done."""
+        self.retired = True
+        for worker in self.workers:
+            worker.close_if_done()
+        if not self.workers:
+            self.kill()
+
+    def check(self, now: float) -> None:
+        """Kill workers, or the template, that make no progress."""
+        for worker in self.workers:
+            if not worker.is_stalled(now):
+                continue
+            if worker.is_open and worker.pid:
+                logger.warning("Worker %d makes no progress and is ended", worker.pid)
+                worker.kill()
+            else:  # its template should have told how it started, or ended
+                self.kill()
+                return
+
+    def kill(self) -> None:
+        """End the template, and with it its workers."""
+        if self.ended:
+            return
+        self.ended = True
+        with contextlib.suppress(AttributeError):  # it may not even have been started
+            asyncio.get_running_loop().remove_reader(self._control)
+            self._control.close()
+            self._process.kill()
+            self._process.wait()
+        if not self._is_ready.done():
+            why = "The process that loads the weights ended unexpectedly; the log may say why."
+            self._is_ready.set_exception(CannotStart(why))
+        elif not self._is_ready.cancelled():
+            self._is_ready.exception()  # seen
+        for worker in self.workers:
+            worker.close()
+            worker.kill()
+        workers, self.workers = self.workers, []
+        self.owner.generation_ended(self)
+        for worker in workers:
+            self.owner.worker_ended(worker, None)
+
+
+class _Worker(asyncio.Protocol):
+    """A worker, as the front sees it: the jobs that it has, and the bytes of replies so far."""
+
+    def __init__(self, generation: _Generation) -> None:
+        self.generation = generation
+        self.pid = 0  # until the template has reported it
+        self.jobs: deque[Submitted] = deque()
+        self.is_open = True
+        self._received = bytearray()
+        self._progress: tuple[int, float] = (-1, 0.0)  # processor time, and when it last changed
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport: asyncio.Transport = transport
+
+    def takes(self, job: Submitted) -> bool:
+        """Whether it may have this job now."""
+        if not self.jobs:
+            return True
+        return (
+            len(self.jobs) < MOST_IN_HAND
+            and job.is_quick
+            and not job.alone
+            and all(other.is_quick and not other.alone for other in self.jobs)
+        )
+
+    def send(self, job: Submitted) -> None:
+        if not self.jobs:
+            self._progress = (-1, time.monotonic())
+        self.jobs.append(job)
+        job.is_waiting = False
+        head, body = job.data
+        if len(body) <= QUICK_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        try:
+            while (reply := self._next_reply()) is not None:
+                self._replied(reply)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            logger.error("Worker %d sent something that is not a reply, and is ended", self.pid)
+            self._received.clear()
+            self._transport.abort()
+        self.generation.owner.hand_out()
+
+    def _next_reply(self) -> Reply | None:
+        """The next reply, where all of it is here.
+
+        Raises ValueError and others for anything else: a worker may have been taken over.
+        """
+        if len(self._received) < HEADER.size:
+            return None
+        head_bytes, body_bytes = HEADER.unpack_from(self._received)
+        size = HEADER.size + head_bytes + body_bytes
+        if head_bytes > MOST_REPLY_HEAD_BYTES or body_bytes > MOST_REPLY_BYTES or not self.jobs:
+            raise ValueError
+        if len(self._received) < size:
+            return None
+        body_start = HEADER.size + head_bytes
+        head = json.loads(self._received[HEADER.size : body_start].decode())
+        if not 0 <= head["seconds"] < math.inf:
+            raise ValueError
+        body = bytes(self._received[body_start:size])
+        del self._received[:size]
+        return Reply(head, body)
+
+    def _replied(self, reply: Reply) -> None:
+        job = self.jobs.popleft()
+        self._progress = (-1, time.monotonic())
+        self.generation.owner.note_seconds(reply.head["seconds"])
+        if not job.reply.done():
+            job.reply.set_result(reply)
+        self.close_if_done()
+
+    def close_if_done(self) -> None:
+        if self.generation.retired and not self.jobs:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        self._progress = (-1, time.monotonic())
+        self.kill()  # where it goes on all the same; its template will tell how it ended
+
+    def close(self) -> None:
+        self.is_open = False
+        self._transport.close()
+
+    def kill(self) -> None:
+        """End the process at once, where there is one."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether it has taken no processor time for a while, though it could have."""
+        if self.is_open and not self.jobs:
+            return False
+        spent, since = self._progress
+        found, is_running = _processor_time(self.pid)
+        if found != spent or is_running:
+            self._progress = (found, now)
+            return False
+        return now - since > STALLED_SECONDS
+
+
+def _processor_time(pid: int) -> tuple[int, bool]:
+    """Ticks that a process has taken, and whether it runs or waits for a processor."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it is gone, or the system has no /proc
+        return -1, sys.platform != "linux"
+    return int(fields[11]) + int(fields[12]), fields[0] == "R"
+
+
+def _end(status: int | None) -> End | None:
+    """Whether a worker was ended by its job; a SIGKILL comes from outside."""
+    if status is None or status == -signal.SIGKILL:
+        return None
+    return {OUT_OF_MEMORY: End.MEMORY, OUT_OF_TIME: End.TIME}.get(status, End.CRASH)
+
+
+def _how(status: int) -> str:
+    if status == OUT_OF_MEMORY:
+        return "ran out of its memory"
+    if status == OUT_OF_TIME:
+        return "took too much processor time for a picture"
+    if status >= 0:
+        return f"ended with {status}"
+    known = -status in set(signal.Signals)  # real-time signals have numbers only
+    return f"was ended by {signal.Signals(-status).name if known else f'signal {-status}'}"
