@@ -17,7 +17,6 @@ from typing import Any, Final, cast
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, ImagePalette, TiffImagePlugin, _webp
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
@@ -117,8 +116,9 @@ def decode(data: bytes, kind: Format, least: int | None, limits: Limits) -> Deco
     except Exception as error:  # decoders raise whatever the bytes lead them to
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from None
-        cut_off = "truncated" in str(error) or isinstance(error, (EOFError, IndexError))
-        error.with_traceback(None)  # its frames would keep the pixels alive
+        cut_off = "truncated" in str(error) or isinstance(
+            error, (EOFError, IndexError, struct.error)
+        )
         raise damaged(data, kind, cut_off=cut_off) from error
 
 
@@ -178,12 +178,13 @@ class _JpegHeader:
 
 
 def _read_jpeg_header(data: bytes) -> _JpegHeader:
-    """Raises IndexError, ValueError or struct.error where it is cut off."""
+    """Raises EOFError, IndexError or struct.error where it is cut off."""
     header = _JpegHeader(needed=[(0, 2)])
     frame = has_exif = 0
     at = 2
     while True:
-        found = data.index(b"\xff", at)
+        if (found := data.find(b"\xff", at)) < 0:
+            raise EOFError
         marker = data[found + 1]
         if marker == 0xFF:  # a fill byte before the marker
             at = found + 1
@@ -229,49 +230,49 @@ def _jpeg_pixels(
 ) -> tuple[Image.Image, list[str]]:
     """Return the pixels at that scale, to that width and height, and warnings.
 
-    Raises InvalidImage where some of them are missing. Only the first complaint of the decoder is
-    heard, which may be about metadata; so what it complains of is tried again without them.
+    Raises InvalidImage where some of them are missing, as far as libjpeg-turbo tells.
     """
-    mode = {1: "L", 4: "CMYK"}.get(len(header.components), "RGBX")
     if not header.one_pass and not _has_all_scans(data, header):
         raise damaged(data, Format.JPEG, cut_off=True)
-    notes: list[str] = []
-    tried = data
-    while True:
+    mode = {1: "L", 4: "CMYK"}.get(len(header.components), "RGBX")
+    for tried, notes in _jpeg_attempts(data, header):
         try:
-            pixels = _libjpeg(tried, mode, scale, shape)
-            break
+            return _libjpeg(tried, mode, scale, shape), notes
         except ValueError as error:
             complaint = str(error)
-        if tried is data:
-            tried = b"".join(data[start:end] for start, end in header.needed)
-        elif complaint.startswith("Premature end") and not notes:
-            tried += _END  # now it complains of missing pixels instead, if any are
-            notes.append(WITHOUT_END)
-        elif (padding := _PADDING.match(complaint)) and int(padding[1]) <= _MOST_PADDING:
-            pixels = _libjpeg(tried, mode, scale, shape, strict=False)
-            break
-        elif complaint.startswith(("Corrupt JPEG data", "Premature end")):
-            raise damaged(data, Format.JPEG, cut_off="remature end" in complaint)
-        elif _NO_MEMORY.search(complaint):
-            raise MemoryError(complaint)
-        else:  # what it cannot do
-            return _pillow_jpeg(tried, scale), notes
-    if mode == "CMYK":
-        del pixels  # whose inks Pillow turns to colours
-        return _pillow_jpeg(tried, scale), notes
-    return Image.frombuffer(mode, shape, pixels, "raw", mode, 0, 1), notes
+    if _NO_MEMORY.search(complaint):
+        raise MemoryError(complaint)
+    if (padding := _PADDING.match(complaint)) and int(padding[1]) <= _MOST_PADDING:
+        return _libjpeg(tried, mode, scale, shape, strict=False), []
+    if complaint.startswith(("Corrupt JPEG data", "Premature end")):
+        raise damaged(data, Format.JPEG, cut_off="remature end" in complaint)
+    return _pillow_jpeg(tried, scale), []  # what simplejpeg cannot do, such as odd subsampling
+
+
+def _jpeg_attempts(data: bytes, header: _JpegHeader) -> Iterator[tuple[bytes, list[str]]]:
+    """Yield the file with less and less that may be complained of, and what to warn of.
+
+    Only the first complaint is heard. It may be about metadata, or about the end marker.
+    """
+    yield data, []
+    needed = b"".join(data[start:end] for start, end in header.needed)
+    yield needed, []
+    yield needed + _END, [WITHOUT_END]
 
 
 def _libjpeg(
     data: bytes, mode: str, scale: int, shape: tuple[int, int], *, strict: bool = True
-) -> NDArray[np.uint8]:
+) -> Image.Image:
+    """Decode to that width and height; raises ValueError with the first complaint."""
     least = {} if scale == 1 else {"min_width": shape[0], "min_height": shape[1]}
     colours = "GRAY" if mode == "L" else mode
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, strict=strict, **least)
+    pixels = simplejpeg.decode_jpeg(data, colours, strict=strict, **least)
     if pixels.shape[1::-1] != shape:
         raise ValueError(f"decoded as {pixels.shape}, expected {shape}")
-    return pixels
+    if mode == "CMYK":
+        del pixels  # Pillow turns inks to colours
+        return _pillow_jpeg(data, scale)
+    return Image.frombuffer(mode, shape, pixels, "raw", mode, 0, 1)
 
 
 def _pillow_jpeg(data: bytes, scale: int) -> Image.Image:
@@ -318,9 +319,10 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
     width, height = image.size
     if not limits.allow(width, height):
         raise limits.exceeded(f"{width:,} × {height:,} pixels", kind)
+    animated = bool(getattr(image, "is_animated", False))  # asked later, a GIF is decoded twice
     try:
         pixels = _load(image, kind)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         # Some decoders do not say that it was memory they lacked. MemoryError, if it may have been:
         np.empty(4 * width * height + 2**24, np.uint8)
         raise
@@ -329,7 +331,7 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
         decoded.bits, decoded.animated = chunks.bits, chunks.animated
         decoded.orientation = orientation_of(chunks.exif)
     elif kind is not Format.HEIC:  # which its decoder turns
-        decoded.animated = bool(getattr(image, "is_animated", False))
+        decoded.animated = animated
         decoded.orientation = orientation_of(image.info.get("exif", b""))
     if isinstance(image, _Tiff):
         decoded.bits, decoded.orientation = image.bits, image.orientation
@@ -408,18 +410,19 @@ def _open_png(data: bytes, chunks: _PngChunks) -> PngImageFile:
         return PngImageFile(BytesIO(b"".join(data[i:j] for i, j in chunks.needed)))
 
 
-_libwebp = ctypes.CDLL(_webp.__file__)  # and what Pillow linked it with
-_libwebp.WebPDecodeRGBAInto.restype = ctypes.c_void_p
+_libwebp = ctypes.CDLL(_webp.__file__)  # Pillow's module, and the library that it is linked with
 
 
 def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
-    """Decode a WebP of one frame into the memory of its pixels alone; None for an animation.
+    """Decode a WebP of one frame into the memory of its pixels alone; None where that cannot be.
 
     Pillow only knows the decoder for animations, which takes three times as much.
     """
     kind, flags = data[12:16], data[20]
-    if kind == b"VP8X" and flags & _WEBP_ANIMATION:
+    is_animated = kind == b"VP8X" and flags & _WEBP_ANIMATION
+    if is_animated or not hasattr(_libwebp, "WebPDecodeRGBAInto"):  # which may be linked statically
         return None
+    _libwebp.WebPDecodeRGBAInto.restype = ctypes.c_void_p
     width, height = ctypes.c_int(), ctypes.c_int()
     if not _libwebp.WebPGetInfo(
         data, ctypes.c_size_t(len(data)), ctypes.byref(width), ctypes.byref(height)

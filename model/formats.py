@@ -156,10 +156,10 @@ def recognise(data: bytes) -> Format:
     other = _heif_name(data) if found is Format.HEIC else _other_picture(data)
     if other is not None:
         raise not_accepted(f"of the format {other}")
+    resemblance = _resemblance(data)
+    remedy = "" if "send" in resemblance else f"; send the bytes of a {accepted_formats()} picture"
     raise InvalidImage(
-        Reason.NOT_A_PICTURE,
-        f"What arrived, {size(data)}, is not a picture{_resemblance(data)}; "
-        f"send the bytes of a {accepted_formats()} picture.",
+        Reason.NOT_A_PICTURE, f"What arrived, {size(data)}, is not a picture{resemblance}{remedy}."
     )
 
 
@@ -265,7 +265,7 @@ def _resemblance(data: bytes) -> str:
     name = next((name for magic, name in _OTHER_FILES if data.startswith(magic)), None)
     head = data[:2048].lstrip(b"\xef\xbb\xbf \t\r\n")
     if name is None and head.startswith(_BASE64_PICTURES):
-        name = "a picture encoded as base64 text: send the bytes themselves"
+        name = "a picture encoded as base64 text"
     elif name is None and head.lower().startswith((b"<!doctype html", b"<html", b"<head")):
         name = "an HTML page"
     elif name is None and head.startswith(b"<"):

@@ -35,7 +35,7 @@ HEADER: Final = struct.Struct("<II")  # bytes of the head, bytes of the body
 MOST_AT_ONCE: Final = 3  # jobs that are handled together, as far as they are here already
 OUT_OF_MEMORY: Final = 12  # exit status
 OUT_OF_TIME: Final = -signal.SIGPROF if hasattr(signal, "SIGPROF") else 0  # exit status
-NICENESS: Final = 5  # so that the front gets its turn first
+NICENESS: Final = 2  # so that the front gets its turn first
 
 _LOOK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 # Parameters of mallopt(3) and prctl(2).

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.main import WEIGHTS, create_app
+from app.capacity import WEIGHTS
+from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier, Golden
 from model.network import Linear
@@ -109,7 +110,7 @@ def weights_path(tmp_path_factory: pytest.TempPathFactory, cat_picture: bytes) -
                 "deviation": [40.0, 10.0, 20.0, 5.0],
             }
         },
-        golden=Golden(cat_picture, probability=0.0),  # saving works the probability out
+        golden=(Golden(cat_picture, probability=0.0),),  # saving works the probability out
     ).save(path)
     return path
 

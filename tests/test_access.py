@@ -27,25 +27,15 @@ def locked(service: Service) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [
-        ("X-API-Key", "{}"),
-        ("x-api-key", "{}"),
-        ("Authorization", "Bearer {}"),
-        ("Authorization", "bearer  {}"),
-    ],
-)
-def test_every_key_opens_in_either_header(
-    locked: TestClient, cat_picture: bytes, key: str, name: str, form: str
-) -> None:
-    response = locked.post("/predict", content=cat_picture, headers={name: form.format(key)})
-    assert response.status_code == 200
-
-
-def test_a_proxys_own_authorization_does_not_hide_the_key(locked: TestClient) -> None:
-    headers = {"Authorization": "Basic Zm9vOmJhcg==", "X-API-Key": KEYS[1]}
-    assert locked.get("/v2", headers=headers).status_code == 200
+def test_every_key_opens_in_either_header(locked: TestClient, cat_picture: bytes, key: str) -> None:
+    for headers in (
+        {"x-api-key": key},
+        {"Authorization": f"Bearer {key}"},
+        {"Authorization": f"bearer  {key}"},
+        {"Authorization": "Basic Zm9vOmJhcg==", "X-API-Key": key},  # the first is a proxy's own
+    ):
+        response = locked.post("/predict", content=cat_picture, headers=headers)
+        assert response.status_code == 200, headers
 
 
 @pytest.mark.parametrize(
@@ -80,41 +70,22 @@ def test_anything_else_is_refused_with_what_to_do(
     assert not any(key in response.text for key in KEYS)
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        *(("POST", path) for path in ("/predict", "/explain", "/v2/models/cat/infer")),
-        *(("GET", path) for path in ("/model", "/v2", "/v2/models/cat", "/v2/models/cat/ready")),
-        *(("GET", path) for path in ("/nope", "/healthy", "//health/live")),
-        ("OPTIONS", "/predict"),
-        ("HEAD", "/v2"),
-    ],
-)
-def test_every_address_is_closed_that_is_not_named_open(
-    locked: TestClient, method: str, path: str
-) -> None:
-    assert locked.request(method, path).status_code == 401
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"),
-        *("/", "/docs", "/docs/start.js", "/openapi.json", "/problems", "/metrics"),
-    ],
-)
-def test_health_pages_and_documents_are_open(locked: TestClient, path: str) -> None:
-    assert locked.get(path).status_code == locked.head(path).status_code == 200
+def test_every_address_is_closed_that_is_not_named_open(locked: TestClient) -> None:
+    for path in ("/predict", "/explain", "/v2/models/cat/infer"):
+        assert locked.post(path, content=b"x").status_code == 401
+        assert locked.options(path).status_code == 401
+    closed = ("/model", "/v2", "/v2/models/cat", "/v2/models/cat/ready", "/nope", "/healthy")
+    for path in (*closed, "//health/live"):
+        assert locked.get(path).status_code == locked.head(path).status_code == 401, path
+    health = ("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+    for path in (*health, "/", "/docs", "/docs/start.js", "/openapi.json", "/problems", "/metrics"):
+        assert locked.get(path).status_code == locked.head(path).status_code == 200, path
 
 
 def test_metrics_ask_for_a_key_where_the_operator_says_so(service: Service) -> None:
     with service(api_keys=KEYS, metrics="key") as client:
         assert client.get("/metrics").status_code == 401
         assert client.get("/metrics", headers={"X-API-Key": KEYS[0]}).status_code == 200
-
-
-def test_without_keys_nobody_is_asked(client: TestClient) -> None:
-    assert client.get("/v2", headers={"X-API-Key": "any"}).status_code == 200
 
 
 def test_a_request_is_refused_before_its_body_is_read() -> None:
@@ -216,23 +187,17 @@ def test_all_origins_may_call_where_the_operator_says_so(service: Service) -> No
 # --- headers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/health"), ("GET", "/nope"), ("POST", "/predict"), ("GET", "/problems")],
-)
-def test_every_answer_tells_browsers_to_be_careful(
-    client: TestClient, method: str, path: str
-) -> None:
-    headers = client.request(method, path).headers
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
-    assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
-    assert headers["cross-origin-resource-policy"] == "same-origin"
-    assert headers["cache-control"] == "no-store"
+def test_every_answer_tells_browsers_to_be_careful(client: TestClient) -> None:
+    for method, path in (("GET", "/health"), ("GET", "/nope"), ("POST", "/predict")):
+        headers = client.request(method, path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert headers["cache-control"] == "no-store"
 
 
 def test_pages_keep_the_policies_that_they_state(client: TestClient) -> None:
-    headers = client.get("/docs").headers
-    assert len(headers.get_list("content-security-policy")) == 1
-    assert "script-src 'self'" in headers["content-security-policy"]
+    (policy,) = client.get("/docs").headers.get_list("content-security-policy")
+    assert "script-src 'self'" in policy
     assert client.get("/docs/start.js").headers["cache-control"] == "max-age=3600"

@@ -36,43 +36,34 @@ def logging_json(service: Service) -> Iterator[TestClient]:
 # --- ids ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status"),
-    [
+def test_every_answer_has_the_clients_id(client: TestClient) -> None:
+    for method, path, body, status in (
         ("GET", "/health", b"", 200),
         ("HEAD", "/health", b"", 200),
         ("GET", "/nope", b"", 404),
         ("GET", "/predict", b"", 405),
         ("POST", "/predict", b"hello, world", 415),
         ("POST", "/v2/models/cat/infer", b"{", 400),
-    ],
-)
-def test_every_answer_has_the_clients_id(
-    client: TestClient, method: str, path: str, body: bytes, status: int
-) -> None:
-    for identity in ("camera-7:2024/05/01@12.30+x=_1", "x" * 128):
-        response = client.request(method, path, content=body, headers={"X-Request-ID": identity})
-        assert response.status_code == status
-        assert response.headers.get_list("x-request-id") == [identity]
-        if status >= 400:
-            assert response.json()["request_id"] == identity
+    ):
+        for identity in ("camera-7:2024/05/01@12.30+x=_1", "x" * 128):
+            headers = {"X-Request-ID": identity}
+            response = client.request(method, path, content=body, headers=headers)
+            assert response.status_code == status
+            assert response.headers.get_list("x-request-id") == [identity]
+            if status >= 400:
+                assert response.json()["request_id"] == identity
 
 
-@pytest.mark.parametrize(
-    "harmful",
-    [b"", b"a b", b"a\tb", b'a"b', b"a\x1b[31m", b"caf\xe9", b"x" * 129, b"a,b", b"<b>", b"%0a"],
-    ids=range(10),
-)
-def test_an_id_that_could_harm_is_replaced(client: TestClient, harmful: bytes) -> None:
-    response = client.get("/nope", headers=[(b"X-Request-ID", harmful)])
-    made = response.headers["x-request-id"]
-    assert re.fullmatch("[0-9a-f]{32}", made)
-    assert response.json()["request_id"] == made
-
-
-def test_requests_without_an_id_get_different_ones(client: TestClient) -> None:
-    ids = {client.get("/health").headers["x-request-id"] for _ in range(20)}
-    assert len(ids) == 20
+def test_an_id_that_could_harm_is_replaced_by_a_new_one(client: TestClient) -> None:
+    harmful = [b"", b"a b", b"a\tb", b'a"b', b"a\x1b[31m", b"caf\xe9", b"x" * 129, b"a,b", b"%0a"]
+    ids = set()
+    for identity in (*harmful, b"<b>"):
+        response = client.get("/nope", headers=[(b"X-Request-ID", identity)])
+        made = response.headers["x-request-id"]
+        assert re.fullmatch("[0-9a-f]{32}", made), identity
+        assert response.json()["request_id"] == made
+        ids.add(made)
+    assert len(ids) == 10
 
 
 # --- lines --------------------------------------------------------------------------------------
@@ -134,7 +125,6 @@ def test_a_line_names_what_went_wrong_and_how_grave_it_is(
     assert "Traceback of a worker" in caplog.text
 
 
-@pytest.mark.parametrize("log", ["text", "json"])
 @pytest.mark.parametrize(
     "path",
     [
@@ -143,28 +133,22 @@ def test_a_line_names_what_went_wrong_and_how_grave_it_is(
         "/%1b[2Jforged",
         "/%e2%80%a8forged%c2%85forged",
         "/a%22 status=200 forged=%22",
-        "/%ff%fe",
-        "/" + "long" * 1000,
+        "/%ff%fe" + "long" * 1000,
     ],
 )
 def test_whatever_a_client_asks_for_its_line_is_one_line_of_plain_characters(
-    client: TestClient,
-    logging_json: TestClient,
-    capfd: pytest.CaptureFixture[str],
-    log: str,
-    path: str,
+    client: TestClient, logging_json: TestClient, capfd: pytest.CaptureFixture[str], path: str
 ) -> None:
-    asked = logging_json if log == "json" else client
-    asked.request("X" * 5000, path, headers={"X-Request-ID": "i" * 128})
-    line, end = capfd.readouterr().out.split("\n")
+    for asked in (client, logging_json):
+        asked.request("X" * 5000, path, headers={"X-Request-ID": "i" * 128})
+    text, as_json, end = capfd.readouterr().out.split("\n")
     assert end == ""
-    assert line.isascii()
-    assert line.isprintable()
-    assert len(line) < 1000  # a pipe takes 4096 bytes at once
-    if log == "json":
-        assert json.loads(line)["status"] == 404
-    else:
-        assert "forged" not in re.sub(r'"(\\.|[^"\\])*"', "", line)
+    for line in (text, as_json):
+        assert line.isascii()
+        assert line.isprintable()
+        assert len(line) < 1000  # a pipe takes 4096 bytes at once
+    assert "forged" not in re.sub(r'"(\\.|[^"\\])*"', "", text)
+    assert json.loads(as_json)["status"] == 404
 
 
 def test_neither_pictures_nor_queries_nor_keys_are_logged(

@@ -1,9 +1,7 @@
 """The service as a client sees it: answers, refusals, the pages of documents."""
 
-import asyncio
 import gzip
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from io import BytesIO
@@ -13,7 +11,6 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
 from PIL import Image
-from starlette.types import Message
 
 from app import docs
 from app.answers import PredictionAnswer
@@ -30,15 +27,22 @@ from tests.pictures import animation, picture
 FORM = "multipart/form-data; boundary=b"
 
 
+def body(content: bytes, kind: str = "", encoding: str = "") -> dict[str, Any]:
+    headers = {"Content-Type": kind, "Content-Encoding": encoding}
+    return {"content": content, "headers": headers}
+
+
 def multipart(*parts: str, end: str = "--b--\r\n") -> dict[str, Any]:
     """A request with a form of these parts, each with its headers."""
-    body = "".join(f"--b\r\n{part}\r\n" for part in parts) + end
-    return {"content": body.encode(), "headers": {"Content-Type": FORM}}
+    return body(("".join(f"--b\r\n{part}\r\n" for part in parts) + end).encode(), FORM)
 
 
-def part(name: str, content: str, filename: str | None = "x") -> str:
-    named = "" if filename is None else f'; filename="{filename}"'
-    return f'Content-Disposition: form-data; name="{name}"{named}\r\n\r\n{content}'
+def file(name: str) -> str:
+    return f'Content-Disposition: form-data; name="{name}"; filename="x"\r\n\r\nx'
+
+
+def field(name: str) -> str:
+    return f'Content-Disposition: form-data; name="{name}"\r\n\r\nx'
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -68,28 +72,18 @@ def test_the_served_probability_is_exactly_the_models(
     }
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        *({"headers": {"Content-Type": kind}} for kind in ("image/png", "application/json", "x;;")),
-        {"headers": {"Content-Type": "application/x-www-form-urlencoded"}},
-        {"headers": {"Content-Encoding": "identity"}},
-        *({"form": name} for name in ("cat.jpg", "кіт.jpg", 'a "cat".jpg', "no-extension")),
-        {"form": "cat.jpg", "data": {"button": "Send"}},
-    ],
-    ids=str,
-)
 def test_a_picture_gets_the_same_answer_however_it_is_sent(
-    client: TestClient, cat_picture: bytes, request_: dict[str, Any]
+    client: TestClient, cat_picture: bytes
 ) -> None:
-    request = dict(request_)
-    if name := request.pop("form", ""):
-        request["files"] = {"file": (name, cat_picture)}
-    else:
-        request["content"] = cat_picture
-    answer = client.post("/predict", **request)
-    assert answer.text == client.post("/predict", content=cat_picture).text
-    assert answer.status_code == 200
+    kinds = ("image/png", "application/json", "application/x-www-form-urlencoded", "x;;=")
+    names = ("cat.jpg", "кіт.jpg", 'a "cat".jpg', "no-extension")
+    requests: list[dict[str, Any]] = [
+        *(body(cat_picture, kind, "identity") for kind in kinds),
+        *({"files": {"file": (name, cat_picture)}, "data": {"button": "Send"}} for name in names),
+    ]
+    expected = client.post("/predict", content=cat_picture).text
+    for request in requests:
+        assert client.post("/predict", **request).text == expected
 
 
 @pytest.mark.parametrize(
@@ -97,24 +91,19 @@ def test_a_picture_gets_the_same_answer_however_it_is_sent(
     [(0.001, "cat", "not sure"), (0.999, "non-cat", "no cat, quite sure")],
 )
 def test_the_threshold_setting_decides_the_label_and_its_words_and_nothing_else(
-    *,
-    service: Service,
-    client: TestClient,
-    cat_picture: bytes,
-    threshold: float,
-    label: str,
-    words: str,
+    service: Service, cat_picture: bytes, threshold: float, label: str, words: str
 ) -> None:
-    with service(threshold=threshold) as other:
-        answer = other.post("/predict", content=cat_picture).json()
-        assert other.get("/v2/models/cat").json()["parameters"]["threshold"] == threshold
-    default = client.post("/predict", content=cat_picture).json()
+    with service() as client:
+        default = client.post("/predict", content=cat_picture).json()
+    with service(threshold=threshold) as client:
+        answer = client.post("/predict", content=cat_picture).json()
+        assert client.get("/v2/models/cat").json()["parameters"]["threshold"] == threshold
     assert answer == default | {"threshold": threshold, "label": label, "words": words}
 
 
 def test_the_answer_warns_of_what_was_left_out(client: TestClient) -> None:
-    (warning,) = client.post("/predict", content=animation("GIF", 12)).json()["warnings"]
-    assert "12 frames" in warning
+    (warning,) = client.post("/predict", content=animation("GIF")).json()["warnings"]
+    assert "first of several frames" in warning
 
 
 def test_health_names_the_loaded_model(client: TestClient, classifier: Classifier) -> None:
@@ -136,7 +125,7 @@ def test_head_is_answered_where_get_is(client: TestClient) -> None:
 REFUSED = [  # request, slug, words of the detail
     ({"content": b""}, "empty", "no body"),
     ({"files": {"file": ("", b"")}}, "empty", "'file' is empty"),
-    ({"content": b"", "headers": {"Content-Type": FORM}}, "empty", "no content"),
+    (body(b"", FORM), "empty", "no content"),
     ({"content": b"hello, world"}, "not-a-picture", "looks like text"),
     ({"files": {"file": ("cat.jpg", b"hello, world")}}, "not-a-picture", "looks like text"),
     ({"content": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "format-not-allowed", "SVG"),
@@ -145,32 +134,20 @@ REFUSED = [  # request, slug, words of the detail
     ({"content": picture("PNG")[:-100]}, "damaged", "PNG"),
     ({"content": png_that_claims(5001, 5000)}, "too-many-pixels", "25 million"),
     ({"content": png_that_claims(10_001, 1)}, "too-many-pixels", "10,000"),
-    ({"files": {"image": ("cat.jpg", b"x")}}, "missing-file", "'image'"),
-    (
-        multipart(part("image", "raw", None), part("note", "hi", None)),
-        "missing-file",
-        "no field 'file'; there are 'image', 'note'.",
-    ),
-    (multipart(), "missing-file", "no field 'file'."),
-    (multipart(part("file", "a"), part("image", "b")), "several-files", "'image'"),
-    (multipart(part("file", "a"), part("file", "b")), "several-files", "more than one"),
+    (body(b"x", encoding="gzip"), "encoded-body", "'gzip'"),
     # What is wrong with a form, in its sender's words.
+    ({"files": {"image": ("cat.jpg", b"x")}}, "missing-file", "'image'"),
+    (multipart(field("a"), field("b")), "missing-file", "no field 'file'; there are 'a', 'b'."),
+    (multipart(), "missing-file", "no field 'file'."),
+    (multipart(file("file"), file("image")), "several-files", "'image'"),
+    (multipart(file("file"), file("file")), "several-files", "more than one"),
     (multipart("Content-Type: image/jpeg\r\n\r\nx"), "malformed-form", "no Content-Disposition"),
-    (multipart(*[part("note", "", None)] * 21), "malformed-form", "more than 20 parts"),
+    (multipart(*[field("note")] * 21), "malformed-form", "more than 20 parts"),
     (multipart(f"X-Long: {'x' * 5000}\r\n\r\nx"), "malformed-form", "between its boundaries"),
     (multipart("a line without a colon\r\n\r\nx"), "malformed-form", "between its boundaries"),
-    (multipart(part("file", "x"), end="--b"), "malformed-form", "before its closing boundary"),
-    (
-        {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
-        "malformed-form",
-        "names no boundary. Let the HTTP client write this header",
-    ),
-    (
-        {"content": b"\xff\xd8\xff", "headers": {"Content-Type": FORM}},
-        "malformed-form",
-        "does not begin with the boundary",
-    ),
-    ({"content": b"x", "headers": {"Content-Encoding": "gzip"}}, "encoded-body", "'gzip'"),
+    (multipart(file("file"), end="--b"), "malformed-form", "before its closing boundary"),
+    (body(b"x", "multipart/form-data"), "malformed-form", "Let the HTTP client write this header"),
+    (body(b"\xff\xd8\xff", FORM), "malformed-form", "does not begin with the boundary"),
 ]
 
 
@@ -181,11 +158,10 @@ def test_what_cannot_be_classified_gets_its_problem(
 ) -> None:
     response = client.post(path, **request_)
     problem = response.json()
-    kind = TYPES[slug]
     assert problem["type"] == f"/problems#{slug}", problem
-    assert response.status_code == problem["status"] == kind.status
+    assert response.status_code == problem["status"] == TYPES[slug].status
     assert response.headers["content-type"] == "application/problem+json"
-    assert problem["title"] == kind.title
+    assert problem["title"] == TYPES[slug].title
     assert words in problem["detail"]
     assert problem["request_id"] == response.headers["x-request-id"]
 
@@ -228,18 +204,6 @@ def test_what_a_worker_cannot_do_gets_its_problem(
         assert int(answer.headers["retry-after"]) >= 1
 
 
-@pytest.mark.parametrize("path", ["/predict", "/explain", "/v2/models/cat/infer"])
-def test_a_full_queue_refuses_and_says_when_to_come_back(workers: SharedWorkers, path: str) -> None:
-    stuck = Stuck(workers.description)
-    with TestClient(create_app(Settings(queue=1), stuck)) as client:
-        assert client.portal
-        client.portal.call(stuck.submit, {}, b"")
-        answer = client.post(path, content=b"a picture")
-    assert (answer.status_code, answer.json()["type"]) == (503, "/problems#busy")
-    assert answer.headers["retry-after"] in answer.json()["detail"]
-    assert int(answer.headers["retry-after"]) >= 1
-
-
 def test_a_service_that_is_about_to_stop_is_live_but_not_ready(
     service: Service, cat_picture: bytes
 ) -> None:
@@ -253,48 +217,12 @@ def test_a_service_that_is_about_to_stop_is_live_but_not_ready(
         assert client.post("/predict", content=cat_picture).status_code == 200
 
 
-def test_an_upload_that_a_stopping_server_gives_up_is_answered(workers: SharedWorkers) -> None:
-    app = create_app(Settings(), workers)
-    sent: list[Message] = []
-
-    async def stop_amid_an_upload() -> None:
-        reading = asyncio.Event()
-
-        async def receive() -> Message:
-            reading.set()
-            await asyncio.sleep(60)
-            raise AssertionError
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
-        async with app.router.lifespan_context(app):
-            upload = asyncio.create_task(app({**scope, "headers": []}, receive, send))
-            await reading.wait()
-            upload.cancel()
-            await upload
-
-    asyncio.run(stop_amid_an_upload())
-    assert sent[0]["status"] == 503
-    assert (b"retry-after", b"5") in sent[0]["headers"]
-    assert json.loads(sent[1]["body"])["type"] == "/problems#stopping"
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/predict/"),  # no redirect: it would have the picture sent twice
-        ("GET", "/health/"),
-        ("GET", "/docs/nothing"),
-        ("GET", "/docs/../main.py"),
-        ("POST", "/%00%ff"),
-    ],
-)
-def test_an_unknown_address_is_a_problem(client: TestClient, method: str, path: str) -> None:
-    response = client.request(method, path)
-    assert response.status_code == 404
-    assert response.json()["type"] == "/problems#not-found"
+def test_an_unknown_address_is_a_problem(client: TestClient) -> None:
+    posted = ["/predict/", "/%00%ff"]  # no redirect: it would have the picture sent twice
+    answers = [client.post(path, content=b"x") for path in posted]
+    answers += [client.get(path) for path in ("/health/", "/docs/nothing", "/docs/../main.py")]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["type"]) == (404, "/problems#not-found")
 
 
 @pytest.mark.parametrize(
@@ -311,19 +239,16 @@ def test_a_wrong_method_is_a_problem_that_names_the_right_one(
     client: TestClient, method: str, path: str, allowed: str
 ) -> None:
     response = client.request(method, path)
-    assert response.status_code == 405
-    assert response.headers["allow"] == allowed
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
     assert response.json()["type"] == "/problems#method-not-allowed"
     assert allowed in response.json()["detail"]
 
 
-def test_a_fault_of_ours_is_a_problem_without_its_innards(
-    workers: SharedWorkers, cat_picture: bytes
-) -> None:
+def test_a_fault_of_ours_is_a_problem_without_its_innards(workers: SharedWorkers) -> None:
     app = create_app(Settings(), workers)
     with TestClient(app, raise_server_exceptions=False) as client:
         app.state.model = None
-        response = client.post("/predict", content=cat_picture)
+        response = client.post("/predict", content=b"a picture")
     assert response.status_code == 500
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.json()["type"] == "/problems#internal-error"
@@ -396,7 +321,6 @@ def test_docs_needs_nothing_from_elsewhere(client: TestClient) -> None:
     page = client.get("/docs")
     assert "//" not in page.text  # no absolute address
     assert not re.search(r"<script>|<style|\son\w+=", page.text)  # nothing inline
-    assert "script-src 'self'" in page.headers["content-security-policy"]
     for address in re.findall(r'(?:src|href)="([^"]+)"', page.text):
         if not address.startswith("data:"):
             assert client.get(f"/{address}").status_code == 200, address
