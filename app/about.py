@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model import bands
-from model.architecture import describe
+from model.artifact import describe
 from model.classifier import Classifier
 from model.explanation import method, picture_of_weights
 from model.network import Composite, Layer, parameters
@@ -33,7 +32,7 @@ def about(classifier: Classifier) -> dict[str, Any]:
         "classes": list(classifier.class_names),
         "threshold": classifier.threshold,
         "threshold_rule": rule if isinstance(rule, str) else None,
-        "bands": bands.to_json(classifier.all_bands),
+        "bands": [{"from": band.start, "words": band.words} for band in classifier.all_bands],
         "preprocessing": classifier.preprocessing.to_json(),
         "network": {
             "summary": summary(classifier.layers),

@@ -117,6 +117,13 @@ class Cors(CORSMiddleware):
             max_age=PREFLIGHT_SECONDS,
         )
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Where no origin is allowed, a preflight is refused and nothing else changes."""
+        if self.allow_origins or (scope["type"] == "http" and scope["method"] == "OPTIONS"):
+            await super().__call__(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
     def preflight_response(self, request_headers: Headers) -> Response:
         """The answer to a browser that asks what a page may do; a refusal is a problem."""
         response = super().preflight_response(request_headers)

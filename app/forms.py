@@ -24,11 +24,11 @@ def picture_of(body: bytes, content_type: str) -> bytes:
 
     Raises Problem: empty, malformed-form, missing-file, several-files.
     """
-    kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data":
+    if not content_type.lower().lstrip().startswith("multipart/form-data"):
         if not body:
             raise Problem("empty", "The request has no body. Send the picture's bytes as the body.")
         return body
+    _, options = parse_options_header(content_type)
     if not (boundary := options.get(b"boundary", b"")):
         raise Problem(
             "malformed-form",

@@ -21,8 +21,6 @@ MOST_HEAD_BYTES = 64 * 2**10
 MOST_HEADERS = 100
 # Requests sent on one connection before their answers; hardly a client does it at all.
 MOST_PIPELINED = 8
-# Connections that are kept open.
-MOST_CONNECTIONS = 1000
 # Of answers that a client has not taken; beyond, its next request waits. One answer may be larger.
 MOST_UNREAD_BYTES = 16 * 2**10
 
@@ -79,7 +77,7 @@ class StrictHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, WholeAnswers(transport, self.loop)))
         transport.set_write_buffer_limits(MOST_UNREAD_BYTES)
-        if len(self.server_state.connections) > MOST_CONNECTIONS:
+        if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
             transport.close()
 
     def data_received(self, data: bytes) -> None:

@@ -1,9 +1,11 @@
 """The addresses of the service."""
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
+from fastapi.routing import APIRoute
 
 from app import errors
 from app.answers import (
@@ -56,10 +58,21 @@ UPLOAD_PROBLEMS = (
     "stopping",
 )
 
+
+class PlainRoute(APIRoute):
+    """A route whose function takes the request alone and returns a response: FastAPI need not
+    look for parameters, nor check the answer, which costs a small picture a tenth of its time."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
 router = APIRouter()
+plain_router = APIRouter(route_class=PlainRoute)
 
 
-@router.post(
+@plain_router.post(
     "/predict",
     operation_id="predict",
     response_model=PredictionAnswer,

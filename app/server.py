@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from app import log
+from app.capacity import plan
 from app.settings import Settings
 
 # While it stops, a client that has still to send or to read gets this long. Docker kills ten
@@ -33,12 +35,16 @@ ANSWER_SECONDS = 30.0
 # That the system keeps of answers nobody reads, a connection; left to itself it takes megabytes.
 SEND_BYTES = 2**17
 BACKLOG = 2048
+# Connections that are kept open, as far as this process may have so many files.
+MOST_CONNECTIONS = 960
+FEWEST_CONNECTIONS = 8
+OTHER_FILES = 32  # listeners, the log, the event loop; besides two for each worker
 
 logger = logging.getLogger("uvicorn.error")
 
 
 class CannotListen(Exception):
-    """The address cannot be had. The message says why, and what to do."""
+    """The address, or enough connections, cannot be had. The message says why, and what to do."""
 
 
 def run(app: FastAPI) -> int:
@@ -47,10 +53,30 @@ def run(app: FastAPI) -> int:
     listening = listen(settings.bind_host, settings.bind_port)
     host, port = listening[0].getsockname()[:2]
     app.state.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = Server(_config(app), app)
+    config = _config(app)
+    config.limit_concurrency = _most_connections(settings) + 1  # `StrictHttp` closes those beyond
+    server = Server(config, app)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(listening)
     return 0 if server.started else STARTUP_FAILURE
+
+
+def _most_connections(settings: Settings) -> int:
+    """The connections for which this process may have open files; it takes what it may have.
+    Raises CannotListen where there are hardly any."""
+    others = OTHER_FILES + 2 * plan(settings.workers).workers
+    wanted = MOST_CONNECTIONS + others
+    files, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < wanted:
+        files = min(wanted, most_files)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most_files))
+    if files >= wanted:
+        return MOST_CONNECTIONS
+    advice = f"Only {files} files may be open (ulimit -n). Allow {wanted}"
+    if files < others + FEWEST_CONNECTIONS:
+        raise CannotListen(f"{advice}, or {others + FEWEST_CONNECTIONS} at the least.")
+    logger.warning("%s, else at most %d connections are kept open", advice, files - others)
+    return files - others
 
 
 def _config(app: FastAPI) -> uvicorn.Config:
@@ -119,6 +145,7 @@ class Server(uvicorn.Server):
         self.app = app
         self.closes_at: float | None = None
         self.waits: dict[Any, tuple[Any, float]] = {}  # connection → what it waits for, since when
+        self.is_full = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -147,6 +174,7 @@ class Server(uvicorn.Server):
         now = time.monotonic()
         if counter % 10 == 0:
             self._close_slow_clients(now)
+            self._note_fullness()
             if os.getpid() == 1:
                 _reap_orphans()
         if self.closes_at is not None and now >= self.closes_at and not self.should_exit:
@@ -175,6 +203,12 @@ class Server(uvicorn.Server):
             if now - waits[connection][1] > limit:
                 connection.transport.abort()
         self.waits = waits
+
+    def _note_fullness(self) -> None:
+        count, was_full = len(self._connections()), self.is_full
+        self.is_full = count + 1 >= (self.config.limit_concurrency or 0)
+        if self.is_full and not was_full:
+            logger.warning("%d connections are open, as many as may: new ones are closed", count)
 
     def _leave_clients(self) -> None:
         """Give up what only waits for clients: uploads, which are answered that the service stops,

@@ -71,14 +71,18 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+
+
 def _is_key(text: str) -> bool:
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    return text.isascii() and text.isprintable() and not quoted and not {" ", ","} & {*text}
+    plain = text.isascii() and text.isprintable() and not {" ", ","} & {*text}
+    return plain and not _is_quoted(text)
 
 
 def _keys(text: str) -> tuple[str, ...]:
     keys = _list(text)
-    if not keys or not all(map(_is_key, keys)):
+    if not keys or _is_quoted(text) or not all(map(_is_key, keys)):
         raise ValueError(
             "keys of printable ASCII characters, without spaces or quotation marks around them,"
             " separated by commas"

@@ -58,7 +58,7 @@ async def read_body(request: Request, body: Body, most: int, limit: int) -> byte
                     raise _too_large(f"More than {most:,} bytes arrived", limit)
                 body.arrived(len(chunk))
                 more = message.get("more_body", False)
-                if first or more:
+                if more or received > len(chunk):
                     rest.write(chunk)
                 else:
                     first = chunk  # all of it came at once: no copy

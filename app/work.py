@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from app import tensors
 from app.about import about, png
@@ -30,10 +29,12 @@ from model.preprocessing import (
     Picture,
     Reason,
     accepted_formats,
+    preload,
     to_vector,
 )
 from model.worker import CannotLoad, Handle, Job, Reply, serve
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 # Between measurements of how unlike training's pictures are: under load a sample says enough.
 MEASURING_SECONDS = 0.02
 
@@ -46,12 +47,11 @@ def load(weights: str) -> tuple[dict[str, Any], Handle]:
         raise CannotLoad(str(error)) from None
     except MemoryError:
         raise CannotLoad(f"There is too little memory to load {weights}.") from None
-    Image.init()
+    preload()
     work = Work(classifier)
-    assert classifier.golden is not None  # the loader has checked it
     head = {"threshold": None, "max_pixels": 10**8, "header_length": "0", "max_body_bytes": 2**30}
     for kind in work.kinds:
-        work([Job({**head, "kind": kind}, classifier.golden.picture)])
+        work([Job({**head, "kind": kind}, classifier.golden[0].picture)])
     return work.description(), work
 
 
@@ -138,11 +138,11 @@ class Work:
 
     def _distances(self, pictures: Sequence[NDArray[np.uint8]]) -> list[float]:
         """How unlike training's these pictures are, where the artifact can tell."""
-        usual, now = self.classifier.usual, time.monotonic()
-        if usual is None or now < self._measured + MEASURING_SECONDS:
+        statistics, now = self.classifier.input_statistics, time.monotonic()
+        if statistics is None or now < self._measured + MEASURING_SECONDS:
             return []
         self._measured = now
-        return [usual.distance(pixels) for pixels in pictures]
+        return [statistics.distance(pixels) for pixels in pictures]
 
     # --- /explain -------------------------------------------------------------------------------
 
@@ -276,8 +276,7 @@ def _prediction(classifier: Classifier, prediction: Prediction) -> dict[str, Any
 
 
 def _json(content: dict[str, Any], **facts: Any) -> Reply:
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
-    return Reply({"type": "application/json", **facts}, text.encode())
+    return Reply({"type": "application/json", **facts}, _encode(content).encode())
 
 
 def _problem(error: InvalidImage, job: Job) -> Problem:

@@ -1,50 +1,62 @@
 """The file a classifier is kept in: safetensors, which is tensors and a header of named texts.
 
-Reading it runs no code. Here each text of the header is a JSON value. What the values mean is
-the business of model.classifier.
+Reading it runs no code. Each text of the header is a JSON value; what the values mean is the
+business of model.classifier, but for the network: it is stored as a description, a list of layers,
+`{"kind": "linear"}` with the settings of each and, for one that is made of layers, the description
+of those. Tensors carry the names of `network.parameters`: `<place in the list>.<name>`.
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
-import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Final
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 from numpy.typing import NDArray
 
+from model.convolution import Convolution
+from model.network import (
+    Array,
+    Composite,
+    GlobalAverage,
+    Layer,
+    Linear,
+    MaxPool,
+    Mirrored,
+    Relu,
+    Residual,
+    Standardise,
+)
+
 MAX_BYTES = 2**30
+_VALUES: Final = "values"  # the name of the header's text
 _DTYPES: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 
-def pack(values: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> bytes:
+def pack(values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """Lay out a file; the same content gives the same bytes on every run.
 
-    The library's own writer puts the header in an order that changes from run to run.
+    All values are one text: the library writes several in an order that changes from run to run.
     tensors: float32 or float16, of any shape.
     """
-    header: dict[str, Any] = {
-        "__metadata__": {key: json.dumps(values[key], sort_keys=True) for key in sorted(values)}
-    }
-    codes = {dtype: code for code, dtype in _DTYPES.items()}
-    blocks = []
-    at = 0
+    text = json.dumps(values, sort_keys=True)
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    return safetensors.numpy.save(contiguous, {_VALUES: text})
+
+
+def digest(values: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]]) -> str:
+    """Return 12 hex digits that name this content, however it is stored."""
+    content = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
-        little = value.astype(value.dtype.newbyteorder("<"))
-        header[name] = {
-            "dtype": codes[little.dtype],
-            "shape": value.shape,
-            "data_offsets": [at, at + little.nbytes],
-        }
-        blocks.append(little.tobytes())
-        at += little.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format asks for aligned tensors
-    return b"".join((struct.pack("<Q", len(text)), text, *blocks))
+        content.update(f"{name} {value.shape} ".encode() + value.astype("<f4").tobytes())
+    return content.hexdigest()[:12]
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
@@ -58,6 +70,9 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
     header_size = int.from_bytes(data[:8], "little")
     texts = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
     values = {key: _json(key, text) for key, text in texts.items()}
+    values = values.get(_VALUES, values)  # older files have a text for each value
+    if not isinstance(values, dict):
+        raise ValueError(f"its {_VALUES} are no JSON object")
     return values, {name: _tensor(name, entry) for name, entry in stored}
 
 
@@ -123,3 +138,71 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+_KINDS: dict[str, type[Layer]] = {
+    layer.kind: layer
+    for layer in (
+        *(Linear, Standardise, Convolution, Relu, MaxPool, GlobalAverage),
+        *(Residual, Mirrored),
+    )
+}
+_DIMENSIONS = {"weights": {"linear": 2, "convolution": 4}, "bias": {"linear": 1, "convolution": 1}}
+
+
+def describe(layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    """The description of the layers."""
+    return [
+        {"kind": layer.kind, **layer.settings()}
+        | ({"layers": describe(layer.layers)} if isinstance(layer, Composite) else {})
+        for layer in layers
+    ]
+
+
+def build(description: Sequence[Mapping[str, Any]], tensors: Mapping[str, Array]) -> list[Layer]:
+    """The layers that a description and its tensors stand for, in float32.
+
+    Raises ValueError, saying which, for an unknown layer, a setting or tensor that is missing,
+    left over or of the wrong number of dimensions, and for numbers that are not finite.
+    """
+    unused = dict(tensors)
+    layers = _build(description, unused, "")
+    if unused:
+        raise ValueError(f"tensors that belong to no layer: {', '.join(sorted(unused))}")
+    return layers
+
+
+def _build(
+    description: Sequence[Mapping[str, Any]], unused: dict[str, Array], prefix: str
+) -> list[Layer]:
+    if isinstance(description, (str, bytes)) or not isinstance(description, Sequence):
+        raise ValueError("the architecture is not a list of layers")
+    return [_layer(entry, unused, f"{prefix}{i}.") for i, entry in enumerate(description)]
+
+
+def _layer(entry: Mapping[str, Any], unused: dict[str, Array], prefix: str) -> Layer:
+    settings = dict(entry) if isinstance(entry, Mapping) else {}
+    kind = settings.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"layer {prefix[:-1]} is of an unknown kind: {kind!r}")
+    composite = issubclass(_KINDS[kind], Composite)
+    if composite:
+        settings["layers"] = _build(settings.get("layers", ()), unused, prefix)
+    own = [] if composite else [n for n in unused if n.rpartition(".")[0] + "." == prefix]
+    for name in own:
+        settings[name.removeprefix(prefix)] = _parameter(kind, name, unused.pop(name))
+    try:
+        return _KINDS[kind](**settings)
+    except (TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"layer {prefix[:-1]} ({kind}) cannot be built: {error}") from None
+
+
+def _parameter(kind: str, name: str, value: Array) -> Array:
+    expected = _DIMENSIONS.get(name.rpartition(".")[2], {}).get(kind)
+    if expected is None:
+        raise ValueError(f"tensor {name} does not belong to a layer of the kind {kind}")
+    if value.ndim != expected:
+        raise ValueError(f"tensor {name} has shape {value.shape}, expected {expected} dimensions")
+    if not np.isfinite(value).all():
+        raise ValueError(f"tensor {name} holds numbers that are not finite")
+    return np.ascontiguousarray(value, dtype=np.float32)

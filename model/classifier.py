@@ -1,13 +1,11 @@
 """A trained network with everything needed to use it, in one file: load, save, predict.
 
-The file names the preprocessing and holds a golden pair, a picture and its probability, so that
+The file names the preprocessing and holds golden pictures with their probabilities, so that
 weights that this code would use differently from how they were trained are refused at loading.
 """
 
 import base64
-import hashlib
 import os
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,10 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model import bands
-from model.architecture import build, describe
-from model.artifact import pack, read_file, unpack, write_file
-from model.bands import Band, default_bands, words_for
+from model.artifact import build, describe, digest, pack, read_file, unpack, write_file
 from model.network import Layer, Scratch, forward, parameters, pieces, prepare, sigmoid
 from model.preprocessing import (
     DEFAULT_LIMITS,
@@ -31,7 +26,7 @@ from model.preprocessing import (
     read_picture,
     to_vector,
 )
-from model.statistics import Usual
+from model.statistics import InputStatistics
 
 FORMAT_VERSION = 1
 # Pictures that go through the network together. With one more, and their mirror images, the
@@ -57,6 +52,39 @@ class BadArtifact(ValueError):
 
 
 @dataclass(frozen=True)
+class Band:
+    """The words for probabilities of the first class from `start` on, up to the next band."""
+
+    start: float
+    words: str
+
+
+def default_bands(class_names: tuple[str, str], threshold: float) -> tuple[Band, ...]:
+    """Five bands: quite sure from 0.9 on (and below 0.1), not sure between 1/3 and 2/3.
+
+    A threshold far from 0.5 moves them, so that "not sure" lies on both sides of it and no words
+    contradict the label: each border is at most a third, or two thirds, of the way from its end
+    to the threshold.
+    """
+    first, other = class_names
+    no = f"no {first}" if other in (f"non-{first}", f"not-{first}", f"no-{first}") else other
+    below, above = threshold, 1 - threshold
+    return (
+        Band(0.0, f"{no}, quite sure"),
+        Band(min(0.1, below / 3), f"{no}, probably"),
+        Band(min(1 / 3, below * 2 / 3), "not sure"),
+        Band(max(2 / 3, 1 - above * 2 / 3), f"{first}, probably"),
+        Band(max(0.9, 1 - above / 3), f"{first}, quite sure"),
+    )
+
+
+def words_for(probability: float, bands: Sequence[Band]) -> str:
+    """The words of the band that a probability of the first class lies in."""
+    found = (band.words for band in reversed(bands) if probability >= band.start)
+    return next(found, bands[0].words)
+
+
+@dataclass(frozen=True)
 class Golden:
     """An encoded picture and the probability that the right code gives for it."""
 
@@ -77,7 +105,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A network, its preprocessing and its words. Any number of threads may predict with it."""
+    """A network, its preprocessing and its words. One thread at a time may use it."""
 
     name: str
     class_names: tuple[str, str]  # cat_probability is the probability of the first
@@ -86,10 +114,9 @@ class Classifier:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     bands: tuple[Band, ...] = ()  # words for probabilities; empty for those that fit the threshold
     metadata: dict[str, Any] = field(default_factory=dict)  # how it was trained: JSON values
-    golden: Golden | None = None
+    golden: tuple[Golden, ...] = ()
     version: str = ""  # 12 hex digits of a hash of what decides the answers; empty while in no file
-    # Buffers for passes; there come to be as many as there were passes at the same time
-    _scratches: deque[Scratch] = field(default_factory=deque, init=False, repr=False)
+    _scratch: Scratch = field(default_factory=Scratch, init=False, repr=False)
 
     def predict(self, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Prediction:
         """Answer for the bytes of a picture; raises InvalidImage."""
@@ -124,20 +151,15 @@ class Classifier:
         return self.bands or default_bands(self.class_names, self.threshold)
 
     @cached_property
-    def usual(self) -> Usual | None:
+    def input_statistics(self) -> InputStatistics | None:
         """What pictures usually are, by which unlike ones are told; None in older artifacts."""
-        return Usual.from_metadata(self.metadata)
+        return InputStatistics.from_metadata(self.metadata)
 
     def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return σ(z), (m,) in [0, 1], for pictures X, (m, side·side·3) in [0, 1]."""
-        try:
-            scratch = self._scratches.pop()
-        except IndexError:
-            scratch = Scratch()
         z = np.empty(len(X))
         for part in pieces(len(X), PICTURES_AT_ONCE):
-            z[part] = forward(self.layers, X[part], scratch)[-1][:, 0]
-        self._scratches.append(scratch)
+            z[part] = forward(self.layers, X[part], self._scratch)[-1][:, 0]
         return sigmoid(z)
 
     @classmethod
@@ -153,7 +175,7 @@ class Classifier:
     ) -> "Classifier":
         """Write the weights file, whole or not at all, and return what loading it gives.
 
-        The golden probability is computed anew, with the numbers as they are stored. Raises
+        Golden probabilities are computed anew, with the numbers as they are stored. Raises
         BadArtifact where loading would refuse the file, and OSError where it cannot be written;
         a file that was there is then still as it was.
         """
@@ -166,26 +188,28 @@ class Classifier:
         return saved
 
     def _to_bytes(self, dtype: Literal["float32", "float16"]) -> bytes:
-        if self.golden is None:
+        if not self.golden:
             raise ValueError("the classifier has no golden picture")
         with np.errstate(over="ignore"):  # too large for float16: build says which tensor
             tensors = {name: value.astype(dtype) for name, value in parameters(self.layers).items()}
         description = describe(self.layers)
         stored = replace(self, layers=_network(description, tensors))
-        golden = self.golden.picture
         values = {
             **self.metadata,
             "format_version": FORMAT_VERSION,
             "name": self.name,
             "class_names": self.class_names,
             "threshold": self.threshold,
-            "bands": bands.to_json(self.all_bands),
+            "bands": [{"from": band.start, "words": band.words} for band in self.all_bands],
             "preprocessing": self.preprocessing.to_json(),
             "architecture": description,
-            "golden": {
-                "picture": base64.b64encode(golden).decode(),
-                "probability": stored.predict(golden).cat_probability,
-            },
+            "golden": [
+                {
+                    "picture": base64.b64encode(golden.picture).decode(),
+                    "probability": stored.predict(golden.picture).cat_probability,
+                }
+                for golden in self.golden
+            ],
         }
         return pack(values, tensors)
 
@@ -210,21 +234,21 @@ def _from_bytes(data: bytes) -> Classifier:
         name=_name(values["name"]),
         class_names=_class_names(values["class_names"]),
         threshold=_threshold(values["threshold"]),
-        bands=bands.from_json(values["bands"]),
+        bands=_bands(values["bands"]),
         layers=_network(values["architecture"], tensors),
         preprocessing=Preprocessing.from_json(values["preprocessing"]),
         metadata={key: value for key, value in values.items() if key not in _OWN_KEYS},
-        golden=(golden := _golden(values["golden"])),
+        golden=_golden(values["golden"]),
         version=_version(values, tensors),
     )
-    _check_golden(classifier, golden)
+    _check_golden(classifier)
     return classifier
 
 
 def _version(values: Mapping[str, Any], tensors: dict[str, NDArray[Any]]) -> str:
     """Name what decides the answers: metrics recorded later leave a model the version it had."""
     deciding = {key: values[key] for key in _OWN_KEYS if key != "golden"}
-    return hashlib.sha256(pack(deciding, tensors)).hexdigest()[:12]
+    return digest(deciding, tensors)
 
 
 def _network(description: Any, tensors: Mapping[str, NDArray[Any]]) -> list[Layer]:
@@ -264,29 +288,54 @@ def _threshold(value: object) -> float:
     return value
 
 
-def _golden(value: object) -> Golden:
+def _bands(value: object) -> tuple[Band, ...]:
+    found = [_band(entry) for entry in value] if isinstance(value, list) else []
+    starts = [band.start for band in found if band is not None]
+    if not found or None in found or starts[0] != 0 or sorted(set(starts)) != starts:
+        raise ValueError(
+            "its bands must be a list of {'from': probability, 'words': text}, from 0 upwards,"
+            f" with texts of at most {LONGEST} printable characters, not {value!r:.200}"
+        )
+    return tuple(band for band in found if band is not None)
+
+
+def _band(entry: object) -> Band | None:
+    match entry:
+        case {"from": (float() | int()) as start, "words": str(words), **rest} if not rest:
+            if 0 <= start < 1 and 0 < len(words) <= LONGEST and words.isprintable():
+                return Band(float(start), words)
+    return None
+
+
+def _golden(value: object) -> tuple[Golden, ...]:
+    entries = value if isinstance(value, list) else [value]  # one alone in older files
+    return tuple(map(_golden_pair, entries or [None]))
+
+
+def _golden_pair(value: object) -> Golden:
     match value:
         case {"picture": str(picture), "probability": float(probability)}:
             return Golden(base64.b64decode(picture, validate=True), probability)
-    raise ValueError("its golden pair must be a picture in base64 and a probability")
+    raise ValueError("its golden pairs must each be a picture in base64 and a probability")
 
 
-def _check_golden(classifier: Classifier, golden: Golden) -> None:
+def _check_golden(classifier: Classifier) -> None:
     try:
         shape = _output_shape(classifier)
-        probability = classifier.predict(golden.picture).cat_probability
+        found = [classifier.predict(each.picture).cat_probability for each in classifier.golden]
     except InvalidImage as error:
         raise ValueError(f"its golden picture cannot be read ({error})") from error
     except Exception as error:  # tensors that fit their layers, but not each other
         raise ValueError(f"its network does not run ({error})") from error
     if shape != (1, 1):
         raise ValueError(f"its network gives numbers of the shape {shape}, expected (1, 1)")
-    if not abs(probability - golden.probability) <= GOLDEN_TOLERANCE:
-        raise ValueError(
-            f"its golden picture gives the probability {probability:.4f}, expected "
-            f"{golden.probability:.4f}: this code reads or scales pictures differently from the "
-            "code that trained it"
-        )
+    for golden, probability in zip(classifier.golden, found, strict=True):
+        if not abs(probability - golden.probability) <= GOLDEN_TOLERANCE:
+            raise ValueError(
+                f"its golden picture gives the probability {probability:.4f}, expected "
+                f"{golden.probability:.4f}: this code reads or scales pictures differently from "
+                "the code that trained it"
+            )
 
 
 def _output_shape(classifier: Classifier) -> tuple[int, ...]:

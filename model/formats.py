@@ -44,13 +44,18 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_HEIF_BRANDS = {b"mif1", b"mif2", b"msf1", b"miaf"}  # of a picture, whatever its codec
 
 # (offset, bytes there, name). Pictures and documents that one could take for a picture.
 _OTHER_PICTURES = (
     (0, b"II*\0\x10\0\0\0CR", "Canon camera raw (CR2)"),
-    (0, b"IIU\0", "Panasonic camera raw"),
-    (0, b"IIRO", "Olympus camera raw"),
-    (0, b"FUJIFILMCCD-RAW", "Fujifilm camera raw"),
+    (0, b"IIU\0", "Panasonic camera raw (RW2)"),
+    (0, b"IIRO", "Olympus camera raw (ORF)"),
+    (0, b"IIRS", "Olympus camera raw (ORF)"),
+    (0, b"MMOR", "Olympus camera raw (ORF)"),
+    (0, b"FUJIFILMCCD-RAW", "Fujifilm camera raw (RAF)"),
+    (0, b"FOVb", "Sigma camera raw (X3F)"),
+    (0, b"\0MRM", "Minolta camera raw (MRW)"),
     (0, b"8BPS", "Photoshop (PSD)"),
     (0, b"gimp xcf", "GIMP (XCF)"),
     (0, b"%PDF-", "PDF"),
@@ -100,6 +105,25 @@ _OTHER_FILES = (
 _BASE64_PICTURES = (b"/9j/", b"iVBORw0KGgo", b"R0lGOD", b"UklGR", b"data:image/")
 
 
+# What of the first bytes each format is told by, where they stand behind something else
+_STARTS = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF89a", "GIF"),
+    (b"GIF87a", "GIF"),
+)
+_SEARCHED = 4096  # bytes in which a picture is looked for
+_ENOUGH = 2000  # bytes, among which each of the 256 appears by chance
+# The first bytes of a JPEG and of a PNG, read as text of any encoding and written as Unicode
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
+_READ_AS_TEXT = (
+    *("\xff\xd8\xff", 3 * _REPLACED),
+    *("\x89PNG", "\N{PER MILLE SIGN}PNG", _REPLACED + "PNG"),
+)
+_AS_UTF_8 = tuple(each.encode() for each in _READ_AS_TEXT)
+_AS_UTF_16 = tuple(("\ufeff" + each).encode("utf-16-le") for each in _READ_AS_TEXT)
+
+
 def heic_is_installed() -> bool:
     """Say whether the optional decoder for HEIC (pillow-heif) is there."""
     return importlib.util.find_spec("pillow_heif") is not None
@@ -126,27 +150,69 @@ def recognise(data: bytes) -> Format:
         raise InvalidImage(
             Reason.EMPTY, f"No bytes arrived; send the bytes of a {accepted_formats()} picture."
         )
-    found = _allowed_format(data)
+    found = _decoded_format(data)
     if found is not None and (found is not Format.HEIC or heic_is_installed()):
         return found
-    other = "HEIC" if found is Format.HEIC else _other_picture(data)
+    other = _heif_name(data) if found is Format.HEIC else _other_picture(data)
     if other is not None:
-        raise InvalidImage(
-            Reason.FORMAT_NOT_ALLOWED,
-            f"The file is of the format {other}, which is not accepted; "
-            f"save it as {accepted_formats()} and send that.",
-        )
+        raise not_accepted(f"of the format {other}")
+    resemblance = _resemblance(data)
+    remedy = "" if "send" in resemblance else f"; send the bytes of a {accepted_formats()} picture"
     raise InvalidImage(
-        Reason.NOT_A_PICTURE,
-        f"What arrived, {size(data)}, is not a picture{_resemblance(data)}; "
-        f"send the bytes of a {accepted_formats()} picture.",
+        Reason.NOT_A_PICTURE, f"What arrived, {size(data)}, is not a picture{resemblance}{remedy}."
     )
 
 
-def _allowed_format(data: bytes) -> Format | None:
+def not_accepted(what: str) -> InvalidImage:
+    """Return the refusal of a format; what: as after "The file is"."""
+    return InvalidImage(
+        Reason.FORMAT_NOT_ALLOWED,
+        f"The file is {what}, which is not accepted; "
+        f"save it as {accepted_formats()} and send that.",
+    )
+
+
+def damaged(data: bytes, kind: Format, *, cut_off: bool = False) -> InvalidImage:
+    """Return the refusal of a picture that cannot be decoded, with what may have happened to it."""
+    if happened := mangled(data):
+        what = f"is damaged: {happened}"
+    elif cut_off:
+        what = f"is cut off: its data ends after {size(data)}, in the middle; send the whole file"
+    else:
+        what = (
+            f"of {size(data)} cannot be decoded: it is damaged, or of a variant of {kind} that is"
+            " not supported; save it anew and send that"
+        )
+    return InvalidImage(Reason.DAMAGED, f"The {kind} picture {what}.")
+
+
+def mangled(data: bytes) -> str | None:
+    """Say what was done to a picture on its way, and what to do, where its look tells it."""
+    if text := _as_text(data):
+        return text
+    if len(data) >= _ENOUGH and not any(each in data for each in (b"\r", b"\n", b"\0")):
+        return (
+            "all its line ends and zeros are gone, as `curl -d` leaves it; send it with"
+            " `curl --data-binary @file`"
+        )
+    line_ends = data.count(b"\n")
+    if data.startswith(b"\x89PNG\n") or (line_ends >= 8 and line_ends == data.count(b"\r\n")):
+        return "its line ends were changed, as FTP does in text mode; transfer it in binary mode"
+    return None
+
+
+def _as_text(data: bytes) -> str | None:
+    if data.startswith(_AS_UTF_8) or data[:_ENOUGH].count(_REPLACED.encode()) > 50:
+        return "it was read as text and written as UTF-8; send the bytes of the file, not text"
+    if data.startswith(_AS_UTF_16):
+        return "it was written as UTF-16 text; send the bytes of the file, not text"
+    return None
+
+
+def _decoded_format(data: bytes) -> Format | None:
     if data.startswith(b"\xff\xd8\xff"):
         return Format.JPEG
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(b"\x89PNG"):
         return Format.PNG
     if data.startswith((b"GIF87a", b"GIF89a")):
         return Format.GIF
@@ -163,13 +229,21 @@ def _allowed_format(data: bytes) -> Format | None:
 
 def _iso_media_format(data: bytes) -> Format | None:
     """AVIF and HEIC share a container; the main brand may be a neutral one (mif1)."""
-    box_end = min(int.from_bytes(data[:4], "big"), 256)
-    brands = {data[8:12], *(data[at : at + 4] for at in range(16, box_end, 4))}
+    brands = _brands(data)
     if data[8:12] in _HEIC_BRANDS:
         return Format.HEIC
     if brands & _AVIF_BRANDS:
         return Format.AVIF
-    return Format.HEIC if brands & _HEIC_BRANDS else None
+    return Format.HEIC if brands & (_HEIC_BRANDS | _HEIF_BRANDS) else None
+
+
+def _brands(data: bytes) -> set[bytes]:
+    box_end = min(int.from_bytes(data[:4], "big"), 256)
+    return {data[8:12], *(data[at : at + 4] for at in range(16, box_end, 4))}
+
+
+def _heif_name(data: bytes) -> str:
+    return "HEIC" if _brands(data) & _HEIC_BRANDS else "HEIF"
 
 
 def _other_picture(data: bytes) -> str | None:
@@ -186,10 +260,12 @@ def _other_picture(data: bytes) -> str | None:
 
 def _resemblance(data: bytes) -> str:
     """Say what the bytes look like, as ' (it looks like …)', or nothing."""
+    if data.startswith(_AS_UTF_8 + _AS_UTF_16):
+        return f": {_as_text(data)}"
     name = next((name for magic, name in _OTHER_FILES if data.startswith(magic)), None)
     head = data[:2048].lstrip(b"\xef\xbb\xbf \t\r\n")
     if name is None and head.startswith(_BASE64_PICTURES):
-        name = "a picture encoded as base64 text: send the bytes themselves"
+        name = "a picture encoded as base64 text"
     elif name is None and head.lower().startswith((b"<!doctype html", b"<html", b"<head")):
         name = "an HTML page"
     elif name is None and head.startswith(b"<"):
@@ -198,8 +274,11 @@ def _resemblance(data: bytes) -> str:
         name = "JSON"
     elif name is None and data.startswith(b"--") and b"Content-Disposition" in data[:2048]:
         name = "a whole multipart form"
-    elif name is None and _is_text(data[:2048]):
-        name = "text"
+    if name is None:
+        for start, picture in _STARTS:
+            if (at := data.find(start, 0, _SEARCHED)) > 0:
+                return f", but a {picture} begins {size(data[:at])} in: send it from there on"
+        name = "text" if _is_text(data[:2048]) else None
     return f" (it looks like {name})" if name else ""
 
 

@@ -25,6 +25,8 @@ Array = npt.NDArray[Any]  # float32 in use, float64 where gradients are checked
 Gradients = dict[str, Array]
 
 POOL_PICTURES = 16  # pictures a pooling step handles at a time, so that they stay in cache
+NORM_EPSILON = 1e-4  # added to the variance
+NORM_ROWS = 4096  # rows (picture places) a step handles at a time, so that they stay in cache
 
 
 def sigmoid(z: Array) -> Array:
@@ -212,6 +214,78 @@ class GlobalAverage(Layer):
         dx = scratch.array((id(self), "dx"), x.shape, x.dtype)
         dx[...] = (dy / (height * width))[:, None, None, :]
         return dx, {}
+
+
+class BatchNorm(Layer):
+    """Batch normalisation (Ioffe and Szegedy 2015), while a network is trained:
+    y = (x − μ)/√(σ² + ε) + shift, x, y (m, h, w, channels), μ, σ² (channels,) over the rest.
+
+    There is no learned scale: ReLU and the convolution that follows take any. Trained networks are
+    saved without it: measured statistics move into the convolutions before it.
+
+    Backward, with n = m·h·w rows and x̂ = y − shift:
+    dshift = Σ dy, dx = (dy − Σ dy/n − x̂ · Σ(dy·x̂)/n) / √(σ² + ε).
+    """
+
+    kind = "batch_norm"
+
+    def __init__(self, shift: Array) -> None:
+        super().__init__(shift=shift)
+
+    def forward(self, x: Array, scratch: Scratch) -> Array:
+        y = scratch.array((id(self), "y"), x.shape, x.dtype)
+        rows, out = _rows(x), _rows(y)
+        mean = _sum(rows) / len(rows)
+        variance = np.zeros_like(mean)
+        for part in pieces(len(rows), NORM_ROWS):
+            centred = scratch.array("centred", rows[part].shape, x.dtype)
+            np.subtract(rows[part], mean, out=centred)
+            centred *= centred
+            variance += _ones(centred) @ centred
+        variance /= len(rows)
+        inverse = 1 / np.sqrt(variance + np.asarray(NORM_EPSILON, x.dtype))
+        shift = self.parameters["shift"] - mean * inverse
+        for part in pieces(len(rows), NORM_ROWS):
+            np.multiply(rows[part], inverse, out=out[part])
+            out[part] += shift
+        scratch.saved[id(self)] = mean, variance, inverse
+        return y
+
+    def backward(
+        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
+    ) -> tuple[Array, Gradients]:
+        mean, _, inverse = scratch.saved[id(self)]
+        rows, d = _rows(x), _rows(dy)
+        dshift = _sum(d)
+        dot = np.zeros_like(mean)
+        for part in pieces(len(rows), NORM_ROWS):
+            product = scratch.array("centred", rows[part].shape, x.dtype)
+            np.multiply(rows[part], d[part], out=product)
+            dot += _ones(product) @ product
+        dot = (dot - mean * dshift) * inverse  # Σ dy·x̂
+        slope = dot * inverse**2 / len(rows)
+        offset = slope * mean - dshift * inverse / len(rows)
+        for part in pieces(len(rows), NORM_ROWS):
+            product = scratch.array("centred", rows[part].shape, x.dtype)
+            np.multiply(rows[part], slope, out=product)
+            d[part] *= inverse
+            d[part] -= product
+            d[part] += offset
+        return dy, {"shift": dshift}
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _ones(rows: Array) -> Array:
+    return np.ones(len(rows), rows.dtype)
+
+
+def _sum(rows: Array) -> Array:
+    """Column sums, as a matrix product: several times as fast as `sum(axis=0)`."""
+    total: Array = _ones(rows) @ rows
+    return total
 
 
 class Composite(Layer):

@@ -4,71 +4,43 @@ encoded bytes → upright RGB, squeezed to side × side × 3 uint8 → vector of
 
 A JPEG is shrunk while it is decoded, as far as the specification allows: its decoder then works
 out an 8 × 8 block as 4 × 4, 2 × 2 or one pixel. The squeeze comes before the turn: on a square
-they commute, and turning 64×64 pixels costs nothing. Colour profiles and XMP are not read; EXIF
-is, for its orientation.
+they commute, and turning 64×64 pixels costs nothing. A picture is turned as its EXIF orientation
+says; an orientation in XMP is not used, as browsers do not use it, nor are colour profiles.
 """
 
-import warnings
-from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from io import BytesIO
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import AvifImagePlugin, Image, TiffImagePlugin
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from PIL import Image
 
-from model.containers import Container, cut_off, exif_orientation, open_container
-from model.formats import Format, InvalidImage, Reason, accepted_formats, recognise, size
-from model.memory import MemoryBudget, OverBudget, TooLate, bytes_to_decode, bytes_to_squeeze
-from model.squeeze import Box, squeeze
+from model.decoding import Box, Decoded, Limits, decode
+from model.formats import InvalidImage, Reason, accepted_formats, heic_is_installed, recognise
 
 __all__ = [
     "DEFAULT_LIMITS",
     "InvalidImage",
     "Limits",
-    "MemoryBudget",
     "Picture",
     "Preprocessing",
     "Reason",
     "accepted_formats",
+    "preload",
     "read_picture",
     "to_vector",
 ]
 
 Filter = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
+Flatten = Callable[[Image.Image], tuple[Image.Image, bool]]
 
-# Limits stand before every decoder here; Pillow's own, a fixed number of pixels for the whole
-# process, would forbid what an operator has allowed.
-Image.MAX_IMAGE_PIXELS = None
-# Pillow warns of odd metadata, which is nobody's concern here. Filters are shared by all threads,
-# so this one is set once, never around a call.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-# Pillow's table has these two in the other byte order only: 16-bit grey whose 0 is white, and
-# 32-bit grey. A key is byte order, photometric, sample format, fill order, bits, extra samples.
-TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
-TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32B"))
-# The threads that read pictures fill the cores already.
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-
-# Given directly to the bytes they are for: no other decoder is ever tried.
-_DECODERS: Final[dict[Format, type[ImageFile]]] = {
-    Format.JPEG: JpegImageFile,
-    Format.PNG: PngImageFile,
-    Format.WEBP: WebPImageFile,
-    Format.GIF: GifImageFile,
-    Format.BMP: BmpImageFile,
-    Format.TIFF: TiffImageFile,
-    Format.AVIF: AvifImageFile,
-}
+DEFAULT_LIMITS: Final = Limits()
+BAND_PIXELS = 1 << 18  # that are converted at a time: a few MiB, which fit a processor's cache
+_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _FILTERS: Final = {
     "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
@@ -85,29 +57,6 @@ _TURNS: Final = {  # EXIF orientation → what makes it upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a picture may take, judged by its header before pixels are decoded.
-
-    The pixels that count are those decoded: of a JPEG, what is left of it after it was shrunk in
-    decoding, unless its decoder holds the whole all the same, as it does of a progressive one.
-    """
-
-    max_pixels: int = 25_000_000
-    max_side: int = 10_000
-    # What the pictures read at the same time may take together: one that needs more than all of
-    # it is refused, one that needs more than there is now waits
-    memory: MemoryBudget = field(default_factory=MemoryBudget)
-
-    @property
-    def max_pixels_in_file(self) -> int:
-        """The most in a JPEG that is shrunk: decoding it takes time for every one of them."""
-        return 8 * self.max_pixels
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True)
@@ -172,21 +121,23 @@ def read_picture(
 
     The format is told by the first bytes; only its decoder is used, and only after the size in
     the header is within the limits. Of an animation, the first frame is taken.
-    Raises InvalidImage; and TooLate, where the thread's work has a time limit.
+    Raises InvalidImage; and MemoryError, after which a process with a limit should end.
     """
     kind = recognise(data)
-    try:
-        return _read(data, kind, spec, limits)
-    except (InvalidImage, TooLate):
-        raise
-    except MemoryError as error:
-        raise InvalidImage(
-            Reason.TOO_MANY_PIXELS,
-            f"The {kind} picture needs more memory than there is now; send a smaller one.",
-        ) from error
-    except Exception as error:  # decoders raise whatever the bytes lead them to
-        error.with_traceback(None)  # its frames would keep the pixels alive
-        raise _undecodable(data, kind, error) from error
+    least = None if spec.jpeg_times is None else spec.side * spec.jpeg_times
+    decoded = decode(data, kind, least, limits)
+    width, height = decoded.width, decoded.height
+    tile, notes = _squeeze(decoded, spec)
+    if decoded.orientation in _TURNS:
+        tile = tile.transpose(_TURNS[decoded.orientation])
+        notes.append("it was turned upright as its EXIF orientation says")
+    if decoded.orientation >= 5:
+        width, height = height, width
+    if min(width, height) < spec.side:
+        notes.append(f"it is smaller than {spec.side} pixels a side and was enlarged")
+    if decoded.animated:
+        notes.append("only the first of several frames was used")
+    return Picture(np.asarray(tile), width, height, kind.value, tuple(notes))
 
 
 def to_vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -199,151 +150,127 @@ def to_vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return rows
 
 
-def _read(data: bytes, kind: Format, spec: Preprocessing, limits: Limits) -> Picture:
-    container = open_container(data, kind)
-    if not _is_within(*container.size, limits):
-        raise _too_many_pixels(*container.size, kind, limits)
-    memory = container.opening_bytes
-    if memory:
-        memory += bytes_to_squeeze(*container.size, spec.side)
-    try:
-        with (
-            limits.memory.reserve(memory),
-            closing(_decoder(kind)(BytesIO(container.data))) as image,
-        ):
-            return _read_opened(image, container, kind, spec, limits)
-    except OverBudget as error:
-        raise _too_large(*container.size, memory, kind, limits) from error
+# --- Pixels of any kind squeezed to a square of RGB, on white, with little memory beside them -----
 
 
-def _read_opened(
-    image: ImageFile, container: Container, kind: Format, spec: Preprocessing, limits: Limits
-) -> Picture:
-    width, height = image.size
-    box = _shrink_in_decoding(image, container, spec)
-    if container.can_shrink and not container.held_whole:
-        decoded, in_file = image.size, limits.max_pixels_in_file
-    else:
-        decoded, in_file = (width, height), limits.max_pixels
-    if not _is_within(*decoded, limits) or width * height > in_file:
-        raise _too_many_pixels(width, height, kind, limits)
-    if image.mode in ("I", "F"):
-        raise InvalidImage(
-            Reason.FORMAT_NOT_ALLOWED,
-            f"The {kind} picture holds signed, 32-bit or fractional numbers, whose black and "
-            "white nobody states; save it with 8 or 16 bits a channel.",
-        )
-    memory = 0  # or all of it is there already
-    if not container.opening_bytes:
-        memory = bytes_to_decode(image, kind, container.beside_bytes)
-        memory += bytes_to_squeeze(*image.size, spec.side)
-    try:
-        with limits.memory.reserve(memory), closing(image):
-            pixels = _load(image, kind, len(container.data))
-            tile, notes = squeeze(pixels, spec.side, _FILTERS[spec.filter], box, container.bits)
-            del pixels
-    except OverBudget as error:
-        raise _too_large(width, height, memory, kind, limits) from error
-    orientation = _orientation(image, container, kind)
-    if orientation in _TURNS:
-        tile = tile.transpose(_TURNS[orientation])
-        notes.append("it was turned upright as its EXIF orientation says")
-    if orientation >= 5:
-        width, height = height, width
-    if min(width, height) < spec.side:
-        notes.append(f"it is smaller than {spec.side} pixels a side and was enlarged")
-    frames = _frames(image, container, kind)
-    if frames != 1:
-        number = "several" if frames is None else str(frames)
-        notes.append(f"only the first of {number} frames was used")
-    return Picture(np.asarray(tile), width, height, kind.value, tuple(notes))
+def _squeeze(decoded: Decoded, spec: Preprocessing) -> tuple[Image.Image, list[str]]:
+    """Return the picture as side × side RGB, and what was done to it."""
+    image, notes = decoded.image, list(decoded.warnings)
+    if decoded.bits == 16:
+        notes.append("its 16 bits a channel were scaled to 8")
+    deep = image.mode.startswith("I;16")
+    white = 2**decoded.bits - 1
+    tile, any_transparent = _resize(image, _flattening(image, decoded.bits), spec, decoded.box)
+    if any_transparent:
+        notes.append("its transparent parts were put on white")
+    if deep:
+        # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
+        values = np.asarray(tile, np.float64) * (255 / white)
+        tile = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+    return (tile if tile.mode == "RGB" else tile.convert("RGB")), notes
 
 
-def _decoder(kind: Format) -> Any:
-    if kind is Format.HEIC:  # optional, and slow to import
-        from pillow_heif import HeifImageFile, options
+def _resize(
+    image: Image.Image, flatten: Flatten | None, spec: Preprocessing, box: Box
+) -> tuple[Image.Image, bool]:
+    """Return what is in the box, flattened, as side × side, and whether any was transparent.
 
-        options.DECODE_THREADS = 1
-        return HeifImageFile
-    return _DECODERS[kind]
-
-
-def _shrink_in_decoding(image: ImageFile, container: Container, spec: Preprocessing) -> Box:
-    """Let a JPEG be decoded as small as is allowed; return where in that the picture lies.
-
-    Its last row and column of pixels may lie beyond the picture's edge in part.
+    A band of rows after the other, so that only a band is ever there flattened, is to the bit what
+    the whole would give: Pillow, too, first makes every row narrow, and then every column short.
     """
-    drafted = None
-    if container.can_shrink and spec.jpeg_times is not None:
-        least = spec.side * spec.jpeg_times
-        drafted = image.draft(None, (least, least))
-    return drafted[1] if drafted else (0, 0, *image.size)
+    side, resample = spec.side, _FILTERS[spec.filter]
+    if flatten is None:
+        return image.resize((side, side), resample, box), False
+    rows = max(1, BAND_PIXELS // image.width)
+    if rows >= image.height:
+        flat, any_transparent = flatten(image)
+        return flat.resize((side, side), resample, box), any_transparent
+    left, upper, right, lower = box
+    narrow: Image.Image | None = None
+    any_transparent = False
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        flat, transparent = flatten(band)
+        any_transparent |= transparent
+        if narrow is None:
+            narrow = Image.new(flat.mode, (side, image.height))
+        flat = flat.resize((side, flat.height), resample, (left, 0, right, flat.height))
+        narrow.paste(flat, (0, top))
+    assert narrow is not None
+    return narrow.resize((side, side), resample, (0, upper, side, lower)), any_transparent
 
 
-def _load(image: Any, kind: Format, size: int) -> Image.Image:
-    """Decode the pixels; of WebP and AVIF, letting their decoders go before anything is copied."""
-    if kind is Format.WEBP:
-        data, mode = image._decoder.get_next()[0], image.rawmode
-    elif kind is Format.AVIF:
-        data, mode = image._decoder.get_frame(0)[0], image.mode
-    else:
-        if kind is Format.JPEG:
-            image.decodermaxblock = size  # all at once, which takes no copy
-        image.load()
-        return cast(Image.Image, image)
-    image._decoder = None
-    return Image.frombuffer(mode, image.size, data, "raw", mode, 0, 1)
+def _flattening(image: Image.Image, bits: int) -> Flatten | None:
+    """Return what makes a band of the picture one whose pixels can be averaged, in RGB or grey,
+    and says whether any of it was transparent; None where they can be as they are."""
+    if image.mode.startswith("I;16"):
+        return partial(_deep_grey, image, 2**bits - 1)
+    if image.has_transparency_data:
+        _state_transparent_colour(image, bits)
+        return _on_white
+    if image.mode in ("RGB", "RGBX", "L"):
+        return None  # a conversion would be a copy of every pixel
+    mode = "L" if image.mode == "1" else "RGB"
+    return lambda band: (band.convert(mode), False)
 
 
-def _is_within(width: int, height: int, limits: Limits) -> bool:
-    return width * height <= limits.max_pixels and max(width, height) <= limits.max_side
+def _deep_grey(image: Image.Image, white: int, band: Image.Image) -> tuple[Image.Image, bool]:
+    """Return a band of grey of more than 8 bits as one that Pillow resizes right, white on top."""
+    tags: Any = getattr(image, "tag_v2", {})
+    values = np.asarray(band)
+    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = white - values
+    transparent = values == image.info.get("transparency", -1)  # a PNG's one value for nothing
+    any_transparent = bool(transparent.any())
+    if any_transparent:
+        values = np.where(transparent, white, values)
+    return Image.fromarray(values.astype(np.uint16)), any_transparent
 
 
-def _too_many_pixels(width: int, height: int, kind: Format, limits: Limits) -> InvalidImage:
-    larger = (
-        f" ({_count(limits.max_pixels_in_file)} pixels in a baseline JPEG, which is shrunk while it"
-        " is decoded)"
-    )
-    return InvalidImage(
-        Reason.TOO_MANY_PIXELS,
-        f"The {kind} picture has {width:,} × {height:,} pixels; at most "
-        f"{_count(limits.max_pixels)} pixels and {limits.max_side:,} a side are "
-        f"accepted{larger if kind is Format.JPEG else ''}: send a smaller one.",
-    )
+def _state_transparent_colour(image: Image.Image, bits: int) -> None:
+    """Write the one transparent colour of a PNG as Pillow's conversions take it."""
+    key = image.info.get("transparency")
+    if isinstance(key, int) and image.mode == "L" and bits < 8:
+        image.info["transparency"] = key * 255 // (2**bits - 1)  # PNG states it unscaled
+    elif isinstance(key, tuple) and bits == 16:
+        # Pillow keeps the high bytes of 16-bit colours, so near shades become transparent too
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def _too_large(width: int, height: int, memory: int, kind: Format, limits: Limits) -> InvalidImage:
-    baseline = "" if kind is Format.JPEG else ", or as a baseline JPEG"
-    return InvalidImage(
-        Reason.TOO_MANY_PIXELS,
-        f"The {kind} picture of {width:,} × {height:,} pixels needs {memory / 1e6:,.0f} MB of "
-        f"memory to be decoded, and there are {(limits.memory.total or 0) / 1e6:,.0f} MB: "
-        f"send it smaller{baseline}.",
-    )
+def _on_white(band: Image.Image) -> tuple[Image.Image, bool]:
+    """Return a band in RGB on white, and whether any of it was transparent."""
+    full = band
+    if full.mode == "La":
+        full = full.convert("LA")
+    if full.mode != "RGBA":
+        full = full.convert("RGBA")
+    alpha = full.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return full.convert("RGB"), False
+    flat = Image.new("RGB", full.size, "white")
+    flat.paste(full, mask=alpha)
+    return flat, True
 
 
-def _count(number: int) -> str:
-    """Write a number for people: round ones in millions."""
-    return f"{number / 1e6:g} million" if number % 1_000_000 == 0 else f"{number:,}"
+def preload() -> None:
+    """Load all that reading pictures and explaining answers need.
 
-
-def _orientation(image: ImageFile, container: Container, kind: Format) -> int:
-    if kind in (Format.WEBP, Format.AVIF):  # AVIF's own turn, which Pillow states as EXIF
-        return exif_orientation(image.info.get("exif", b""))
-    return container.orientation  # HEIC is turned by its decoder
-
-
-def _frames(image: ImageFile, container: Container, kind: Format) -> int | None:
-    if kind in (Format.WEBP, Format.AVIF):
-        return int(getattr(image, "n_frames", 1))
-    return container.frames
-
-
-def _undecodable(data: bytes, kind: Format, error: Exception) -> InvalidImage:
-    if "truncated" in str(error) or isinstance(error, EOFError):
-        return cut_off(data, kind)
-    return InvalidImage(
-        Reason.DAMAGED,
-        f"The {kind} picture of {size(data)} cannot be decoded: it is damaged, or of a "
-        f"variant of {kind} that is not supported; save it anew and send that.",
-    )
+    A process may then be forbidden to open files and to start threads: codecs are there, and what
+    Pillow and NumPy import when it is first used.
+    """
+    colours = Image.new("RGB", (8, 8), "red")
+    for name, mode, options in (
+        *(("JPEG", "RGB", {}), ("JPEG", "CMYK", {}), ("PNG", "RGBA", {}), ("GIF", "P", {})),
+        *(("BMP", "RGB", {}), ("TIFF", "LAB", {}), ("TIFF", "RGB", {"compression": "jpeg"})),
+        *(("WEBP", "RGB", {}), ("WEBP", "RGB", {"save_all": True, "append_images": [colours]})),
+        ("AVIF", "RGB", {"max_threads": 1}),
+    ):
+        file = BytesIO()
+        image = Image.new(mode, (8, 8)) if mode == "LAB" else colours.convert(mode)
+        image.save(file, name, **options)
+        read_picture(file.getvalue())
+    if heic_is_installed():
+        with suppress(InvalidImage):
+            read_picture(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    row = to_vector(np.zeros((1, 64, 64, 3), np.uint8))
+    np.quantile(row @ row.T, 0.5)

@@ -49,7 +49,7 @@ def _absolute_sum(values: NDArray[np.float32]) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Usual:
+class InputStatistics:
     """What the four numbers are for the pictures that a network was measured on: (4,) each."""
 
     mean: NDArray[np.float64]

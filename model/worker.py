@@ -5,7 +5,7 @@ model once and forks a worker for each socket that the front (`model.workers`) s
 the template's memory, may open nothing, and die with it.
 
     front → template    one byte and a socket: start a worker on this socket
-    template → front    lines of JSON: ready or failed, then started and ended for each worker
+    template → front    lines of JSON: ready or failed; then started or refused, and ended, for each
     front → worker      jobs;  worker → front  replies: `HEADER`, a head as JSON, a body
 """
 
@@ -35,8 +35,9 @@ HEADER: Final = struct.Struct("<II")  # bytes of the head, bytes of the body
 MOST_AT_ONCE: Final = 3  # jobs that are handled together, as far as they are here already
 OUT_OF_MEMORY: Final = 12  # exit status
 OUT_OF_TIME: Final = -signal.SIGPROF if hasattr(signal, "SIGPROF") else 0  # exit status
-NICENESS: Final = 5  # so that the front gets its turn first
+NICENESS: Final = 2  # so that the front gets its turn first
 
+_LOOK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 # Parameters of mallopt(3) and prctl(2).
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -147,7 +148,12 @@ class _Template:
                     self._fork(descriptor, keep=[awake, wake])
 
     def _fork(self, descriptor: int, keep: Sequence[socket.socket]) -> None:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, or too little memory, for now
+            os.close(descriptor)
+            _tell(self.control, refused=error.strerror)
+            return
         if pid:
             os.close(descriptor)
             _tell(self.control, started=pid)
@@ -242,7 +248,7 @@ def packed(head: dict[str, Any], body: bytes) -> bytes:
 
 def _receive(channel: socket.socket) -> Job:
     head_bytes, body_bytes = HEADER.unpack(_read(channel, HEADER.size))
-    head = json.loads(_read(channel, head_bytes))
+    head = json.loads(_read(channel, head_bytes).decode())
     return Job(head, _read(channel, body_bytes) if body_bytes else b"")
 
 
@@ -255,6 +261,6 @@ def _read(channel: socket.socket, count: int) -> bytes:
 
 def _is_another_here(channel: socket.socket) -> bool:
     try:
-        return len(channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)) == 1
+        return len(channel.recv(1, _LOOK)) == 1
     except BlockingIOError:
         return False

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +30,8 @@ from model.worker import HEADER, MOST_AT_ONCE, OUT_OF_MEMORY, OUT_OF_TIME, Reply
 
 QUICK_BYTES: Final = 2**16  # bodies up to this size may be sent ahead, and worked on together
 MOST_IN_HAND: Final = 2 * MOST_AT_ONCE  # quick jobs that a worker has, the ones ahead among them
-MOST_REPLY_BYTES: Final = 2**26  # more comes from no worker that is in its senses
+MOST_REPLY_HEAD_BYTES: Final = 2**20  # a worker that sends more has been taken over
+MOST_REPLY_BYTES: Final = 2**24
 MOST_CRASHES: Final = 2  # of one job: then it is its fault
 MOST_TRIES: Final = 5  # of one job, whoever ended its workers
 START_SECONDS: Final = 60.0  # that a template may take to load
@@ -108,9 +110,11 @@ class Workers:
         self.queue: deque[Submitted] = deque()
         self.seconds_each = 0.05  # a guess, until something was measured
         self.current: _Generation | None = None
-        self.replaced = 0  # workers that ended and were replaced
+        self.on_replaced: Callable[[], object] = int  # called for each worker that is replaced
+        self.launched: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._retired: list[_Generation] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting = asyncio.Lock()  # one generation at a time
         self._stopping = False
 
     # --- for users ------------------------------------------------------------------------------
@@ -142,15 +146,24 @@ class Workers:
         jobs = len(self.queue) + sum(len(worker.jobs) for worker in self._workers())
         return jobs * self.seconds_each / self.count
 
+    def launch(self) -> None:
+        """Start loading at once, before there is an event loop. Raises CannotStart."""
+        try:
+            self.launched = self._launch()
+        except OSError as error:
+            raise CannotStart(f"No process can be started: {error.strerror}.") from None
+
     async def start(self) -> None:
         """Start all workers. Raises CannotStart."""
-        self.current = await self._generation(self.arguments)
+        self.current = await self._generation()
         self.run_task(self._watch())
 
     async def reload(self) -> None:
         """Load everything anew in new processes; once they are ready, they take over. Raises
         CannotStart, and the old ones go on."""
-        old, self.current = self.current, await self._generation(self.arguments)
+        async with self._starting:
+            new = await self._generation()
+            old, self.current = self.current, new
         if old:
             self._retired.append(old)
             old.retire()
@@ -178,10 +191,31 @@ class Workers:
 
     # --- the processes --------------------------------------------------------------------------
 
-    async def _generation(self, arguments: Sequence[str]) -> "_Generation":
+    def template(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """A template that loads, and the front's end of its control socket. Raises OSError."""
+        launched, self.launched = self.launched, None
+        return launched or self._launch()
+
+    def _launch(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """Start a fresh interpreter, which inherits nothing but a socket."""
+        control, theirs = socket.socketpair()
+        numbers = (str(theirs.fileno()), str(self.memory_bytes), str(self.seconds))
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-m", self.program, *numbers, *self.arguments],
+                cwd=_ROOT,
+                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the front alone
+            )
+        return process, control
+
+    async def _generation(self) -> "_Generation":
         generation = _Generation(self)
         try:
-            await asyncio.wait_for(generation.start(arguments), START_SECONDS)
+            await asyncio.wait_for(generation.start(), START_SECONDS)
         except BaseException as error:
             generation.kill()
             if isinstance(error, TimeoutError):
@@ -189,6 +223,8 @@ class Workers:
                     f"The weights could not be loaded within {START_SECONDS:g} s: the machine is"
                     " too busy, or too small."
                 ) from None
+            if isinstance(error, OSError):
+                raise CannotStart(f"No process can be started: {error.strerror}.") from None
             raise
         if generation.ended:
             raise CannotStart("The process that loads the weights ended unexpectedly.")
@@ -248,7 +284,7 @@ class Workers:
             return
         if status is not None:
             logger.warning("Worker %d %s; another one takes its place", worker.pid, _how(status))
-            self.replaced += 1
+            self.on_replaced()
         self.hand_out()
 
     def generation_ended(self, generation: "_Generation") -> None:
@@ -264,7 +300,9 @@ class Workers:
         pause = 0.1
         while self.current is None:
             try:
-                self.current = await self._generation(self.arguments)
+                async with self._starting:
+                    # A reload may have come before
+                    self.current = self.current or await self._generation()
             except CannotStart as error:
                 logger.error("%s", error)
                 await asyncio.sleep(pause)
@@ -295,31 +333,14 @@ class _Generation:
         self._starts: deque[float] = deque(maxlen=owner.count)
         self._is_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def start(self, arguments: Sequence[str]) -> None:
+    async def start(self) -> None:
         """Load, and start all workers. Raises CannotStart."""
-        self._control = self._start_template(arguments)
+        self._process, self._control = self.owner.template()
         self._control.setblocking(False)
         asyncio.get_running_loop().add_reader(self._control, self._read)
         await self._is_ready
         for _ in range(self.owner.count):
             await self._add_worker()
-
-    def _start_template(self, arguments: Sequence[str]) -> socket.socket:
-        """Start a fresh interpreter, which inherits nothing but a socket; return its other end."""
-        owner = self.owner
-        control, theirs = socket.socketpair()
-        numbers = (str(theirs.fileno()), str(owner.memory_bytes), str(owner.seconds))
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", owner.program, *numbers, *arguments],
-                cwd=_ROOT,
-                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the front alone
-            )
-        return control
 
     async def _add_worker(self) -> None:
         if self.retired or self.ended:
@@ -363,7 +384,17 @@ class _Generation:
                 if not self._is_ready.done():
                     self._is_ready.set_exception(CannotStart(why))
             case {"started": pid}:
-                self._forking.popleft().pid = pid
+                worker = self._forking.popleft()
+                worker.pid = pid
+                if not worker.is_open:
+                    worker.kill()
+            case {"refused": why}:
+                logger.error("No worker could be started (%s); trying again", why)
+                worker = self._forking.popleft()
+                self.workers.remove(worker)
+                worker.close()
+                self.owner.worker_ended(worker, None)
+                self.owner.run_task(self._replace(LONGEST_PAUSE_SECONDS))
             case {"ended": pid, "status": status}:
                 for worker in self.workers:
                     if worker.pid == pid:
@@ -382,20 +413,25 @@ class _Generation:
         self.owner.worker_ended(worker, status)
         self.owner.run_task(self._replace())
 
-    async def _replace(self) -> None:
+    async def _replace(self, pause: float = 0.0) -> None:
         # Where workers cannot live at all, starting them over and over would take all there is.
         now = time.monotonic()
         too_soon = len(self._starts) == self._starts.maxlen and now - self._starts[0] < 0.2
         self._starts.append(now)
-        if too_soon:
-            await asyncio.sleep(0.2)
-        await self._add_worker()
+        await asyncio.sleep(max(pause, 0.2 * too_soon))
+        try:
+            await self._add_worker()
+        except OSError as error:  # too many open files, say
+            logger.error("No worker can be started: %s", error.strerror)
+            self.owner.run_task(self._replace(1.0))
 
     def retire(self) -> None:
         """End once all jobs that its workers have are done."""
         self.retired = True
         for worker in self.workers:
             worker.close_if_done()
+        if not self.workers:
+            self.kill()
 
     def check(self, now: float) -> None:
         """Kill workers, or the template, that make no progress."""
@@ -472,22 +508,35 @@ class _Worker(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        while len(self._received) >= HEADER.size:
-            head_bytes, body_bytes = HEADER.unpack_from(self._received)
-            size = HEADER.size + head_bytes + body_bytes
-            if size > MOST_REPLY_BYTES or not self.jobs:
-                logger.error("Worker %d sent what is no reply, and is ended", self.pid)
-                self.kill()
-                self._received.clear()
-                return
-            if len(self._received) < size:
-                return
-            body_start = HEADER.size + head_bytes
-            head = json.loads(self._received[HEADER.size : body_start])
-            body = bytes(self._received[body_start:size])
-            del self._received[:size]
-            self._replied(Reply(head, body))
+        try:
+            while (reply := self._next_reply()) is not None:
+                self._replied(reply)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            logger.error("Worker %d sent something that is not a reply, and is ended", self.pid)
+            self._received.clear()
+            self._transport.abort()
         self.generation.owner.hand_out()
+
+    def _next_reply(self) -> Reply | None:
+        """The next reply, where all of it is here.
+
+        Raises ValueError and others for anything else: a worker may have been taken over.
+        """
+        if len(self._received) < HEADER.size:
+            return None
+        head_bytes, body_bytes = HEADER.unpack_from(self._received)
+        size = HEADER.size + head_bytes + body_bytes
+        if head_bytes > MOST_REPLY_HEAD_BYTES or body_bytes > MOST_REPLY_BYTES or not self.jobs:
+            raise ValueError
+        if len(self._received) < size:
+            return None
+        body_start = HEADER.size + head_bytes
+        head = json.loads(self._received[HEADER.size : body_start].decode())
+        if not 0 <= head["seconds"] < math.inf:
+            raise ValueError
+        body = bytes(self._received[body_start:size])
+        del self._received[:size]
+        return Reply(head, body)
 
     def _replied(self, reply: Reply) -> None:
         job = self.jobs.popleft()
@@ -502,8 +551,9 @@ class _Worker(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False  # its template will tell how it ended
+        self.is_open = False
         self._progress = (-1, time.monotonic())
+        self.kill()  # where it goes on all the same; its template will tell how it ended
 
     def close(self) -> None:
         self.is_open = False
@@ -548,4 +598,7 @@ def _how(status: int) -> str:
         return "ran out of its memory"
     if status == OUT_OF_TIME:
         return "took too much processor time for a picture"
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+    if status >= 0:
+        return f"ended with {status}"
+    known = -status in set(signal.Signals)  # real-time signals have numbers only
+    return f"was ended by {signal.Signals(-status).name if known else f'signal {-status}'}"

@@ -39,7 +39,7 @@ def main() -> None:
             for _ in range(2):  # once to warm up, so that the time shown is the usual one
                 page.reload()
                 page.get_by_role("button", name=EXAMPLES[name]).click()
-                page.locator(".views").wait_for()
+                page.locator(".facts").wait_for()
                 page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
             page.mouse.move(0, 0)
             _save(page.screenshot(), FOLDER / f"{name}.png")

@@ -1,21 +1,83 @@
-"""A tiny classifier and the service on top of it."""
+"""A tiny classifier, and services on worker processes that all tests share."""
 
+import asyncio
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from app.capacity import WEIGHTS
 from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier, Golden
 from model.network import Linear
+from model.worker import Reply
+from model.workers import End, JobRefused, Submitted, Workers
 from tests.data_folder import REPOSITORY
 
 IMAGE = "cat-under-test"
+
+Service = Callable[..., TestClient]
+
+
+class SharedWorkers(Workers):
+    """Worker processes for the services of all tests, each of which has an event loop of its own.
+
+    They live on a loop in a thread; what is submitted gets its reply on the caller's loop.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__("app.work", [str(weights)], count=2, memory_bytes=2**28)
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self.start(), self._loop).result()
+
+    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
+        async def reply() -> Reply:
+            job = Workers.submit(self, head, body, quick=quick)
+            try:
+                return await job.reply
+            finally:
+                job.cancel()
+
+        submitted = Submitted(deque(), (b"", b""), quick)
+        submitted.is_waiting = False
+        submitted.reply = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(reply(), self._loop))
+        return submitted
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Stuck(Workers):
+    """Workers without processes: each job ends as it is said here, or waits for ever."""
+
+    def __init__(self, description: dict[str, Any], end: End | Reply | None = None) -> None:
+        super().__init__("none", [], count=1, memory_bytes=0)
+        self._description, self._end = description, end
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return self._description
+
+    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
+        job = super().submit(head, body, quick=quick)
+        if isinstance(self._end, End):
+            job.reply.set_exception(JobRefused(self._end))
+        elif self._end:
+            job.reply.set_result(self._end)
+        return job
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +103,14 @@ def weights_path(tmp_path_factory: pytest.TempPathFactory, cat_picture: bytes) -
         class_names=("cat", "non-cat"),
         threshold=0.5,
         layers=[layer],
-        golden=Golden(cat_picture, probability=0.0),  # saving works the probability out
+        metadata={
+            "input_statistics": {
+                "names": ["brightness", "contrast", "colourfulness", "sharpness"],
+                "mean": [100.0, 50.0, 40.0, 10.0],
+                "deviation": [40.0, 10.0, 20.0, 5.0],
+            }
+        },
+        golden=(Golden(cat_picture, probability=0.0),),  # saving works the probability out
     ).save(path)
     return path
 
@@ -52,10 +121,33 @@ def classifier(weights_path: Path) -> Classifier:
 
 
 @pytest.fixture(scope="session")
-def client(weights_path: Path) -> Iterator[TestClient]:
-    """The service in this process, with its default settings but for the weights."""
-    with TestClient(create_app(Settings(weights=weights_path))) as client:
+def workers(weights_path: Path) -> Iterator[SharedWorkers]:
+    """The workers of the tiny classifier."""
+    workers = SharedWorkers(weights_path)
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="session")
+def service(workers: SharedWorkers) -> Service:
+    """Makes a client, for a with block, of a service with the settings that it is given."""
+    return lambda **chosen: TestClient(create_app(Settings(**chosen), workers))
+
+
+@pytest.fixture(scope="session")
+def client(service: Service) -> Iterator[TestClient]:
+    """A client of the service with its default settings."""
+    with service() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def default_client() -> Iterator[TestClient]:
+    """A client of the service with its default settings and its default weights."""
+    workers = SharedWorkers(WEIGHTS)
+    with TestClient(create_app(Settings(), workers), base_url="http://127.0.0.1:8000") as client:
+        yield client
+    workers.close()
 
 
 @pytest.fixture(scope="session")

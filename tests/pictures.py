@@ -225,7 +225,7 @@ def huge_jpeg(width: int = 65_500, height: int = 65_500) -> bytes:
     return bytes(data)
 
 
-def huge_avif(width: int = 30_000, height: int = 30_000) -> bytes:
+def huge_avif(width: int = 16_000, height: int = 16_000) -> bytes:
     """An AVIF whose image property promises more pixels than are allowed."""
     data = bytearray(picture("AVIF"))
     size = data.index(b"ispe") + 8

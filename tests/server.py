@@ -1,5 +1,6 @@
-"""Real server processes for tests: what the TestClient cannot show."""
+"""Real processes for tests: servers, and workers without one."""
 
+import asyncio
 import os
 import re
 import signal
@@ -7,20 +8,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import wraps
 from pathlib import Path
-from queue import Empty, Queue
+from typing import Any, ParamSpec
 
+from model.workers import Workers
 from tests.data_folder import REPOSITORY
 
 PYTHON_M_APP = [sys.executable, "-m", "app"]
 UVICORN = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"]
+# Whatever else the machine is doing
 START_SECONDS = 60
 STOP_SECONDS = 30
 
+P = ParamSpec("P")
 
-def environment(**settings: str | int | Path) -> dict[str, str]:
+
+def environment(**settings: str | int | float | Path) -> dict[str, str]:
     """This process's environment with these settings, a free port, and no other setting."""
     inherited = {name: value for name, value in os.environ.items() if name[:4] != "CAT_"}
     chosen = {f"CAT_{name.upper()}": str(value) for name, value in settings.items()}
@@ -28,9 +34,9 @@ def environment(**settings: str | int | Path) -> dict[str, str]:
 
 
 class Server:
-    """A running server process: where it listens, and what it has logged."""
+    """A running server: where it listens, its processes, and what it has logged."""
 
-    def __init__(self, command: Sequence[str], **settings: str | int | Path) -> None:
+    def __init__(self, command: Sequence[str], **settings: str | int | float | Path) -> None:
         self.process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
@@ -40,11 +46,18 @@ class Server:
             text=True,
             process_group=0,  # as a shell does, so that Ctrl-C can be sent to all of it
         )
-        self._lines: Queue[str] = Queue()
+        began = time.monotonic()
         self._log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self._wait_for(r"running on (http://\S+)")
+        try:
+            self.wait_for_log("startup complete")
+            found = wait_until(lambda: re.search(r"(?:Listening|running) on (\S+)", self.log))
+        except BaseException:
+            self.process.kill()
+            raise
+        self.url: str = found[1]
+        self.start_seconds = time.monotonic() - began
 
     @property
     def port(self) -> int:
@@ -55,21 +68,22 @@ class Server:
         return "".join(self._log)
 
     @property
+    def template(self) -> int:
+        """The process id of the process that forks workers."""
+        return int(wait_until(lambda: children(self.process.pid))[0])
+
+    @property
     def workers(self) -> list[int]:
-        """The process ids of all workers that were started so far, in that order."""
-        return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self.log)]
+        """The process ids of the workers."""
+        return children(self.template)
 
     def wait_for_log(self, text: str, times: int = 1) -> None:
         """Wait until the log holds the text so many times."""
         deadline = time.monotonic() + START_SECONDS
         while self.log.count(text) < times:
-            assert time.monotonic() < deadline, f"no {times} × {text!r} in:\n{self.log}"
+            may_come = self._reader.is_alive() and time.monotonic() < deadline
+            assert may_come, f"no {text!r} in:\n{self.log}"
             time.sleep(0.05)
-
-    def wait_for_workers(self, count: int) -> list[int]:
-        """Wait until so many workers were started in all; their process ids."""
-        self.wait_for_log("Application startup complete", count)
-        return self.workers
 
     def stop(self) -> int:
         """Ask the server to stop, as service managers do; its exit status."""
@@ -86,21 +100,10 @@ class Server:
         with self.process.stdout as lines:
             for line in lines:
                 self._log.append(line)
-                self._lines.put(line)
-
-    def _wait_for(self, pattern: str) -> str:
-        while True:
-            try:
-                found = re.search(pattern, self._lines.get(timeout=START_SECONDS))
-            except Empty:
-                self.process.kill()
-                raise AssertionError(f"the server did not start:\n{self.log}") from None
-            if found:
-                return found[1]
 
 
 @contextmanager
-def running(command: Sequence[str], **settings: str | int | Path) -> Iterator[Server]:
+def running(command: Sequence[str], **settings: str | int | float | Path) -> Iterator[Server]:
     """A server for the time of a with block; it is ended with it."""
     server = Server(command, **settings)
     try:
@@ -111,16 +114,55 @@ def running(command: Sequence[str], **settings: str | int | Path) -> Iterator[Se
             server.wait()
 
 
+@asynccontextmanager
+async def started(*arguments: str, count: int = 1, seconds: float = 5) -> AsyncIterator[Workers]:
+    """Workers that run `tests.probe_worker`, for the time of a with block."""
+    workers = Workers(
+        "tests.probe_worker", arguments, count=count, memory_bytes=2**25, seconds=seconds
+    )
+    await workers.start()
+    try:
+        yield workers
+    finally:
+        await workers.stop()
+
+
+def scene(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Make a coroutine a test."""
+
+    @wraps(test)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*arguments, **options), START_SECONDS))
+
+    return run
+
+
+def wait_until(condition: Callable[[], Any]) -> Any:
+    """What the condition gives, once that is true."""
+    deadline = time.monotonic() + START_SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of its child processes that have not ended."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it is gone itself
+        return []
+    return [child for child in map(int, found) if lives(child)]
+
+
 def lives(pid: int) -> bool:
     """Whether the process runs; one that ended and waits to be reaped does not."""
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return bool(state) and not state.startswith("Z")
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def wait_until_gone(pids: Sequence[int]) -> None:
-    deadline = time.monotonic() + STOP_SECONDS
-    while left := [pid for pid in pids if lives(pid)]:
-        assert time.monotonic() < deadline, f"still running: {left}"
-        time.sleep(0.1)
+    """Wait until none of these processes runs."""
+    wait_until(lambda: not any(map(lives, pids)))

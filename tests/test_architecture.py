@@ -1,115 +1,130 @@
-"""The rooms: app → model ← training, and nothing else."""
+"""The rooms: app → model ← training, nothing else, and no circle of imports in any of them."""
 
 import ast
+import graphlib
+import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import packages_distributions
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import NormalizedName, canonicalize_name
+from packaging.utils import canonicalize_name
 
 from tests.data_folder import REPOSITORY
 
-ROOMS = {  # room → the rooms it may import
-    "app": {"app", "model"},
-    "model": {"model"},
-    "training": {"training", "model"},
-}
-
-
+ROOMS = {"app": {"app", "model"}, "model": {"model"}, "training": {"training", "model"}}
 UNIMPORTED = {  # runtime dependency → why it is one though neither app nor model imports it
     "h11": "uvicorn's parser, held at a release without known holes",
     "uvloop": "uvicorn's event loop where it is installed",
 }
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+DEPENDENCIES: list[str] = PROJECT["project"]["dependencies"]
+EXTRAS = [*chain.from_iterable(PROJECT["project"]["optional-dependencies"].values())]
+TRAINING: list[str] = PROJECT["dependency-groups"]["training"]
 
 
-def declared_packages(room: str) -> set[str]:
-    """The distributions that a room may import: what is installed where it runs.
+PROVIDERS = packages_distributions()  # name → the distributions that it may come from
 
-    The image holds app and model, so both live on the runtime dependencies and the extras.
-    """
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    declared: list[str] = list(project["project"]["dependencies"])
-    for extra in project["project"]["optional-dependencies"].values():
-        declared += extra
-    if room == "training":
-        declared += project["dependency-groups"]["training"]
-    return {canonicalize_name(Requirement(line).name) for line in declared}
+
+def distributions(lines: Iterable[str]) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+def providers(name: str) -> set[str]:
+    return {canonicalize_name(each) for each in PROVIDERS.get(name, [name])}
 
 
 def imports(source: str) -> Iterator[tuple[int, str]]:
-    """Each import of the source, wherever it stands, as its line and its top-level name.
-
-    Relative imports cannot leave their top-level package and are left out.
-    """
+    """The line and the full name of each thing that is imported, wherever the import stands."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Import(names=names):
-                for alias in names:
-                    yield node.lineno, alias.name.partition(".")[0]
-            case ast.ImportFrom(module=str(module), level=0):
-                yield node.lineno, module.partition(".")[0]
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
             case ast.Call(
                 func=ast.Name(id="__import__" | "import_module")
                 | ast.Attribute(attr="import_module"),
                 args=[ast.Constant(value=str(module)), *_],
             ):
-                yield node.lineno, module.partition(".")[0]
+                yield node.lineno, module
+
+
+def named_modules(source: str) -> Iterator[str]:
+    """What strings name, as `http="app.protocol:StrictHttp"` does, but for programs that are
+    started: `["-m", "app.work"]` and `Workers("app.work", …)`."""
+    programs = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.List(elts=words) | ast.Tuple(elts=words):
+                pairs = pairwise(words)
+                programs |= {b for a, b in pairs if isinstance(a, ast.Constant) and a.value == "-m"}
+            case ast.Call(func=ast.Name(id="Workers"), args=[program, *_]):
+                programs.add(program)
+            case ast.Constant(value=str(text)) if node not in programs:
+                yield text.partition(":")[0]
 
 
 def forbidden_imports(root: Path) -> list[str]:
     """The imports in the rooms under root that break the rule, as `file:line imports name`."""
-    distributions = packages_distributions()
     found = []
     for room, rooms in ROOMS.items():
-        declared = declared_packages(room)
+        allowed = distributions([*DEPENDENCIES, *EXTRAS, *(TRAINING if room == "training" else [])])
         for path in sorted((root / room).rglob("*.py")):
-            for line, name in imports(path.read_text(encoding="utf-8")):
-                providers = distributions.get(name, [name])
-                if name in rooms or (
-                    name not in ROOMS
-                    and (
-                        name in sys.stdlib_module_names
-                        or any(canonicalize_name(provider) in declared for provider in providers)
-                    )
-                ):
-                    continue
-                found.append(f"{path.relative_to(root)}:{line} imports {name}")
+            for line, full_name in imports(path.read_text(encoding="utf-8")):
+                name = full_name.partition(".")[0]
+                known = name in sys.stdlib_module_names or providers(name) & allowed
+                if not (name in rooms if name in ROOMS else known):
+                    found.append(f"{path.relative_to(root)}:{line} imports {name}")
     return found
 
 
-def unused_dependencies(root: Path) -> set[NormalizedName]:
-    """The runtime dependencies that neither app nor model under root imports."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    distributions = packages_distributions()
-    imported = {
-        canonicalize_name(provider)
-        for room in ("app", "model")
+def circle_of_imports(root: Path) -> list[str]:
+    """Modules of the rooms under root of which each imports the one before; empty for none."""
+    paths = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path
+        for room in ROOMS
         for path in (root / room).rglob("*.py")
-        for _, name in imports(path.read_text(encoding="utf-8"))
-        for provider in distributions.get(name, [name])
     }
-    declared = project["project"]["dependencies"]
-    return {canonicalize_name(Requirement(line).name) for line in declared} - imported
+    graph = {}
+    for module, path in paths.items():
+        source = path.read_text(encoding="utf-8")
+        names = {name for _, name in imports(source)} | {*named_modules(source)}
+        names |= {
+            name.rpartition(".")[0] for name in names
+        }  # a module, where it was one of its names
+        graph[module] = names & paths.keys() - {module}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, source in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(source, encoding="utf-8")
+    return root
 
 
 def test_rooms_import_only_what_they_may() -> None:
     assert forbidden_imports(REPOSITORY) == []
 
 
+def test_no_room_imports_in_circles() -> None:
+    assert circle_of_imports(REPOSITORY) == []
+
+
 def test_what_the_service_depends_on_is_imported_by_it() -> None:
-    assert unused_dependencies(REPOSITORY) == UNIMPORTED.keys()
-
-
-def test_a_dependency_that_nothing_imports_is_found(tmp_path: Path) -> None:
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "a.py").write_text("import numpy\nfrom PIL import Image")
-    unused = unused_dependencies(tmp_path)
-    assert "safetensors" in unused
-    assert not {"numpy", "pillow"} & unused
+    sources = [*(REPOSITORY / "app").rglob("*.py"), *(REPOSITORY / "model").rglob("*.py")]
+    names = {name.partition(".")[0] for path in sources for _, name in imports(path.read_text())}
+    imported = {distribution for name in names for distribution in providers(name)}
+    assert distributions(DEPENDENCIES) - imported == UNIMPORTED.keys()
 
 
 @pytest.mark.parametrize(
@@ -124,30 +139,55 @@ def test_a_dependency_that_nothing_imports_is_found(tmp_path: Path) -> None:
         ("model/h.py", "if 1:\n    import h5py", "model/h.py:2 imports h5py"),
         ("training/t.py", "import os, app", "training/t.py:1 imports app"),
         ("training/t.py", "import pytest", "training/t.py:1 imports pytest"),
-        ("training/t.py", "from benchmarks import x", "training/t.py:1 imports benchmarks"),
+        ("app/routes.py", "import json\nfrom fastapi import FastAPI\nfrom model import x", None),
+        ("model/heic.py", "def f():\n    import pillow_heif", None),
+        ("training/data.py", "import h5py, numpy\nfrom model import network", None),
     ],
 )
-def test_a_forbidden_import_is_found(tmp_path: Path, file: str, source: str, expected: str) -> None:
-    path = tmp_path / file
-    path.parent.mkdir(parents=True)
-    path.write_text(source, encoding="utf-8")
-    assert forbidden_imports(tmp_path) == [expected]
+def test_a_forbidden_import_is_found(
+    tmp_path: Path, file: str, source: str, expected: str | None
+) -> None:
+    assert forbidden_imports(write(tmp_path, {file: source})) == [expected] * bool(expected)
 
 
 @pytest.mark.parametrize(
-    ("file", "source"),
+    ("a", "b", "is_circle"),
     [
-        (
-            "app/routes.py",
-            "import json\nfrom fastapi import FastAPI\nfrom model.classifier import x",
-        ),
-        ("app/a/b.py", "from . import c\nfrom ..d import e"),
-        ("model/heic.py", "def f():\n    import pillow_heif"),
-        ("training/data.py", "import h5py, numpy\nfrom model import network"),
+        ("import app.b", "from app.a import x", True),
+        ("from app import b", "def f():\n    from app import a", True),
+        ("from app.b import x", "http = 'app.a:Protocol'", True),
+        ("from app.b import x", "import_module('app.a')", True),
+        ("from app.b import x", "import app.c", False),
+        ("from app.b import x", "run([python, '-m', 'app.a'])", False),
+        ("from app.b import x", "Workers('app.a', [])", False),
     ],
 )
-def test_an_allowed_import_is_let_through(tmp_path: Path, file: str, source: str) -> None:
-    path = tmp_path / file
-    path.parent.mkdir(parents=True)
-    path.write_text(source, encoding="utf-8")
-    assert forbidden_imports(tmp_path) == []
+def test_a_circle_is_found(tmp_path: Path, a: str, b: str, is_circle: bool) -> None:
+    write(tmp_path, {"app/a.py": a, "app/b.py": b, "app/c.py": ""})
+    assert bool(circle_of_imports(tmp_path)) == is_circle
+
+
+FRONT = """
+import sys
+from pathlib import Path
+from starlette.testclient import TestClient
+import app.protocol, app.server
+from app.main import create_app
+from app.settings import Settings
+
+with TestClient(create_app(Settings(weights=Path(sys.argv[1]), workers=1))) as client:
+    picture = Path("examples/cat.jpg").read_bytes()
+    length = {"Inference-Header-Content-Length": "0"}
+    client.post("/v2/models/cat/infer", content=picture, headers=length).raise_for_status()
+    for path in ("/predict", "/explain"):
+        client.post(path, files={"file": picture}).raise_for_status()
+    for path in ("/", "/docs", "/health", "/metrics", "/model", "/openapi.json", "/v2/models/cat"):
+        client.get(path).raise_for_status()
+heavy = {"numpy", "PIL", "simplejpeg", "safetensors", "app.work"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def test_the_front_loads_nothing_that_looks_into_a_picture(weights_path: Path) -> None:
+    """Neither at its start nor with what it answers: its workers do all that."""
+    subprocess.run([sys.executable, "-c", FRONT, str(weights_path)], cwd=REPOSITORY, check=True)

@@ -1,7 +1,6 @@
 """What the heat maps claim: exact sums, correct derivatives, and places that matter."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -150,15 +149,6 @@ def test_hiding_what_speaks_for_cat_costs_more_than_hiding_anything_else(
     anywhere = np.random.default_rng(0).permuted(np.tile(order, (10, 1)), axis=1)[:, :fifth]
     others = [without(places) for places in (order[:fifth], *anywhere)]
     assert without(order[-fifth:]) < min(others)
-
-
-def test_any_number_of_threads_explain_alike(network: Sequence[Layer], cat: Pixels) -> None:
-    pictures = [cat, noise(64, 1), noise(64, 2)] * 4
-    alone = [explain(network, pixels).heat for pixels in pictures]
-    with ThreadPoolExecutor(6) as threads:
-        together = list(threads.map(lambda pixels: explain(network, pixels).heat, pictures))
-    for one, other in zip(alone, together, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("places", [1, 3, 8, 64])

@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from model.architecture import describe
+from model.artifact import describe
 from model.convolution import Convolution
 from model.network import (
     Array,
+    BatchNorm,
     GlobalAverage,
     Layer,
     Linear,
@@ -27,7 +28,6 @@ from model.network import (
     unmirrored,
 )
 from training.architecture import batch_norms, convolutional, fold, mirrored
-from training.batch_norm import BatchNorm
 from training.loop import one_blas_thread
 from training.optimizer import bind
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model import statistics
-from model.statistics import KEY, NAMES, Usual
+from model.statistics import KEY, NAMES, InputStatistics
 
 Pixels = NDArray[np.uint8]
 
@@ -57,26 +57,26 @@ def test_the_picture_itself_is_left_as_it_was() -> None:
 
 
 def test_pictures_like_the_usual_ones_are_about_one_deviation_away() -> None:
-    usual = Usual.of(noise(seed) for seed in range(200))
+    usual = InputStatistics.of(noise(seed) for seed in range(200))
     distances = [usual.distance(noise(seed)) for seed in range(200)]
     assert np.sqrt(np.mean(np.square(distances))) == pytest.approx(1, abs=1e-6)
 
 
 def test_pictures_of_another_kind_are_far_away() -> None:
-    usual = Usual.of(noise(seed, 50, 200) for seed in range(100))
+    usual = InputStatistics.of(noise(seed, 50, 200) for seed in range(100))
     assert usual.distance(noise(500, 50, 200)) < 3
     assert usual.distance(flat(255, 255, 255)) > 10
 
 
 def test_pictures_all_alike_leave_distances_finite() -> None:
-    usual = Usual.of([flat(9, 9, 9)] * 3)
+    usual = InputStatistics.of([flat(9, 9, 9)] * 3)
     assert usual.distance(flat(9, 9, 9)) == pytest.approx(0, abs=1e-3)
     assert np.isfinite(usual.distance(noise(1)))
 
 
 def test_an_artifact_keeps_what_is_usual() -> None:
-    usual = Usual.of(noise(seed) for seed in range(9))
-    kept = Usual.from_metadata(json.loads(json.dumps({KEY: usual.to_json()})))
+    usual = InputStatistics.of(noise(seed) for seed in range(9))
+    kept = InputStatistics.from_metadata(json.loads(json.dumps({KEY: usual.to_json()})))
     assert kept
     assert kept.distance(noise(77)) == usual.distance(noise(77))
 
@@ -99,5 +99,5 @@ FOUR = [1.0, 2.0, 3.0, 4.0]
     ids=str,
 )
 def test_an_artifact_without_usable_numbers_has_none(value: Any) -> None:
-    assert Usual.from_metadata({KEY: value}) is None
-    assert Usual.from_metadata({}) is None
+    assert InputStatistics.from_metadata({KEY: value}) is None
+    assert InputStatistics.from_metadata({}) is None

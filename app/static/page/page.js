@@ -1,58 +1,54 @@
 // The page: takes pictures from wherever they come, and sends a few at a time.
 
-import { Card, element, percent } from "./card.js";
+import { Card } from "./card.js";
+import { element, percent } from "./elements.js";
 import { showModel } from "./model.js";
-import { Refusal, explain, mayAsk } from "./service.js";
+import { Refusal, explain, hasKey } from "./service.js";
 
 const AT_ONCE = 2;
-const SAID = 20; // messages that are kept, since readers aloud come after
+const MOST_MESSAGES = 20; // that are kept: screen readers read them later
 
-const root = document.documentElement;
 const answers = document.getElementById("answers");
-const status = document.getElementById("status");
 const chosen = document.getElementById("file");
+const status = document.getElementById("status");
 
 const waiting = [];
-let running = 0;
+let senders = 0;
 
-/** Make cards for these files, the first on top, and send them when their turn comes. */
+/** Make a card for each file, the first on top, and send them when their turn comes. */
 function ask(files) {
-  mayAsk();
+  if (!hasKey()) return;
   const cards = [...files].map((file) => new Card(file));
-  for (const card of cards) card.stop.signal.addEventListener("abort", () => cancelled(card), { once: true });
   answers.prepend(...cards.map((card) => card.item));
-  waiting.push(...cards);
-  next();
+  for (const card of cards) {
+    card.stop.signal.addEventListener("abort", () => remove(card));
+    waiting.push(card);
+    if (senders < AT_ONCE) sendWaiting();
+  }
 }
 
-function next() {
-  while (running < AT_ONCE && waiting.length) {
-    running++;
-    send(waiting.shift()).finally(() => {
-      running--;
-      next();
-    });
-  }
+async function sendWaiting() {
+  senders++;
+  while (waiting.length) await send(waiting.shift());
+  senders--;
 }
 
 async function send(card) {
+  const { name } = card.file;
   try {
-    const { told, milliseconds } = await explain(card.file, card.stop.signal, card);
-    card.answer(told, milliseconds);
-    say(`${card.file.name}: ${told.words}, ${percent(told.cat_probability)}`);
+    const { answer, milliseconds } = await explain(card.file, card.stop.signal, card);
+    card.showAnswer(answer, milliseconds);
+    say(`${name}: ${answer.words}, ${percent(answer.cat_probability)}`);
   } catch (error) {
-    if (error.name === "AbortError") return; // its card is gone already
-    const known = error instanceof Refusal;
-    const [title, detail] = known ? [error.title, error.message] : ["No answer", String(error)];
-    card.refuse(title, detail);
-    say(`${card.file.name}: ${title}. ${detail}`);
+    if (card.stop.signal.aborted) return; // its card is gone already
+    const title = error instanceof Refusal ? error.title : "No answer";
+    card.showRefusal(title, error.message);
+    say(`${name}: ${title}. ${error.message}`);
   }
 }
 
-/** Take a card away, whether its turn has come or not. */
-function cancelled(card) {
-  const turn = waiting.indexOf(card);
-  if (turn >= 0) waiting.splice(turn, 1);
+/** Take away a card that was cancelled. */
+function remove(card) {
   const focused = card.item.contains(document.activeElement);
   card.item.remove();
   if (focused) chosen.focus();
@@ -62,21 +58,21 @@ function cancelled(card) {
 /** Tell people who do not see the page. */
 function say(text) {
   status.append(element("p", {}, text));
-  if (status.childElementCount > SAID) status.firstElementChild.remove();
+  if (status.childElementCount > MOST_MESSAGES) status.firstElementChild.remove();
 }
 
 for (const input of [chosen, document.getElementById("camera")]) {
   input.addEventListener("change", () => {
     ask(input.files);
-    input.value = ""; // the same picture may be chosen again
+    input.value = ""; // so that the same picture can be chosen again
   });
 }
 
 for (const button of document.querySelectorAll("[data-example]")) {
   button.addEventListener("click", async () => {
     const name = button.dataset.example;
-    // Where the service is gone, its card says so.
-    const picture = await fetch(`static/${name}`).then((answer) => answer.blob(), () => new Blob());
+    // Where the service is gone, the card says so.
+    const picture = await fetch(`static/${name}`).then((r) => r.blob(), () => new Blob());
     ask([new File([picture], name, { type: picture.type })]);
   });
 }
@@ -85,39 +81,25 @@ document.addEventListener("paste", (event) => {
   if (event.clipboardData?.files.length) ask(event.clipboardData.files);
 });
 
-let over = 0; // elements that the pointer drags files over: entering one comes before leaving another
-document.addEventListener("dragenter", () => root.classList.toggle("dragging", ++over > 0));
-document.addEventListener("dragleave", () => root.classList.toggle("dragging", --over > 0));
-document.addEventListener("dragover", (event) => event.preventDefault());
+const showDragging = (on) => document.body.classList.toggle("dragging", on);
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  showDragging(true);
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) showDragging(false); // the pointer has left the page
+});
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  over = 0;
-  root.classList.remove("dragging");
+  showDragging(false);
   if (event.dataTransfer?.files.length) ask(event.dataTransfer.files);
 });
 
+document.getElementById("ask").addEventListener("submit", (event) => event.preventDefault());
+
 const panel = document.getElementById("model");
-panel.addEventListener("toggle", () => {
-  if (!panel.open) return;
-  mayAsk();
-  showModel(panel.querySelector("div"));
-});
+panel.addEventListener("toggle", () => panel.open && showModel(panel.querySelector("div")));
 
+// The server does not know what path a proxy may have put before its own.
 const base = new URL(".", location.href).href;
-for (const code of document.querySelectorAll("#program code")) {
-  code.textContent = code.textContent.replace(/\S+(?=predict|explain)/, base);
-  const copy = document.createElement("button");
-  copy.className = "button quiet";
-  copy.textContent = "Copy";
-  copy.onclick = async () => {
-    await navigator.clipboard.writeText(code.textContent);
-    copy.textContent = "Copied";
-    say("Copied");
-  };
-  // Browsers have a clipboard for pages only over HTTPS, or from the same machine.
-  if (navigator.clipboard) code.parentElement.after(copy);
-}
-
-chosen.multiple = true;
-chosen.required = false;
-root.classList.add("js");
+for (const each of document.querySelectorAll(".base")) each.textContent = base;

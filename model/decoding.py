@@ -1,0 +1,573 @@
+"""The bytes of a picture to its pixels: each format with its one decoder.
+
+JPEG goes to libjpeg-turbo by simplejpeg, which tells of missing data, everything else to Pillow.
+A decoder may take more memory or time than there is: that is for the limits of the process.
+What was seen to give wrong pixels is refused by name.
+"""
+
+import ctypes
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import SEEK_CUR, BytesIO
+from typing import Any, Final, cast
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from PIL import AvifImagePlugin, Image, ImagePalette, TiffImagePlugin, _webp
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from model.formats import Format, InvalidImage, Reason, damaged, mangled, not_accepted
+
+Box = tuple[float, float, float, float]  # left, upper, right, lower: what of an image is used
+
+# `Limits` are checked here, so Pillow's own are not: a fixed number for the whole process
+Image.MAX_IMAGE_PIXELS = None
+# Pillow warns of odd metadata, which is nobody's concern here
+warnings.filterwarnings("ignore", module=r"PIL\.")
+# Pillow's table has these two in the other byte order only: 16-bit grey whose 0 is white, and
+# 32-bit grey. A key is byte order, photometric, sample format, fill order, bits, extra samples.
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32B"))
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core
+
+ORIENTATION_TAG: Final = 0x0112
+WITHOUT_END: Final = "its end marker is missing; all of its pixels are there"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a picture may have, judged by its header before pixels are decoded.
+
+    The pixels that count are those decoded: of a JPEG, what is left of it after it was shrunk in
+    decoding, unless its decoder holds the whole all the same, as it does of a progressive one.
+    """
+
+    max_pixels: int = 25_000_000
+    max_side: int = 10_000
+
+    @property
+    def max_pixels_in_file(self) -> int:
+        """The most in a JPEG that is shrunk: decoding it takes time for every one of them."""
+        return 8 * self.max_pixels
+
+    def allow(self, width: int, height: int) -> bool:
+        """Whether as many pixels may be decoded."""
+        return width * height <= self.max_pixels and max(width, height) <= self.max_side
+
+    def exceeded(self, found: str, kind: Format) -> InvalidImage:
+        """Return the refusal; found: as after "The picture has"."""
+        larger = (
+            f" ({_count(self.max_pixels_in_file)} pixels in a baseline JPEG, which is shrunk while"
+            " it is decoded)"
+        )
+        return InvalidImage(
+            Reason.TOO_MANY_PIXELS,
+            f"The {kind} picture has {found}; at most {_count(self.max_pixels)} pixels and"
+            f" {self.max_side:,} a side are accepted{larger if kind is Format.JPEG else ''}: send a"
+            " smaller one.",
+        )
+
+
+def _count(number: int) -> str:
+    """Write a number for people: round ones in millions."""
+    return f"{number / 1e6:g} million" if number % 1_000_000 == 0 else f"{number:,}"
+
+
+@dataclass
+class Decoded:
+    """Pixels as they lie in the file, not turned yet, and what the file says of them."""
+
+    image: Image.Image
+    width: int  # pixels of the picture in the file
+    height: int
+    box: Box  # where in the image the picture lies: its last row may lie beyond the edge in part
+    orientation: int = 1  # as EXIF counts it: 1 is upright, up to 8
+    animated: bool = False
+    bits: int = 8  # a channel
+    warnings: list[str] = field(default_factory=list)
+
+
+def decode(data: bytes, kind: Format, least: int | None, limits: Limits) -> Decoded:
+    """Decode a picture of that format.
+
+    least: pixels a side; a JPEG is decoded at 1/8, 1/4 or 1/2 where both sides still have as many,
+    and at its whole size where that is None.
+    Raises InvalidImage; MemoryError where its decoder got less memory than it asked for.
+    """
+    try:
+        if kind is Format.JPEG:
+            return _decode_jpeg(data, least, limits)
+        return _decode_with_pillow(data, kind, limits)
+    except (InvalidImage, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise limits.exceeded("too many pixels", kind) from None
+    except Exception as error:  # decoders raise whatever the bytes lead them to
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError(str(error)) from None
+        cut_off = "truncated" in str(error) or isinstance(
+            error, (EOFError, IndexError, struct.error)
+        )
+        raise damaged(data, kind, cut_off=cut_off) from error
+
+
+# What Pillow raises where it reads what is not as it should be
+_ODD_METADATA: Final = (
+    *(SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(OSError, EOFError, struct.error, zlib.error),
+)
+# How libraries say that an allocation failed, where they say it
+_NO_MEMORY: Final = re.compile(
+    r"insufficient memory|out of memory|memory allocation|error -9\b", re.IGNORECASE
+)
+
+
+def orientation_of(exif: bytes) -> int:
+    """Return the orientation, 1 to 8, that an EXIF block states; 1 where it states none.
+
+    XMP may state one too. It is not used, as browsers do not use it.
+    """
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        return _valid_orientation(tags.get(ORIENTATION_TAG))
+    except _ODD_METADATA:  # no reason to refuse good pixels
+        return 1
+
+
+def _valid_orientation(value: object) -> int:
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+# --- JPEG ----------------------------------------------------------------------------------------
+
+_START_OF_SCAN, _END, _EXIF = 0xDA, b"\xff\xd9", 0xE1
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_FRAMES_OF_ONE_PASS = frozenset({0xC0, 0xC1, 0xC9})  # where one scan can hold all components
+# APP1 to APP13, APP15 and comments; APP0 (JFIF) and APP14 (Adobe) tell how colours are stored
+_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
+_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
+_MARKER_AMONG_PIXELS = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # no fill, no restart
+# Bytes after the last pixel, which cameras leave there
+_PADDING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+_MOST_PADDING = 16
+
+
+@dataclass
+class _JpegHeader:
+    """What stands before the pixels of a JPEG."""
+
+    width: int = 0
+    height: int = 0
+    components: bytes = b""  # their numbers
+    orientation: int = 1
+    one_pass: bool = False  # whether a decoder needs no memory for the whole picture
+    needed: list[tuple[int, int]] = field(default_factory=list)  # segments, and what follows
+    scan: int = 0  # where the first scan begins
+
+
+def _read_jpeg_header(data: bytes) -> _JpegHeader:
+    """Raises EOFError, IndexError or struct.error where it is cut off."""
+    header = _JpegHeader(needed=[(0, 2)])
+    frame = has_exif = 0
+    at = 2
+    while True:
+        if (found := data.find(b"\xff", at)) < 0:
+            raise EOFError
+        marker = data[found + 1]
+        if marker == 0xFF:  # a fill byte before the marker
+            at = found + 1
+        elif marker in _WITHOUT_LENGTH:
+            at = found + 2
+        elif marker == _START_OF_SCAN:
+            header.one_pass = frame in _FRAMES_OF_ONE_PASS and data[found + 4] >= len(
+                header.components
+            )
+            header.needed.append((found, len(data)))
+            header.scan = found
+            return header
+        else:
+            at = found + 2 + int.from_bytes(data[found + 2 : found + 4], "big")
+            if marker == _EXIF and not has_exif and data[found + 4 : found + 8] == b"Exif":
+                has_exif = 1
+                header.orientation = orientation_of(data[found + 4 : at])
+            if marker in _FRAMES:
+                frame = marker
+                header.height, header.width, number = struct.unpack_from(">HHB", data, found + 5)
+                header.components = data[found + 10 : found + 10 + 3 * number : 3]
+            if marker not in _METADATA:
+                header.needed.append((found, at))
+
+
+def _decode_jpeg(data: bytes, least: int | None, limits: Limits) -> Decoded:
+    header = _read_jpeg_header(data)
+    width, height = header.width, header.height
+    scale = 1
+    if least is not None:
+        scale = next((s for s in (8, 4, 2) if min(width // least, height // least) >= s), 1)
+    shape = -(-width // scale), -(-height // scale)
+    held = shape if header.one_pass else (width, height)
+    if not limits.allow(*held) or width * height > limits.max_pixels_in_file:
+        raise limits.exceeded(f"{width:,} × {height:,} pixels", Format.JPEG)
+    image, notes = _jpeg_pixels(data, header, scale, shape)
+    box = (0, 0, width / scale, height / scale)
+    return Decoded(image, width, height, box, header.orientation, warnings=notes)
+
+
+def _jpeg_pixels(
+    data: bytes, header: _JpegHeader, scale: int, shape: tuple[int, int]
+) -> tuple[Image.Image, list[str]]:
+    """Return the pixels at that scale, to that width and height, and warnings.
+
+    Raises InvalidImage where some of them are missing, as far as libjpeg-turbo tells.
+    """
+    if not header.one_pass and not _has_all_scans(data, header):
+        raise damaged(data, Format.JPEG, cut_off=True)
+    mode = {1: "L", 4: "CMYK"}.get(len(header.components), "RGBX")
+    for tried, notes in _jpeg_attempts(data, header):
+        try:
+            return _libjpeg(tried, mode, scale, shape), notes
+        except ValueError as error:
+            complaint = str(error)
+    if _NO_MEMORY.search(complaint):
+        raise MemoryError(complaint)
+    if (padding := _PADDING.match(complaint)) and int(padding[1]) <= _MOST_PADDING:
+        return _libjpeg(tried, mode, scale, shape, strict=False), []
+    if complaint.startswith(("Corrupt JPEG data", "Premature end")):
+        raise damaged(data, Format.JPEG, cut_off="remature end" in complaint)
+    return _pillow_jpeg(tried, scale), []  # what simplejpeg cannot do, such as odd subsampling
+
+
+def _jpeg_attempts(data: bytes, header: _JpegHeader) -> Iterator[tuple[bytes, list[str]]]:
+    """Yield the file with less and less that may be complained of, and what to warn of.
+
+    Only the first complaint is heard. It may be about metadata, or about the end marker.
+    """
+    yield data, []
+    needed = b"".join(data[start:end] for start, end in header.needed)
+    yield needed, []
+    yield needed + _END, [WITHOUT_END]
+
+
+def _libjpeg(
+    data: bytes, mode: str, scale: int, shape: tuple[int, int], *, strict: bool = True
+) -> Image.Image:
+    """Decode to that width and height; raises ValueError with the first complaint."""
+    least = {} if scale == 1 else {"min_width": shape[0], "min_height": shape[1]}
+    colours = "GRAY" if mode == "L" else mode
+    pixels = simplejpeg.decode_jpeg(data, colours, strict=strict, **least)
+    if pixels.shape[1::-1] != shape:
+        raise ValueError(f"decoded as {pixels.shape}, expected {shape}")
+    if mode == "CMYK":
+        del pixels  # Pillow turns inks to colours
+        return _pillow_jpeg(data, scale)
+    return Image.frombuffer(mode, shape, pixels, "raw", mode, 0, 1)
+
+
+def _pillow_jpeg(data: bytes, scale: int) -> Image.Image:
+    image = JpegImageFile(BytesIO(data))
+    image.draft(None, (image.width // scale, image.height // scale))
+    image.decodermaxblock = len(data)  # all at once, which takes no copy
+    image.load()
+    return image
+
+
+def _has_all_scans(data: bytes, header: _JpegHeader) -> bool:
+    """Whether the scans bring each coefficient of each component to its last bit.
+
+    Where they do not, a decoder is content: a progressive picture is allowed to be a coarse one.
+    """
+    missing = {(component, i) for component in header.components for i in range(64)}
+    at = header.scan
+    while missing and (found := _MARKER_AMONG_PIXELS.search(data, at)):
+        at = found.end()
+        if data[at - 1] == _END[1] or at + 3 > len(data):
+            break
+        if data[at - 1] == _START_OF_SCAN:
+            count = data[at + 2]
+            scanned = data[at + 3 : at + 3 + 2 * count : 2]
+            first, last, bits = data[at + 3 + 2 * count : at + 6 + 2 * count]
+            if bits & 15 == 0:
+                missing -= {(component, i) for component in scanned for i in range(first, last + 1)}
+        at += int.from_bytes(data[at : at + 2], "big")
+    return not missing
+
+
+# --- PNG, WebP, AVIF, GIF, BMP -------------------------------------------------------------------
+
+
+def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
+    if kind is Format.WEBP and (still := _decode_still_webp(data, limits)):
+        return still
+    chunks = _read_png_chunks(data) if kind is Format.PNG else None
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.max_pixels // 2
+    try:  # Pillow refuses twice as many where it needs memory for them as soon as it opens a file
+        image = _open_png(data, chunks) if chunks else _open(data, kind)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+    width, height = image.size
+    if not limits.allow(width, height):
+        raise limits.exceeded(f"{width:,} × {height:,} pixels", kind)
+    animated = bool(getattr(image, "is_animated", False))  # asked later, a GIF is decoded twice
+    try:
+        pixels = _load(image, kind)
+    except (OSError, RuntimeError, ValueError):
+        # Some decoders do not say that it was memory they lacked. MemoryError, if it may have been:
+        np.empty(4 * width * height + 2**24, np.uint8)
+        raise
+    decoded = Decoded(pixels, width, height, (0, 0, width, height))
+    if chunks is not None:
+        decoded.bits, decoded.animated = chunks.bits, chunks.animated
+        decoded.orientation = orientation_of(chunks.exif)
+    elif kind is not Format.HEIC:  # which its decoder turns
+        decoded.animated = animated
+        decoded.orientation = orientation_of(image.info.get("exif", b""))
+    if isinstance(image, _Tiff):
+        decoded.bits, decoded.orientation = image.bits, image.orientation
+    return decoded
+
+
+def _open(data: bytes, kind: Format) -> Any:
+    """Read the header with the one decoder of that format."""
+    if kind is Format.HEIC:  # optional, and slow to import
+        from pillow_heif import HeifImageFile, options
+
+        options.DECODE_THREADS = 1
+        return HeifImageFile(BytesIO(data))
+    return _DECODERS[kind](BytesIO(data))
+
+
+def _load(image: Any, kind: Format) -> Image.Image:
+    """Decode the pixels; of WebP and AVIF, letting their decoders go before anything is copied."""
+    if kind is Format.WEBP:
+        pixels, mode = image._decoder.get_next()[0], image.rawmode
+    elif kind is Format.AVIF:
+        pixels, mode = image._decoder.get_frame(0)[0], image.mode
+    else:
+        image.load()
+        if kind is Format.BMP and image.mode == "RGBA" and image.getbbox() is None:
+            image.putalpha(255)  # programs that know no alpha write 0 everywhere
+        return cast(Image.Image, image)
+    image._decoder = None
+    return Image.frombuffer(mode, image.size, pixels, "raw", mode, 0, 1)
+
+
+_PNG_PIXEL_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+
+
+@dataclass
+class _PngChunks:
+    """What a PNG says beside its pixels."""
+
+    bits: int = 8
+    animated: bool = False
+    exif: bytes = b""
+    needed: list[tuple[int, int]] = field(default_factory=list)  # by the pixels
+
+
+def _read_png_chunks(data: bytes) -> _PngChunks:
+    """Read the chunks; Pillow looks at no checksum of pixels. Raises InvalidImage, struct.error."""
+    chunks = _PngChunks(needed=[(0, 8)])
+    view, at, name = memoryview(data), 8, b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, at)
+        start, content, at = at, at + 8, at + 12 + length
+        if at > len(data):
+            raise damaged(data, Format.PNG, cut_off=True)
+        if name in _PNG_PIXEL_CHUNKS:
+            if zlib.crc32(view[start + 4 : at - 4]) != int.from_bytes(view[at - 4 : at], "big"):
+                raise InvalidImage(
+                    Reason.DAMAGED,
+                    f"The PNG picture is damaged: the checksum of its {name.decode()} chunk at "
+                    f"byte {start:,} does not match; {mangled(data) or 'send it again'}.",
+                )
+            chunks.needed.append((start, at))
+        if name == b"IHDR" and length > 8:
+            chunks.bits = data[content + 8]
+        elif name == b"eXIf":
+            chunks.exif = data[content : at - 4]
+        elif name == b"acTL":
+            chunks.animated = int.from_bytes(view[content : content + 4], "big") > 1
+    return chunks
+
+
+def _open_png(data: bytes, chunks: _PngChunks) -> PngImageFile:
+    """Open a PNG; where Pillow refuses it for what is beside its pixels, without that."""
+    try:
+        return PngImageFile(BytesIO(data))
+    except _ODD_METADATA:
+        return PngImageFile(BytesIO(b"".join(data[i:j] for i, j in chunks.needed)))
+
+
+_libwebp = ctypes.CDLL(_webp.__file__)  # Pillow's module, and the library that it is linked with
+
+
+def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
+    """Decode a WebP of one frame into the memory of its pixels alone; None where that cannot be.
+
+    Pillow only knows the decoder for animations, which takes three times as much.
+    """
+    kind, flags = data[12:16], data[20]
+    is_animated = kind == b"VP8X" and flags & _WEBP_ANIMATION
+    if is_animated or not hasattr(_libwebp, "WebPDecodeRGBAInto"):  # which may be linked statically
+        return None
+    _libwebp.WebPDecodeRGBAInto.restype = ctypes.c_void_p
+    width, height = ctypes.c_int(), ctypes.c_int()
+    if not _libwebp.WebPGetInfo(
+        data, ctypes.c_size_t(len(data)), ctypes.byref(width), ctypes.byref(height)
+    ):
+        raise damaged(data, Format.WEBP)
+    size = width.value, height.value
+    if not limits.allow(*size):
+        raise limits.exceeded(f"{size[0]:,} × {size[1]:,} pixels", Format.WEBP)
+    pixels = np.empty((size[1], size[0], 4), np.uint8)
+    if not _libwebp.WebPDecodeRGBAInto(
+        *(data, ctypes.c_size_t(len(data))),
+        *(pixels.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(pixels.nbytes), 4 * size[0]),
+    ):
+        np.empty_like(pixels)  # raises MemoryError where that may have been the reason
+        raise damaged(data, Format.WEBP, cut_off=len(data) < _webp_chunk_end(data, 0))
+    has_alpha = flags & _WEBP_ALPHA if kind == b"VP8X" else kind == b"VP8L" and data[24] & 0x10
+    mode = "RGBA" if has_alpha else "RGBX"
+    image = Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
+    return Decoded(image, *size, (0, 0, *size), orientation_of(_webp_exif(data)))
+
+
+_WEBP_ANIMATION, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x08, 0x10
+
+
+def _webp_exif(data: bytes) -> bytes:
+    at = 12
+    while data[12:16] == b"VP8X" and data[20] & _WEBP_EXIF and at + 8 <= len(data):
+        start, at = at, _webp_chunk_end(data, at)
+        if data[start : start + 4] == b"EXIF":
+            return data[start + 8 : at]
+    return b""
+
+
+def _webp_chunk_end(data: bytes, at: int) -> int:
+    size = int.from_bytes(data[at + 4 : at + 8], "little")
+    return at + 8 + size + size % 2
+
+
+# --- TIFF ----------------------------------------------------------------------------------------
+
+_BITS, _PHOTOMETRIC, _MAKER, _COLOURS = 258, 262, 271, 320
+_SUBFILE, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _SUBSAMPLING, _DNG_VERSION = 254, 330, 339, 530, 50706
+_PREVIEW, _YCBCR, _SENSOR, _PLANES_APART, _UNSIGNED = 1, 6, (32803, 34892), 2, 1
+_RAWS: Final = {  # by the first word of the camera's maker
+    "nikon": "NEF",
+    "sony": "ARW",
+    "pentax": "PEF",
+    "ricoh": "PEF",
+    "canon": "CR2",
+    "samsung": "SRW",
+    "hasselblad": "3FR",
+    "olympus": "ORF",
+    "om": "ORF",
+    "seiko": "ERF",
+    "kodak": "DCR",
+}
+
+
+class _Tiff(TiffImageFile):
+    """A TIFF whose pixels Pillow reads right; they stay as they lie in the file."""
+
+    bits = 8  # a channel
+    orientation = 1
+
+    def _open(self) -> None:
+        super()._open()
+        tags = self.tag_v2
+        self._refuse_half_a_directory()
+        self._refuse_camera_raws()
+        self._refuse_what_pillow_misreads()
+        self.bits = max(tags.get(_BITS, (1,)))
+        self.orientation = _valid_orientation(tags.get(ORIENTATION_TAG))
+        self._size = self._tile_size
+        if self.mode in ("P", "PA") and max(tags[_COLOURS]) < 256:  # of 8 bits, where 16 belong
+            self.palette = ImagePalette.raw("RGB;L", bytes(tags[_COLOURS]))
+
+    def load_end(self) -> None:
+        """Leave the pixels as they lie: they are turned once they are few."""
+
+    def _refuse_half_a_directory(self) -> None:
+        """Without its last tags (the predictor!) pixels are wrong. Pillow takes what is there."""
+        assert self.fp is not None
+        order, big = ("<" if self.tag_v2.prefix == b"II" else ">"), self.tag_v2._bigtiff
+        self.fp.seek(self.tag_v2.offset)
+        (count,) = struct.unpack(order + "HQ"[big], self.fp.read((2, 8)[big]))
+        self.fp.seek(count * (12, 20)[big], SEEK_CUR)
+        if len(self.fp.read((4, 8)[big])) < (4, 8)[big]:
+            raise EOFError("truncated directory")
+
+    def _refuse_camera_raws(self) -> None:
+        """Many raws are TIFFs that begin with a thumbnail."""
+        tags = self.tag_v2
+        maker = str(tags.get(_MAKER, "")).lower().split()
+        name = "DNG" if _DNG_VERSION in tags else _RAWS.get(maker[0] if maker else "")
+        if _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in _SENSOR:
+            raise not_accepted(f"a camera raw ({name or 'TIFF'})")
+        area = self._tile_size[0] * self._tile_size[1]
+        if tags.get(_SUBFILE, 0) & _PREVIEW or any(
+            each.get(_PHOTOMETRIC) in _SENSOR or each.get(256, 0) * each.get(257, 0) > area
+            for each in self._sub_directories()
+        ):
+            like = f"a camera raw ({name})" if name else "a camera raw or the like"
+            raise not_accepted(f"{like}, a TIFF that begins with a preview")
+
+    def _sub_directories(self) -> Iterator[Any]:
+        assert self.fp is not None
+        self.fp.seek(0)
+        start = self.fp.read(16 if self.tag_v2._bigtiff else 8)
+        for offset in self.tag_v2.get(_SUB_DIRECTORIES, ())[:8]:
+            directory = TiffImagePlugin.ImageFileDirectory_v2(start)
+            self.fp.seek(offset)
+            directory.load(self.fp)
+            yield directory
+
+    def _refuse_what_pillow_misreads(self) -> None:
+        """Refuse layouts in which its pixels are not those that another reader gives."""
+        tags = self.tag_v2
+        if self.mode in ("I", "F") or set(tags.get(_SAMPLE_FORMAT, ())) - {_UNSIGNED}:
+            raise InvalidImage(
+                Reason.FORMAT_NOT_ALLOWED,
+                "The TIFF picture holds signed, 32-bit or fractional numbers, whose black and "
+                "white nobody states; save it with 8 or 16 bits a channel.",
+            )
+        raw = self._compression == "raw"
+        layout = None
+        if self._planar_configuration == _PLANES_APART and len(self.getbands()) > 1:
+            if self.mode not in ("RGB", "RGBA"):
+                layout = f"whose {self.mode} planes are stored apart"
+            elif raw and max(tags.get(_BITS, (1,))) > 8:
+                layout = "whose planes of 16 bits are stored apart, uncompressed"
+        if raw and tags.get(_PHOTOMETRIC) == _YCBCR and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1):
+            layout = "whose colours are subsampled (YCbCr), uncompressed"
+        if layout:
+            raise InvalidImage(
+                Reason.FORMAT_NOT_ALLOWED,
+                f"The file is a TIFF {layout}, a variant that is not supported; "
+                "save it as PNG, or as TIFF of another layout, and send that.",
+            )
+
+
+_DECODERS: Final[dict[Format, type[ImageFile]]] = {
+    Format.PNG: PngImageFile,
+    Format.WEBP: WebPImageFile,
+    Format.GIF: GifImageFile,
+    Format.BMP: BmpImageFile,
+    Format.TIFF: _Tiff,
+    Format.AVIF: AvifImageFile,
+}

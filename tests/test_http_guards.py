@@ -1,0 +1,321 @@
+"""HTTP as clients really speak it, to a real server: what is refused, and that the others go on."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from model.classifier import Classifier
+from tests.server import PYTHON_M_APP, Server, running
+
+LIMIT = 10 * 2**20  # bytes of an upload
+MEGABYTE = bytes(1_000_000)
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIA\r\n"
+WEBSOCKET = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+curl_only = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+
+
+@pytest.fixture(scope="module")
+def server(weights_path: Path) -> Iterator[Server]:
+    with running(PYTHON_M_APP, weights=weights_path, max_upload_bytes=LIMIT) as server:
+        yield server
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+        assert "ERROR" not in server.log
+
+
+def curl(server: Server, *options: str) -> tuple[int, dict[str, Any]]:
+    """The status and the body that curl shows for a POST to /predict."""
+    done = subprocess.run(
+        ["curl", "-sS", "-m", "30", "-w", "\n%{http_code}", *options, f"{server.url}/predict"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    body, _, status = done.stdout.rpartition("\n")
+    return int(status), json.loads(body)
+
+
+def connected(server: Server) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def answers(server: Server, sent: bytes, part: int = 2**30) -> bytes:
+    """All that comes back for these bytes, sent in parts of that size, until the server closes."""
+    with connected(server) as connection:
+        for start in range(0, len(sent), part):
+            connection.sendall(sent[start : start + part])
+        return rest(connection)
+
+
+def rest(connection: socket.socket) -> bytes:
+    received = b""
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+def post(body: bytes, more: str = "", *, chunked: bool = False) -> bytes:
+    """A POST to /predict as bytes; more: headers, each with the end of its line."""
+    if chunked:
+        halves = body[: len(body) // 2], body[len(body) // 2 :], b""
+        body = b"".join(b"%x\r\n%b\r\n" % (len(half), half) for half in halves)
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    return f"POST /predict HTTP/1.1\r\nHost: x\r\n{more}{length}\r\n\r\n".encode() + body
+
+
+def statuses(received: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
+
+
+def problem_of(received: bytes) -> dict[str, Any]:
+    """The last answer's problem, checked to be the connection's end and to bring its id."""
+    head, _, body = received[received.rindex(b"HTTP/1.1 ") :].decode().partition("\r\n\r\n")
+    headers = dict(line.split(": ", 1) for line in head.lower().splitlines()[1:])
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["connection"] == "close"
+    assert "server" not in headers
+    problem: dict[str, Any] = json.loads(body)
+    assert headers["x-request-id"] == problem["request_id"]
+    return problem
+
+
+# --- uploads ------------------------------------------------------------------------------------
+
+
+@curl_only
+@pytest.mark.parametrize("way", ["-F", "--data-binary"])
+def test_curl_gets_the_models_answer_however_it_sends(
+    server: Server, classifier: Classifier, cat_picture: bytes, tmp_path: Path, way: str
+) -> None:
+    picture = tmp_path / "cat.jpg"
+    picture.write_bytes(cat_picture)
+    expected = classifier.predict(cat_picture).cat_probability
+    body = f"file=@{picture}" if way == "-F" else f"@{picture}"
+    offer = [option for line in H2C.splitlines() for option in ("-H", line)]
+    for header in ("Transfer-Encoding: chunked", "Expect: 100-continue"):
+        for options in ([], offer):
+            status, answer = curl(server, way, body, "-H", header, *options)
+            assert (status, answer.get("cat_probability")) == (200, expected)
+
+
+@curl_only
+@pytest.mark.parametrize("megabytes", [12, 300])
+@pytest.mark.parametrize(
+    ("way", "header"),
+    [
+        ("-F", "Expect:"),
+        ("-F", "Transfer-Encoding: chunked"),
+        ("--data-binary", "Expect: 100-continue"),
+        ("--data-binary", "Transfer-Encoding: chunked"),
+    ],
+)
+def test_curl_shows_why_an_upload_is_too_large(
+    server: Server, tmp_path: Path, megabytes: int, way: str, header: str
+) -> None:
+    with (path := tmp_path / "large").open("wb") as file:
+        file.truncate(megabytes * 10**6)  # takes no room on the disk
+    status, problem = curl(
+        server, way, f"file=@{path}" if way == "-F" else f"@{path}", "-H", header
+    )
+    assert (status, problem["type"]) == (413, "/problems#too-large")
+    assert problem["limit_bytes"] == LIMIT
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with-length", "chunked"])
+def test_a_client_that_sends_all_before_it_reads_gets_the_refusal_too(
+    server: Server, chunked: bool
+) -> None:
+    body = (MEGABYTE for _ in range(12))
+    headers = {} if chunked else {"Content-Length": "12000000"}
+    response = httpx.post(f"{server.url}/predict", content=body, headers=headers, timeout=30)
+    assert response.status_code == 413
+
+
+def test_an_announced_size_is_refused_before_anything_is_sent(server: Server) -> None:
+    with connected(server) as connection:
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n"
+        connection.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        answer = connection.recv(65536)
+    assert statuses(answer) == [413]
+    assert b"100 Continue" not in answer
+
+
+def test_a_refused_client_is_let_go_whether_it_stays_or_sends_for_ever(server: Server) -> None:
+    with connected(server) as stays, connected(server) as endless:
+        began = time.monotonic()
+        stays.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n")
+        endless.sendall(CHUNKED)
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            endless.sendall((b"f4240\r\n" + MEGABYTE + b"\r\n") * 200)
+        assert statuses(rest(stays)) == [413]
+        assert time.monotonic() - began < 20
+
+
+def test_a_client_that_leaves_amid_its_upload_leaves_no_trace(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nabc")
+        time.sleep(0.1)
+    server.wait_for_log(" status=499 ")
+
+
+def test_the_log_holds_nothing_of_a_picture(server: Server) -> None:
+    secret = b"nobody's business"
+    form = {"Content-Type": "multipart/form-data; boundary=borderline"}
+    for options in ({"files": {"file": ("secret-name.jpg", secret)}}, {"content": secret}):
+        httpx.post(f"{server.url}/predict?hidden", **options)
+    httpx.post(f"{server.url}/predict", content=secret, headers={**form, "X-Request-ID": "the-end"})
+    server.wait_for_log("request_id=the-end")
+    for word in ("nobody", "business", "secret-name", "borderline", "hidden"):
+        assert word not in server.log
+
+
+# --- what is not HTTP ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "POST /predict HTTP/1.1\nHost: x\nContent-Length: abc\n",
+        "POST /predict HTTP/1.1\nHost: x\nContent-Length: -1\n",
+        "POST /predict HTTP/1.1\nHost: x\nContent-Length: 1\nContent-Length: 2\n",
+        "POST /predict HTTP/1.1\nHost: x\nTransfer-Encoding: gzip\n",
+        "POST /predict HTTP/1.1\nContent-Length: 0\n",
+        "POST /predict HTTP/1.1\nHost: x\nHost: y\nContent-Length: 0\n",
+        "POST /predict HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\n\nno number\n",
+        "GET /\u00e9 HTTP/1.1\nHost: x\n",
+        "CONNECT x:443 HTTP/1.1\nHost: x:443\n",
+        "CONNECT http://x/ HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: h2c\n",
+        "GET /health HTTP/1.1\nHost: x\n" + "a: b\n" * 200,
+        "GET /health HTTP/1.1\nHost: x\na: " + "b" * 70_000 + "\n",
+        "GET /health HTTP/1.1\nConnection: Upgrade\nUpgrade: h2c\n",
+        "NO HTTP AT ALL\n",
+    ],
+    ids=lambda head: head[:60],
+)
+def test_what_is_not_http_is_answered_with_a_problem(server: Server, head: str) -> None:
+    received = answers(server, head.replace("\n", "\r\n").encode() + b"\r\n")
+    assert statuses(received) == [400]
+    problem = problem_of(received)
+    assert problem["type"] == "/problems#bad-request"
+    assert "callback" not in problem["detail"]
+
+
+def test_what_is_not_http_is_logged_and_counted_like_every_request(server: Server) -> None:
+    def count() -> int:
+        text = httpx.get(f"{server.url}/metrics").text
+        found = re.search(r'(?m)^cat_rejections_total\{reason="bad-request"\} (\d+)', text)
+        return int(found[1]) if found else 0
+
+    before = count()
+    head = b"GET /?secret HTTP/1.1\r\nX-Request-ID: porch-17\r\nA: b\r\nNo header\r\n\r\n"
+    assert problem_of(answers(server, head))["request_id"] == "porch-17"
+    assert count() == before + 1
+    server.wait_for_log("request_id=porch-17")
+    (line,) = (line for line in server.log.splitlines() if "porch-17" in line)
+    assert " status=400 " in line
+    assert line.endswith(" problem=bad-request")
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "later",
+    [b"GARBAGE\r\n\r\n", b"\x00", b"GET / HTTP/1.1\r\n\r\n", post(bytes(70_000))],
+    ids=["garbage", "a byte", "no host", "too much ahead of its turn"],
+)
+def test_a_bad_request_is_answered_after_those_before_it(
+    server: Server, cat_picture: bytes, later: bytes
+) -> None:
+    received = answers(server, post(cat_picture) * 2 + later)
+    assert statuses(received) == [200, 200, 400]
+    assert problem_of(received)["type"] == "/problems#bad-request"
+
+
+@pytest.mark.parametrize("more", ["", "Connection: Upgrade\r\nUpgrade: h2c\r\n"], ids=["", "h2c"])
+def test_what_follows_the_last_request_is_ignored(
+    server: Server, cat_picture: bytes, more: str
+) -> None:
+    last = post(cat_picture, f"Connection: close\r\n{more}")
+    for later in (b"GARBAGE", last):
+        assert statuses(answers(server, last + later)) == [200]
+
+
+def test_a_body_that_turns_out_bad_after_its_answer_gets_no_other(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(CHUNKED.replace(b"/predict", b"/nothing"))
+        answer = b""
+        while b"}" not in answer:
+            answer += connection.recv(65536)
+        connection.sendall(b"no number\r\n")
+        assert statuses(answer) == [404]
+        assert rest(connection) == b""
+
+
+def test_requests_far_ahead_of_their_answers_end_the_connection(server: Server) -> None:
+    received = answers(server, HEALTH * 2000)
+    assert 0 < statuses(received).count(200) < 100
+
+
+@pytest.mark.parametrize(
+    ("head", "endless"),
+    [
+        (b"GET /", b"a" * 1000),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"a" * 1000),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X: aaaaaaaa\r\n" * 80),
+        (CHUNKED + b"0\r\n", b"X: aaaaaaaa\r\n" * 80),
+        (CHUNKED + b"0\r\nX: ", b"a" * 1000),
+    ],
+    ids=["address", "header", "headers", "trailers", "trailer"],
+)
+def test_a_head_without_end_is_not_read_for_ever(
+    server: Server, head: bytes, endless: bytes
+) -> None:
+    with connected(server) as connection:
+        connection.sendall(head)
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            connection.sendall(endless * 50_000)
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_large_head_is_fine(server: Server, cat_picture: bytes) -> None:
+    headers = {f"X-{number}": "a" * 1000 for number in range(30)}
+    url = f"{server.url}/predict?{'a' * 8000}"
+    assert httpx.post(url, content=cat_picture, headers=headers).status_code == 200
+
+
+# --- offers of other protocols ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [2**30, 1000, 37])
+@pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+def test_an_offer_of_another_protocol_is_ignored_and_its_body_kept(
+    server: Server, cat_picture: bytes, offer: str, part: int
+) -> None:
+    """However the requests are sent, and whatever follows on the connection."""
+    get = HEALTH.replace(b"\r\n\r\n", b"\r\n" + offer.encode() + b"\r\n")
+    sent = post(cat_picture, offer) + get + post(cat_picture)
+    sent += post(cat_picture, offer, chunked=True) + get
+    sent += post(cat_picture, offer.replace(": ", ": close, ", 1))
+    received = answers(server, sent, part)
+    assert statuses(received) == [200] * 6
+    assert received.count(b'"cat_probability"') == 4
+
+
+def test_an_offer_of_another_protocol_gets_round_no_limit(server: Server) -> None:
+    for more in (H2C + "a: b\r\n" * 98, H2C + f"a: {'b' * 65_500}\r\n"):
+        assert statuses(answers(server, post(b"", more))) == [400]
+    assert statuses(answers(server, post(b"x", H2C) * 20))[-1] == 400

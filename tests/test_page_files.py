@@ -1,0 +1,74 @@
+"""The files of the page for people, as a client without a browser sees them."""
+
+import re
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from app import page
+from app.settings import Settings
+from tests.data_folder import REPOSITORY
+
+
+def open_page(class_names: tuple[str, str] = ("cat", "non-cat"), **settings: Any) -> TestClient:
+    """A client of a service that has nothing but the page."""
+    app = FastAPI()
+    app.include_router(page.router)
+    app.state.settings = Settings(**settings)
+    app.state.model = {"class_names": class_names, "formats": "JPEG, PNG or WebP"}
+    return TestClient(app)
+
+
+def test_it_allows_nothing_from_elsewhere_and_no_inline_code() -> None:
+    response = open_page().get("/")
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    assert not re.search(r"<script(?![^>]+src=)|<style|\son\w+=|\sstyle=", response.text)
+
+
+def test_its_files_are_small_and_every_address_in_them_is_relative() -> None:
+    client = open_page()
+    addresses = re.findall(r'(?:href|src|action)="([^"]+)"', client.get("/").text)
+    assert {"static/page.css", "static/page.js", "static/cat.jpg", "docs"} <= set(addresses)
+    texts = {each.name: each.read_text() for each in page.FOLDER.iterdir() if each.suffix != ".jpg"}
+    modules = [name for text in texts.values() for name in re.findall(r'from "\./(.+)"', text)]
+    for address in {*addresses, *(f"static/{name}" for name in modules)} - {"docs"}:
+        assert re.fullmatch(r"static/[a-z.]+", address)
+        assert client.get(f"/{address}").status_code == 200, address
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", "".join(texts.values()))
+    assert sum(map(len, texts.values())) < 40_000
+
+
+def test_files_are_sent_again_only_when_they_changed() -> None:
+    client = open_page()
+    first = client.get("/static/cat.jpg")
+    assert first.content == (REPOSITORY / "examples" / "cat.jpg").read_bytes()
+    again = client.get("/static/cat.jpg", headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+
+
+@pytest.mark.parametrize("name", ["index.html", "no.js", "..%2fpage.py", "%2e%2e/page.py", "%00"])
+def test_nothing_else_is_sent(name: str) -> None:
+    assert open_page().get(f"/static/{name}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("class_names", "title"),
+    [
+        (("cat", "non-cat"), "Cat or not?"),
+        (("cat", "dog"), "Cat or dog?"),
+        (("<b>&", '"$title'), "&lt;b&gt;&amp; or &quot;$title?"),
+    ],
+)
+def test_names_of_classes_are_text_not_markup(class_names: tuple[str, str], title: str) -> None:
+    text = open_page(class_names).get("/").text
+    assert f"<title>{title}</title>" in text
+    assert "<b>&" not in text
+
+
+def test_it_can_be_switched_off() -> None:
+    for address in ("/", "/static/page.js"):
+        assert open_page(page=False).get(address).status_code == 404

@@ -1,0 +1,396 @@
+"""What the service takes on, what others are told, and how it divides the machine."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message
+
+from app import capacity
+from app.capacity import PART_OF_FREE, plan
+from app.errors import Problem
+from app.main import create_app
+from app.queue import Queue
+from app.settings import Settings
+from app.uploads import FORM_ALLOWANCE_BYTES
+from model import machine as model_machine
+from model.machine import cores, memory_bytes
+from model.workers import QUICK_BYTES, Submitted
+from tests.probe_worker import do
+from tests.server import scene, started
+
+MIB = 2**20
+POST = {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
+
+
+@asynccontextmanager
+async def service(**settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
+    """The service with one worker that does what bodies say."""
+    async with started(seconds=settings.get("processor_seconds", 5)) as workers:
+        app = create_app(Settings(**settings), workers)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client,
+        ):
+            yield client, app
+            assert (app.state.queue.in_progress, app.state.queue.held_bytes) == (0, 0)
+
+
+def large(what: str, **values: Any) -> bytes:
+    """A body that no worker is given ahead."""
+    return do(what, **values) + b" " * QUICK_BYTES
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():  # noqa: ASYNC110 - nothing announces it
+        await asyncio.sleep(0.005)
+
+
+async def stalled(until_then: asyncio.Event, body: bytes) -> AsyncIterator[bytes]:
+    yield body[:10]
+    await until_then.wait()
+    yield body[10:]
+
+
+# --- places -------------------------------------------------------------------------------------
+
+
+@scene
+async def test_beyond_its_places_it_refuses_before_it_reads_a_body() -> None:
+    async with service(queue=2) as (client, app):
+        taken = [client.post("/predict", content=large("sleep", seconds=0.5)) for _ in range(3)]
+        answers = asyncio.gather(*taken)
+        await until(lambda: app.state.workers.waiting == 2)
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            assert sent, "the body was asked for before the answer"
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await app({**POST, "headers": [(b"content-length", b"1000")]}, receive, send)
+        assert sent[0]["status"] == 503
+        assert int(dict(sent[0]["headers"])[b"retry-after"]) >= 1
+        assert b"/problems#busy" in sent[1]["body"]
+        assert (await client.get("/health")).status_code == 200
+        assert [answer.status_code for answer in await answers] == [200] * 3
+        assert (await client.post("/predict", content=do("nothing"))).status_code == 200
+
+
+@scene
+async def test_slow_uploads_take_no_place_from_others() -> None:
+    async with service(queue=1) as (client, app):
+        come = asyncio.Event()
+        posts = [client.post("/predict", content=stalled(come, do("nothing"))) for _ in range(5)]
+        slow = asyncio.gather(*posts)
+        await until(lambda: app.state.queue.in_progress == 5)
+        assert (await client.post("/predict", content=do("nothing"))).status_code == 200
+        come.set()
+        assert [answer.status_code for answer in await slow] == [200] * 5
+
+
+@scene
+async def test_who_was_let_in_is_answered_also_where_all_places_are_taken_by_then() -> None:
+    async with service(queue=1) as (client, app):
+        come = asyncio.Event()
+        slow = asyncio.create_task(client.post("/predict", content=stalled(come, large("nothing"))))
+        await until(lambda: app.state.queue.in_progress == 1)
+        taken = [client.post("/predict", content=large("sleep", seconds=0.3)) for _ in range(2)]
+        others = asyncio.gather(*taken)
+        await until(lambda: app.state.workers.waiting == 1)
+        assert (await client.post("/predict", content=b"")).status_code == 503
+        come.set()
+        assert (await slow).status_code == 200
+        assert [answer.status_code for answer in await others] == [200] * 2
+
+
+class Elsewhere:
+    """Workers with as much to do as a test says."""
+
+    waiting = 0
+    seconds_left = 0.0
+
+    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (9.2, "10"), (1000, "60")])
+def test_retry_after_follows_what_there_is_to_do(seconds: float, header: str) -> None:
+    workers = Elsewhere()
+    workers.waiting, workers.seconds_left = 8, seconds
+    full = Queue(workers, places=8, body_bytes=1000, deadline_seconds=60)
+    with pytest.raises(Problem, match="8 pictures wait") as refused, full.enter():
+        pass
+    assert refused.value.type.slug == "busy"
+    assert refused.value.headers == {"Retry-After": header}
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def room() -> Queue:
+    """A queue with room for 1000 bytes of bodies."""
+    return Queue(Elsewhere(), places=8, body_bytes=1000, deadline_seconds=60)
+
+
+def test_a_body_is_refused_before_it_is_read_where_there_is_no_room(room: Queue) -> None:
+    with room.enter() as first, room.enter() as second:
+        first.announce(700)
+        assert room.held_bytes == 0, "who announces and sends nothing takes no room"
+        first.arrived(600)
+        with pytest.raises(Problem, match="no memory") as refused:
+            second.announce(301)
+        assert refused.value.type.slug == "busy"
+        second.announce(300)
+        second.arrived(250)
+        with pytest.raises(Problem, match="no memory"):
+            first.arrived(100)
+        assert room.held_bytes == 850
+    assert room.held_bytes == 0
+
+
+def test_what_can_never_fit_is_told_so_and_not_to_try_again(room: Queue) -> None:
+    with room.enter() as body:
+        for take in (body.announce, body.arrived):
+            with pytest.raises(Problem, match="room for 750") as refused:
+                take(751)
+            assert refused.value.type.slug == "too-large"
+
+
+def test_large_uploads_leave_room_for_small_ones(room: Queue) -> None:
+    with ExitStack() as uploads:
+
+        def upload(size: int) -> None:
+            body = uploads.enter_context(room.enter())
+            body.announce(size)
+            body.arrived(size)
+
+        for size in (400, 100, 10):
+            with suppress(Problem):
+                while True:
+                    upload(size)
+            upload(size // 4)
+        assert room.held_bytes < 1000
+
+
+@pytest.mark.parametrize("ending", ["refused", "disconnected", "cancelled"])
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/cat/infer"])
+@scene
+async def test_an_upload_that_ends_early_leaves_nothing_behind(path: str, ending: str) -> None:
+    async with service(max_upload_bytes=5000) as (_, app):
+        waits = asyncio.Event()
+        size = 100_000 if ending == "refused" else 100
+        messages: list[Message] = [
+            {"type": "http.request", "body": bytes(size), "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive() -> Message:
+            if len(messages) == 1 and ending == "cancelled":
+                waits.set()
+                await asyncio.Event().wait()
+            return messages.pop(0)
+
+        async def send(_: Message) -> None: ...
+
+        request = asyncio.create_task(app({**POST, "path": path, "headers": []}, receive, send))
+        if ending == "cancelled":
+            await waits.wait()
+            assert (app.state.queue.in_progress, app.state.queue.held_bytes) == (1, 100)
+            request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+@scene
+async def test_what_is_not_done_by_its_deadline_is_given_up_and_if_it_waits_not_begun() -> None:
+    async with service(deadline_seconds=0.3) as (client, _):
+        bodies = [large("sleep", seconds=0.6), *[large("nothing")] * 3]
+        answers = await asyncio.gather(*(client.post("/predict", content=b) for b in bodies))
+        for late in answers:
+            assert late.status_code == 503
+            assert late.json()["type"] == "/problems#deadline-passed"
+            assert int(late.headers["retry-after"]) >= 1
+        await asyncio.sleep(0.4)
+        assert (await client.post("/predict", content=do("nothing"))).json()["handled"] == 2
+
+
+@scene
+async def test_a_picture_whose_client_has_gone_is_not_worked_on() -> None:
+    async with service() as (client, app):
+        first = asyncio.create_task(client.post("/predict", content=large("sleep", seconds=0.4)))
+        await until(lambda: app.state.workers.busy)
+        messages: list[Message] = [
+            {"type": "http.request", "body": large("nothing")},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive() -> Message:
+            return messages.pop(0)
+
+        async def send(_: Message) -> None: ...
+
+        await app({**POST, "headers": []}, receive, send)
+        assert not first.done()
+        assert app.state.workers.waiting == 0
+        await first
+        assert (await client.post("/predict", content=do("nothing"))).json()["handled"] == 2
+
+
+@scene
+async def test_an_upload_that_does_not_come_on_is_given_up() -> None:
+    async with service(upload_seconds=0.2) as (client, _):
+        slow = await client.post("/predict", content=stalled(asyncio.Event(), bytes(100)))
+        assert slow.status_code == 408
+        assert slow.json()["type"] == "/problems#slow-upload"
+        assert "10 bytes" in slow.json()["detail"]
+
+
+@scene
+async def test_an_upload_that_comes_on_gets_more_time() -> None:
+    async def steady() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            await asyncio.sleep(0.2)
+            yield b" " * 20_000
+        yield do("nothing")
+
+    async with service(upload_seconds=0.5) as (client, _):
+        assert (await client.post("/predict", content=steady())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "slug"),
+    [
+        (do("crash"), 422, "crashes-decoder"),
+        (do("spin"), 422, "takes-too-long"),
+        (do("allocate", count=2**27), 422, "too-many-pixels"),
+        (do("fail"), 500, "internal-error"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
+@scene
+async def test_work_that_ends_a_worker_has_an_answer_of_its_own(
+    body: bytes, status: int, slug: str
+) -> None:
+    async with service(processor_seconds=0.2) as (client, _):
+        answer = await client.post("/predict", content=body)
+        assert (answer.status_code, answer.json()["type"]) == (status, f"/problems#{slug}")
+        assert (await client.post("/predict", content=do("nothing"))).status_code == 200
+
+
+# --- the machine --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "memory", "workers"),
+    [(1, 8192, 1), (2, 8192, 2), (16, 32_768, 16), (2, 256, 1), (2, 512, 2), (16, 1024, 4)],
+)
+def test_there_are_as_many_workers_as_cores_and_memory_allow(
+    monkeypatch: pytest.MonkeyPatch, count: int, memory: int, workers: int
+) -> None:
+    monkeypatch.setattr(capacity, "cores", lambda: count)
+    monkeypatch.setattr(capacity, "memory_bytes", lambda: memory * MIB)
+    assert plan().workers == workers
+
+
+@pytest.mark.parametrize("workers", [None, 1, 2, 4])
+@pytest.mark.parametrize("memory", [256, 512, 1024, 4096, 100_000])
+def test_the_shares_together_stay_within_the_memory(
+    monkeypatch: pytest.MonkeyPatch, memory: int, workers: int | None
+) -> None:
+    monkeypatch.setattr(capacity, "cores", lambda: 4)
+    monkeypatch.setattr(capacity, "memory_bytes", lambda: memory * MIB)
+    planned = plan(workers)
+    shares = planned.workers * planned.worker_bytes + planned.body_bytes
+    if memory >= 512 or workers in (None, 1):
+        assert shares <= memory * MIB * 0.94 - 90 * MIB
+    assert planned.worker_bytes >= 32 * MIB
+    # The largest upload fits in a form, and something small beside it.
+    most = planned.largest_upload_bytes + FORM_ALLOWANCE_BYTES
+    assert 15 * MIB < most <= PART_OF_FREE * planned.body_bytes
+    assert planned.body_bytes - most > 5 * MIB
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "max 100000"}, 8),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "200000 100000"}, 2),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "10000 100000"}, 1),
+        ({"/proc/self/cgroup": "0::/a/b", "/sys/fs/cgroup/a/cpu.max": "300000 100000"}, 3),
+        (
+            {
+                "/proc/self/cgroup": "4:cpu,cpuacct:/\n0::/",
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            4,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "4:cpu,cpuacct:/",
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            8,
+        ),
+    ],
+)
+def test_cores_are_those_that_the_control_group_allows(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(model_machine, "_read", lambda path: files.get(str(path), ""))
+    assert cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/memory.max": "max"}, None),
+        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/memory.max": "1048576"}, MIB),
+        (
+            {
+                "/proc/self/cgroup": "0::/a/b",
+                "/sys/fs/cgroup/a/b/memory.max": "max",
+                "/sys/fs/cgroup/a/memory.max": "2097152",
+            },
+            2 * MIB,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "6:memory:/",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes": "3145728",
+            },
+            3 * MIB,
+        ),
+        (  # how version 1 says that there is no limit
+            {
+                "/proc/self/cgroup": "6:memory:/",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            None,
+        ),
+    ],
+)
+def test_memory_is_what_the_control_group_allows(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int | None
+) -> None:
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(model_machine, "_read", lambda path: files.get(str(path), ""))
+    assert memory_bytes() == (expected or machine)

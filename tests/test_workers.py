@@ -1,0 +1,294 @@
+"""Worker processes: what they may not do, and what becomes of jobs when they end."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.worker import Reply
+from model.workers import STALLED_SECONDS, CannotStart, End, JobRefused, Submitted, Workers
+from tests.probe_worker import do
+from tests.server import children, scene, started, wait_until_gone
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
+
+TOO_MUCH = 2**27  # bytes; `started` gives a worker a quarter of them
+
+
+def submit(workers: Workers, what: str, *, quick: bool = False, **values: Any) -> Submitted:
+    return workers.submit({}, do(what, **values), quick=quick)
+
+
+async def reply(workers: Workers, what: str, **values: Any) -> dict[str, Any]:
+    return (await submit(workers, what, **values).reply).head
+
+
+async def refusal(job: Submitted) -> End:
+    with pytest.raises(JobRefused) as refused:
+        await job.reply
+    return refused.value.end
+
+
+def replaced(workers: Workers) -> list[None]:
+    """Has a member for each worker that is replaced from now on."""
+    ended: list[None] = []
+    workers.on_replaced = lambda: ended.append(None)
+    return ended
+
+
+def template_of(workers: Workers) -> int:
+    return int(workers.description["version"])
+
+
+async def in_hand(workers: Workers, count: int = 1) -> None:
+    """Wait until a worker has begun the job that it was given, or many have."""
+    while workers.busy < count:  # noqa: ASYNC110 - nothing announces it
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+
+
+# --- what workers may not do --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "values", "refused"),
+    [
+        ("open", {"path": os.devnull}, "EMFILE"),
+        ("connect", {}, "EMFILE"),
+        ("write", {}, "EFBIG"),
+        ("fork", {}, "EAGAIN"),
+    ],
+)
+@scene
+async def test_a_worker_may_not(
+    tmp_path: Path, what: str, values: dict[str, Any], refused: str
+) -> None:
+    async with started("", str(tmp_path / "kept")) as workers:
+        head = await reply(workers, what, **values)
+        if what == "fork" and head.get("refused") == "EPERM":
+            pytest.skip("needs root that may become another user, or no root")
+        assert head.get("refused") == refused
+    assert (tmp_path / "kept").read_bytes() == b""
+
+
+@scene
+async def test_a_job_that_takes_more_than_its_share_of_memory_is_refused_at_once() -> None:
+    async with started() as workers:
+        before, ended = await reply(workers, "allocate", count=2**24), replaced(workers)
+        assert await refusal(submit(workers, "allocate", count=TOO_MUCH)) is End.MEMORY
+        assert len(ended) == 1, "it was not tried again"
+        assert (await reply(workers, "nothing"))["pid"] != before["pid"]
+
+
+@scene
+async def test_a_job_that_takes_too_much_processor_time_is_refused_at_once() -> None:
+    async with started(seconds=0.2) as workers:
+        ended = replaced(workers)
+        await reply(workers, "sleep", seconds=0.5)
+        assert await refusal(submit(workers, "spin")) is End.TIME
+        assert len(ended) == 1, "it was not tried again"
+        await reply(workers, "nothing")
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, 40])
+@scene
+async def test_a_job_that_crashes_its_worker_twice_is_refused(number: int) -> None:
+    async with started() as workers:
+        ended = replaced(workers)
+        assert await refusal(submit(workers, "crash", number=number)) is End.CRASH
+        assert len(ended) == 2
+        await reply(workers, "nothing")
+
+
+@scene
+async def test_a_job_whose_worker_crashed_once_is_answered() -> None:
+    async with started() as workers:
+        first = (await reply(workers, "nothing"))["pid"]
+        assert (await reply(workers, "crash", only=first))["pid"] != first
+
+
+@scene
+async def test_a_fault_of_the_program_is_told_and_ends_nothing() -> None:
+    async with started() as workers:
+        ended = replaced(workers)
+        assert "a fault of the program" in (await reply(workers, "fail"))["fault"]
+        assert (await reply(workers, "nothing"))["handled"] == 2
+        assert not ended
+
+
+@pytest.mark.parametrize(
+    ("head", "body_bytes"),
+    [
+        ("no JSON", 0),
+        ("[]", 0),
+        ('{"seconds": NaN}', 0),
+        ('{"seconds": "1"}', 0),
+        ("[" * 100_000, 0),
+        ("{}", 2**31),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+@scene
+async def test_a_worker_that_sends_what_is_no_reply_is_replaced(head: str, body_bytes: int) -> None:
+    async with started() as workers:
+        hostile = submit(workers, "send", head=head, body_bytes=body_bytes)
+        assert await refusal(hostile) is End.CRASH
+        await reply(workers, "nothing")
+        assert 0 <= workers.seconds_left < 60
+
+
+# --- whom a job's end concerns ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "values", "end"),
+    [
+        ("crash", {}, End.CRASH),
+        ("allocate", {"count": TOO_MUCH}, End.MEMORY),
+        ("spin", {}, End.TIME),
+    ],
+)
+@scene
+async def test_jobs_that_share_a_worker_with_a_bad_one_are_answered(
+    what: str, values: dict[str, Any], end: End
+) -> None:
+    async with started(seconds=0.2) as workers:
+        first = submit(workers, "sleep", quick=True, seconds=0.3)
+        await in_hand(workers)
+        good, bad, fine = (
+            submit(workers, "nothing", quick=True),
+            submit(workers, what, quick=True, **values),
+            submit(workers, "nothing", quick=True),
+        )
+        assert await refusal(bad) is end
+        for job in (first, good, fine):
+            assert (await job.reply).head["together"] == 1
+
+
+@scene
+async def test_jobs_are_done_in_the_order_of_their_arrival_small_ones_together() -> None:
+    async with started() as workers:
+        done: list[int] = []
+
+        async def follow(number: int, job: Submitted) -> Reply:
+            answer = await job.reply
+            done.append(number)
+            return answer
+
+        jobs = [submit(workers, "sleep", quick=True, seconds=0.2)]
+        await in_hand(workers)
+        jobs += [submit(workers, "nothing", quick=number != 4) for number in range(1, 9)]
+        assert workers.waiting == 8
+        replies = await asyncio.gather(*(follow(*each) for each in enumerate(jobs)))
+        assert done == list(range(9))
+        assert [each.head["handled"] for each in replies] == [1, 4, 4, 4, 5, 8, 8, 8, 9]
+
+
+@scene
+async def test_a_job_that_is_given_up_while_it_waits_is_never_begun() -> None:
+    async with started() as workers:
+        first = submit(workers, "sleep", seconds=0.2)
+        left, stays = submit(workers, "nothing"), submit(workers, "nothing")
+        left.cancel()
+        assert workers.waiting == 1
+        await first.reply
+        assert (await stays.reply).head["handled"] == 2
+
+
+# --- what is killed and stopped from outside ----------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@scene
+async def test_the_job_of_a_worker_that_is_killed_goes_to_another(number: int) -> None:
+    async with started(count=2) as workers:
+        jobs = [submit(workers, "sleep", seconds=0.5) for _ in range(2)]
+        await in_hand(workers, 2)
+        victim, other = children(template_of(workers))
+        os.kill(victim, number)
+        pids = {(await job.reply).head["pid"] for job in jobs}
+        assert other in pids
+        assert victim not in pids
+
+
+@scene
+async def test_the_jobs_of_a_template_that_is_killed_go_to_a_new_one() -> None:
+    async with started(count=2) as workers:
+        jobs = [submit(workers, "sleep", seconds=0.5) for _ in range(2)]
+        await in_hand(workers, 2)
+        template = template_of(workers)
+        old = children(template)
+        os.kill(template, signal.SIGKILL)
+        assert not {(await job.reply).head["pid"] for job in jobs} & {template, *old}
+        wait_until_gone(old)
+
+
+@scene
+async def test_a_stopped_worker_holds_up_only_what_it_has_and_is_replaced() -> None:
+    async with started(count=2) as workers:
+        stopped = (await reply(workers, "nothing"))["pid"]
+        os.kill(stopped, signal.SIGSTOP)
+        began = time.monotonic()
+        job = workers.submit({}, do("nothing") + b" " * 2**24)  # more than a socket holds
+        for _ in range(20):
+            assert (await reply(workers, "nothing"))["pid"] != stopped
+        assert time.monotonic() - began < STALLED_SECONDS
+        assert (await job.reply).head["pid"] != stopped
+        wait_until_gone([stopped])
+
+
+@scene
+async def test_a_stopped_template_does_not_keep_workers_from_being_replaced() -> None:
+    async with started() as workers:
+        worker = (await reply(workers, "nothing"))["pid"]
+        template = template_of(workers)
+        os.kill(template, signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+        assert (await reply(workers, "nothing"))["pid"] != worker
+        wait_until_gone([template])
+
+
+# --- starting, reloading, stopping --------------------------------------------------------------
+
+
+@scene
+async def test_a_reload_lets_the_old_ones_finish_what_they_have(tmp_path: Path) -> None:
+    needed = tmp_path / "needed"
+    needed.touch()
+    before = children(os.getpid())
+    async with started(str(needed)) as workers:
+        old = await reply(workers, "nothing")
+        last = submit(workers, "sleep", seconds=1)
+        first = workers.description
+        await asyncio.gather(workers.reload(), workers.reload())
+        assert workers.description != first
+        assert (await reply(workers, "nothing"))["pid"] != old["pid"]
+        assert (await last.reply).head["pid"] == old["pid"]
+        while len(children(os.getpid())) > len(before) + 1:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.02)
+
+        served = workers.description
+        needed.unlink()
+        with pytest.raises(CannotStart, match="There is no file"):
+            await workers.reload()
+        assert workers.description == served
+        await reply(workers, "nothing")
+    assert children(os.getpid()) == before
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [("tests.probe_worker", "There is no file /nowhere"), ("tests.nothing", "ended unexpectedly")],
+)
+@scene
+async def test_workers_that_cannot_start_say_why(program: str, why: str) -> None:
+    before = children(os.getpid())
+    workers = Workers(program, ["/nowhere"], count=1, memory_bytes=2**25)
+    with pytest.raises(CannotStart, match=why):
+        await workers.start()
+    assert children(os.getpid()) == before
