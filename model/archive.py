@@ -250,16 +250,14 @@ def no_answer(version: str, reason: str, detail: str) -> Row:
 def load(weights: str) -> tuple[dict[str, Any], Handle]:
     """Load an artifact, and what decodes pictures. Raises CannotLoad."""
     # Not at the top: the process that reads and writes needs neither NumPy nor Pillow.
-    from PIL import Image
-
     from model.classifier import BadArtifact, Classifier
-    from model.preprocessing import InvalidImage
+    from model.preprocessing import InvalidImage, preload
 
     try:
         classifier = Classifier.load(weights)
     except BadArtifact as error:
         raise CannotLoad(str(error)) from None
-    Image.init()
+    preload()
     version = classifier.version
 
     def answer(job: Job) -> Reply:
