@@ -264,7 +264,7 @@ async def test_a_reload_lets_the_old_ones_finish_what_they_have(tmp_path: Path) 
     async with started(str(needed)) as workers:
         old = await reply(workers, "nothing")
         last = submit(workers, "sleep", seconds=1)
-        first = workers.description
+        first = {**workers.description}
         await asyncio.gather(workers.reload(), workers.reload())
         assert workers.description != first
         assert (await reply(workers, "nothing"))["pid"] != old["pid"]
