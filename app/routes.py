@@ -59,7 +59,6 @@ UPLOAD_PROBLEMS = (
 )
 
 
-
 class PlainRoute(APIRoute):
     """A route whose function takes the request alone and returns a response: FastAPI need not
     look for parameters, nor check the answer, which costs a small picture a tenth of its time."""

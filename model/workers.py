@@ -111,6 +111,7 @@ class Workers:
         self.seconds_each = 0.05  # a guess, until something was measured
         self.current: _Generation | None = None
         self.on_replaced: Callable[[], object] = int  # called for each worker that is replaced
+        self.launched: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._retired: list[_Generation] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()  # one generation at a time
@@ -145,16 +146,23 @@ class Workers:
         jobs = len(self.queue) + sum(len(worker.jobs) for worker in self._workers())
         return jobs * self.seconds_each / self.count
 
+    def launch(self) -> None:
+        """Start loading at once, before there is an event loop. Raises CannotStart."""
+        try:
+            self.launched = self._launch()
+        except OSError as error:
+            raise CannotStart(f"No process can be started: {error.strerror}.") from None
+
     async def start(self) -> None:
         """Start all workers. Raises CannotStart."""
-        self.current = await self._generation(self.arguments)
+        self.current = await self._generation()
         self.run_task(self._watch())
 
     async def reload(self) -> None:
         """Load everything anew in new processes; once they are ready, they take over. Raises
         CannotStart, and the old ones go on."""
         async with self._starting:
-            new = await self._generation(self.arguments)
+            new = await self._generation()
             old, self.current = self.current, new
         if old:
             self._retired.append(old)
@@ -183,10 +191,31 @@ class Workers:
 
     # --- the processes --------------------------------------------------------------------------
 
-    async def _generation(self, arguments: Sequence[str]) -> "_Generation":
+    def template(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """A template that loads, and the front's end of its control socket. Raises OSError."""
+        launched, self.launched = self.launched, None
+        return launched or self._launch()
+
+    def _launch(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """Start a fresh interpreter, which inherits nothing but a socket."""
+        control, theirs = socket.socketpair()
+        numbers = (str(theirs.fileno()), str(self.memory_bytes), str(self.seconds))
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-m", self.program, *numbers, *self.arguments],
+                cwd=_ROOT,
+                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the front alone
+            )
+        return process, control
+
+    async def _generation(self) -> "_Generation":
         generation = _Generation(self)
         try:
-            await asyncio.wait_for(generation.start(arguments), START_SECONDS)
+            await asyncio.wait_for(generation.start(), START_SECONDS)
         except BaseException as error:
             generation.kill()
             if isinstance(error, TimeoutError):
@@ -273,7 +302,7 @@ class Workers:
             try:
                 async with self._starting:
                     # A reload may have come before
-                    self.current = self.current or await self._generation(self.arguments)
+                    self.current = self.current or await self._generation()
             except CannotStart as error:
                 logger.error("%s", error)
                 await asyncio.sleep(pause)
@@ -304,31 +333,14 @@ class _Generation:
         self._starts: deque[float] = deque(maxlen=owner.count)
         self._is_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def start(self, arguments: Sequence[str]) -> None:
+    async def start(self) -> None:
         """Load, and start all workers. Raises CannotStart."""
-        self._control = self._start_template(arguments)
+        self._process, self._control = self.owner.template()
         self._control.setblocking(False)
         asyncio.get_running_loop().add_reader(self._control, self._read)
         await self._is_ready
         for _ in range(self.owner.count):
             await self._add_worker()
-
-    def _start_template(self, arguments: Sequence[str]) -> socket.socket:
-        """Start a fresh interpreter, which inherits nothing but a socket; return its other end."""
-        owner = self.owner
-        control, theirs = socket.socketpair()
-        numbers = (str(theirs.fileno()), str(owner.memory_bytes), str(owner.seconds))
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", owner.program, *numbers, *arguments],
-                cwd=_ROOT,
-                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the front alone
-            )
-        return control
 
     async def _add_worker(self) -> None:
         if self.retired or self.ended:

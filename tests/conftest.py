@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.main import WEIGHTS, create_app
+from app.capacity import WEIGHTS
+from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier, Golden
 from model.network import Linear

@@ -11,10 +11,11 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from app import queue
+from app import capacity
+from app.capacity import PART_OF_FREE, plan
 from app.errors import Problem
 from app.main import create_app
-from app.queue import PART_OF_FREE, Queue, plan
+from app.queue import Queue
 from app.settings import Settings
 from app.uploads import FORM_ALLOWANCE_BYTES
 from model import machine
@@ -260,8 +261,8 @@ async def test_work_that_ends_a_worker_has_an_answer_of_its_own(
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, count: int, memory: int) -> None:
-    monkeypatch.setattr(queue, "cores", lambda: count)
-    monkeypatch.setattr(queue, "memory_bytes", lambda: memory * MIB)
+    monkeypatch.setattr(capacity, "cores", lambda: count)
+    monkeypatch.setattr(capacity, "memory_bytes", lambda: memory * MIB)
 
 
 @pytest.mark.parametrize(
