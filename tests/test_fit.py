@@ -24,7 +24,7 @@ from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier
 from model.network import Array, parameters
-from model.statistics import Usual
+from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
 from training import Refused
 from training.__main__ import main
@@ -45,7 +45,7 @@ def one_blas() -> Iterator[None]:
 @pytest.fixture
 def quick_golden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for the golden picture among few: the search takes longer than training here."""
-    monkeypatch.setattr("training.golden.CANDIDATES", 3)
+    monkeypatch.setattr("training.golden.CANDIDATES", 2)
 
 
 quick = pytest.mark.usefixtures("quick_golden")
@@ -127,7 +127,7 @@ def test_the_weights_file_says_how_it_came_about(trained: Path) -> None:
     assert [row["epoch"] for row in facts["learning_curve"]] == [1, 2, 3, 4, 5, 6]
     assert 1 <= facts["best_epoch"] <= 6
     assert facts["metrics"]["validation"]["all"]["balanced_accuracy"] == 1
-    usual = Usual.from_metadata(facts)
+    usual = InputStatistics.from_metadata(facts)
     assert usual
     assert usual.distance(np.zeros((64, 64, 3), np.uint8)) > 1
     assert facts["calibration"]["scale"] == 1  # 24 pictures are too few

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from model.classifier import Classifier
 from model.preprocessing import to_vector
-from model.statistics import Usual
+from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
 from training import report
 from training.__main__ import main
@@ -115,7 +115,7 @@ def test_course_writes_weights_that_answer_as_measured(trained: Path) -> None:
         "sha256": pictures.fingerprint,
     }
     assert metadata["metrics"]["test"]["accuracy"] == 1
-    usual = Usual.from_metadata(metadata)
+    usual = InputStatistics.from_metadata(metadata)
     assert usual
     distances = [usual.distance(pixels) for pixels in pictures.pictures]
     assert np.sqrt(np.mean(np.square(distances))) == pytest.approx(1)

@@ -12,10 +12,11 @@ chooses by it. So it is read only where that is asked for, and every reading is 
 
 import platform
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from math import isnan
@@ -168,6 +169,13 @@ class Subject:
     path: Path
 
 
+class _OfThread(threading.local):
+    """Classifiers for each thread: one can be used by a single thread at a time."""
+
+    def __init__(self, classifiers: Sequence[Classifier]) -> None:
+        self.classifiers = [replace(classifier) for classifier in classifiers]
+
+
 def answer(
     subjects: Sequence[Subject], files: Sequence[Path], *, skip_bad: bool = False
 ) -> tuple[PictureSet, list[Array]]:
@@ -177,9 +185,11 @@ def answer(
     listing = list_pictures(files, class_names, both_classes=False)
     listed = listing.pictures
 
+    own = _OfThread([subject.classifier for subject in subjects])
+
     def ask(i: int) -> tuple[Pixels, list[float]]:
         data = listed[i].load()
-        predictions = [subject.classifier.predict(data) for subject in subjects]
+        predictions = [classifier.predict(data) for classifier in own.classifiers]
         return predictions[0].picture.pixels, [each.cat_probability for each in predictions]
 
     with counted("answering", "picture") as progress:
@@ -346,8 +356,11 @@ class Originals:
     def answers(self, change: Change, classifier: Classifier) -> Array:
         """The probabilities (m,) of the pictures under the change."""
 
+        own = _OfThread([classifier])
+
         def ask(i: int) -> float:
-            return classifier.predict(as_png(self.changed(i, change, classifier))).cat_probability
+            picture = as_png(self.changed(i, change, classifier))
+            return own.classifiers[0].predict(picture).cat_probability
 
         results, _ = on_all_cores(ask, len(self.pictures))
         return np.array([results[i] for i in range(len(results))])

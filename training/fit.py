@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from model import statistics
-from model.architecture import build, describe
+from model.artifact import build, describe
 from model.classifier import Classifier
 from model.machine import cores
 from model.network import Layer, parameters, sigmoid, unmirrored
@@ -511,7 +511,7 @@ def finish(
         "calibration": asdict(calibration),
         "threshold_rule": THRESHOLD_RULE if enough(held.labels) else FEW_RULE,
         "metrics": {"validation": held.metrics(p, threshold)},
-        statistics.KEY: statistics.Usual.of(held.pictures).to_json(),
+        statistics.KEY: statistics.InputStatistics.of(held.pictures).to_json(),
     }
     classifier = Classifier(name, class_names, threshold, final, metadata={**facts, **found})
     rng = np.random.default_rng(task.settings.seed)

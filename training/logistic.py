@@ -89,7 +89,7 @@ def run_course(
         "data": {name: describe_data(files[name], each) for name, each in sets.items()},
         "metrics": {name: each.metrics for name, each in measured.items()},
         "costs": {"every": RECORD_EVERY, "values": trained.costs},
-        statistics.KEY: statistics.Usual.of(training.pictures).to_json(),
+        statistics.KEY: statistics.InputStatistics.of(training.pictures).to_json(),
     }
     classifier = Classifier(
         "logistic", training.class_names, THRESHOLD, trained.layers, metadata=facts

@@ -21,8 +21,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from threadpoolctl import threadpool_limits
 
-from model.architecture import build, describe
-from model.artifact import pack, read_file, unpack, write_file
+from model.artifact import build, describe, pack, read_file, unpack, write_file
 from model.network import Array, Gradients, Layer, Scratch, forward, parameters, pieces
 from training import Refused
 from training.architecture import batch_norms, fold
