@@ -93,7 +93,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     owned = not workers.description  # else somebody has started them, for several services
     if owned:
         await workers.start()
-    state.model = workers.description
+    state.model = workers.description  # which always says what is served
     state.queue = Queue(
         workers,
         places=settings.queue,
@@ -179,7 +179,6 @@ async def reload(app: FastAPI) -> None:
             "Nothing was reloaded: still serving %s, version %s", model["name"], model["version"]
         )
         return
-    state.model = state.workers.description
     state.metrics.serve(state.model["name"], state.model["version"])
     logger.info("Reloaded: serving %s, version %s", state.model["name"], state.model["version"])
 
@@ -193,7 +192,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
         )
-        document["components"]["schemas"]["Problem"] = errors.SCHEMA
+        document["components"]["schemas"] |= inference_protocol.SCHEMAS | {"Problem": errors.SCHEMA}
         settings: Settings = app.state.settings
         if settings.keys:
             access.document(document, metrics_open=settings.metrics == "open")

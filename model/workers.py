@@ -108,6 +108,7 @@ class Workers:
         self.program, self.arguments = program, list(arguments)
         self.count, self.memory_bytes, self.seconds = count, memory_bytes, seconds
         self.queue: deque[Submitted] = deque()
+        self.description: dict[str, Any] = {}  # what the template that serves now says of itself
         self.seconds_each = 0.05  # a guess, until something was measured
         self.current: _Generation | None = None
         self.on_replaced: Callable[[], object] = int  # called for each worker that is replaced
@@ -118,11 +119,6 @@ class Workers:
         self._stopping = False
 
     # --- for users ------------------------------------------------------------------------------
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What the template that serves now says of itself."""
-        return self.current.description if self.current else {}
 
     @property
     def unlimited(self) -> list[str]:
@@ -155,7 +151,7 @@ class Workers:
 
     async def start(self) -> None:
         """Start all workers. Raises CannotStart."""
-        self.current = await self._generation()
+        self._take_over(await self._generation())
         self.run_task(self._watch())
 
     async def reload(self) -> None:
@@ -163,7 +159,8 @@ class Workers:
         CannotStart, and the old ones go on."""
         async with self._starting:
             new = await self._generation()
-            old, self.current = self.current, new
+            old = self.current
+            self._take_over(new)
         if old:
             self._retired.append(old)
             old.retire()
@@ -229,6 +226,11 @@ class Workers:
         if generation.ended:
             raise CannotStart("The process that loads the weights ended unexpectedly.")
         return generation
+
+    def _take_over(self, generation: "_Generation") -> None:
+        self.current = generation
+        self.description.clear()  # in place: whoever holds it sees the new one
+        self.description.update(generation.description)
 
     def _workers(self) -> list["_Worker"]:
         return self.current.workers if self.current else []
@@ -301,8 +303,8 @@ class Workers:
         while self.current is None:
             try:
                 async with self._starting:
-                    # A reload may have come before
-                    self.current = self.current or await self._generation()
+                    if self.current is None:  # no reload has come before
+                        self._take_over(await self._generation())
             except CannotStart as error:
                 logger.error("%s", error)
                 await asyncio.sleep(pause)

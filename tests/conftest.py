@@ -65,11 +65,8 @@ class Stuck(Workers):
 
     def __init__(self, description: dict[str, Any], end: End | Reply | None = None) -> None:
         super().__init__("none", [], count=1, memory_bytes=0)
-        self._description, self._end = description, end
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return self._description
+        self.description.update(description)
+        self._end = end
 
     def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
         job = super().submit(head, body, quick=quick)

@@ -14,6 +14,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
+import pytest
+
 from model.workers import Workers
 from tests.data_folder import REPOSITORY
 
@@ -23,6 +25,7 @@ UVICORN = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"]
 START_SECONDS = 60
 STOP_SECONDS = 30
 
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and /proc")
 P = ParamSpec("P")
 
 

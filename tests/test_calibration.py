@@ -13,7 +13,7 @@ from training.calibration import (
     mean_balanced_accuracy,
     source_weights,
 )
-from training.cost import loss
+from training.course import loss
 from training.metrics import expected_calibration_error
 
 

@@ -1,14 +1,15 @@
 """The container, proven with a real engine: built, restricted, used, filled, stopped."""
 
-import http.client
 import json
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,21 +41,9 @@ def docker(*arguments: str, stdin: bytes | None = None) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def content(self) -> dict[str, object]:
-        content: dict[str, object] = json.loads(self.body)
-        return content
-
-
-@dataclass(frozen=True)
 class Container:
     name: str
-    port: int
+    url: str
 
     def state(self, key: str) -> str:
         return docker("inspect", "--format", f"{{{{.State.{key}}}}}", self.name)
@@ -63,22 +52,10 @@ class Container:
         """What a command prints inside the container."""
         return docker("exec", "--interactive", self.name, *command, stdin=stdin)
 
-    def ask(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
-    ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            # Refused before all of it was sent: the answer is there to be read.
-            with suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            told = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, told, response.read())
-        finally:
-            connection.close()
-
-    def predict(self, picture: bytes) -> Answer:
-        return self.ask("POST", "/predict", picture)
+    def post(
+        self, body: bytes, path: str = "/predict", headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        return httpx.post(self.url + path, content=body, headers=headers, timeout=60)
 
     def is_well(self) -> bool:
         return (self.state("Running"), self.state("OOMKilled")) == ("true", "false")
@@ -89,8 +66,7 @@ def container_with(image: str, *options: str) -> Iterator[Container]:
     """A container that is healthy, started with these options."""
     name = docker("run", "--detach", "--publish", "127.0.0.1::8000", *options, image)
     try:
-        address = docker("port", name, "8000/tcp")
-        container = Container(name, int(address.rpartition(":")[2]))
+        container = Container(name, f"http://{docker('port', name, '8000/tcp')}")
         deadline = time.monotonic() + 60
         while container.state("Health.Status") != "healthy":
             assert container.state("Running") == "true", docker("logs", name)
@@ -114,7 +90,7 @@ def test_it_answers_as_the_model_inside_does(
 ) -> None:
     with container_with(image, *options) as container:
         direct = float(container.run("python", "-c", PREDICT_DIRECTLY, stdin=cat_picture))
-        assert container.predict(cat_picture).content["cat_probability"] == direct
+        assert container.post(cat_picture).json()["cat_probability"] == direct
         assert container.run("id", "-u") == ("12345" if "--user" in options else "10001")
 
 
@@ -139,25 +115,23 @@ def test_its_command_and_health_check_start_no_shell(image: str) -> None:
 def test_docker_stop_lets_a_request_in_flight_finish(
     container: Container, cat_picture: bytes
 ) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", container.port, timeout=20)
-    connection.putrequest("POST", "/predict")
-    connection.putheader("Content-Length", str(len(cat_picture)))
-    connection.endheaders(cat_picture[:1000])
-    time.sleep(0.5)  # until the service has begun to read
+    def slow_upload() -> Iterator[bytes]:
+        yield cat_picture[:1000]
+        time.sleep(0.5)  # until the service has begun to read
+        stopping.start()
+        time.sleep(2)
+        yield cat_picture[1000:]
+
+    began = time.monotonic()
     stopping = threading.Thread(target=docker, args=("stop", container.name))
-    started = time.monotonic()
-    stopping.start()
-    time.sleep(2)
-    assert container.state("Running") == "true"
-    connection.send(cat_picture[1000:])
-    response = connection.getresponse()
-    assert response.status == 200
-    assert "cat_probability" in json.loads(response.read())
-    connection.close()
+    headers = {"Content-Length": str(len(cat_picture))}
+    answer = httpx.post(
+        f"{container.url}/predict", content=slow_upload(), headers=headers, timeout=20
+    )
+    assert answer.json().keys() >= {"cat_probability"}
     stopping.join()
-    assert time.monotonic() - started < 10
-    assert container.state("ExitCode") == "0"
-    assert container.state("OOMKilled") == "false"
+    assert time.monotonic() - began < 10
+    assert (container.state("ExitCode"), container.state("OOMKilled")) == ("0", "false")
 
 
 def test_bad_weights_end_it_with_one_sentence(image: str) -> None:
@@ -176,7 +150,7 @@ def test_it_reaps_the_orphans_of_a_template_that_was_killed(
     container: Container, cat_picture: bytes
 ) -> None:
     container.run("python", "-c", KILL_TEMPLATE)
-    assert container.predict(cat_picture).status == 200
+    assert container.post(cat_picture).status_code == 200
     deadline = time.monotonic() + 20
     while "Z" in container.run("python", "-c", STATES):
         assert time.monotonic() < deadline
@@ -210,40 +184,28 @@ LARGE: dict[str, Callable[[], bytes]] = {
 }
 
 
-@dataclass
-class Health:
-    """Asks for /health 50 times a second; how long each answer took."""
-
-    container: Container
-    seconds: list[float] = field(default_factory=list)
-
-    def watch(self, enough: threading.Event) -> None:
-        while not enough.wait(0.02):
-            began = time.perf_counter()
-            assert self.container.ask("GET", "/health").status == 200
-            self.seconds.append(time.perf_counter() - began)
-
-    def percentile(self, part: float) -> float:
-        return float(np.quantile(self.seconds, part))
-
-
 @pytest.mark.parametrize("kind", LARGE)
 def test_in_a_quarter_of_a_gigabyte_large_pictures_are_answered(
     container: Container, kind: str
 ) -> None:
     picture = LARGE[kind]()
-    if "48" in kind:
-        assert 14e6 < len(picture) < 16e6
-    health, enough = Health(container), threading.Event()
-    watching = threading.Thread(target=health.watch, args=(enough,))
-    watching.start()
-    answers = [container.predict(picture) for _ in range(5)]
-    enough.set()
-    watching.join()
-    print(  # noqa: T201 - the figure for docs/operations.md
-        f"{kind}, {len(picture) / 1e6:.1f} MB: /health within {health.percentile(0.99) * 1e3:.0f}"
-        f" ms (p99 of {len(health.seconds)})"
-    )
-    assert [answer.status for answer in answers] == [200] * 5, answers[0].body
+    assert 14e6 < len(picture) < 16e6 or "48" not in kind
+    enough, seconds = threading.Event(), list[float]()
+
+    def watch() -> None:
+        with httpx.Client(timeout=60) as client:
+            while not enough.wait(0.02):
+                began = time.perf_counter()
+                assert client.get(f"{container.url}/health").status_code == 200
+                seconds.append(time.perf_counter() - began)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        answers = [container.post(picture) for _ in range(5)]
+        enough.set()
+        watching.result()
+    slowest = float(np.quantile(seconds, 0.99))
+    print(f"{kind}, {len(picture) / 1e6:.1f} MB: /health within {slowest * 1e3:.0f} ms")  # noqa: T201
+    assert [answer.status_code for answer in answers] == [200] * 5, answers[0].text
     assert container.is_well()
-    assert health.percentile(0.99) < 1  # 0.1 on a machine that does nothing else
+    assert slowest < 1  # seconds; a tenth of it on a machine that does nothing else

@@ -30,6 +30,7 @@ from tests.server import (
     Server,
     children,
     environment,
+    linux_only,
     lives,
     running,
     wait_until,
@@ -37,7 +38,6 @@ from tests.server import (
 )
 
 BOTH = pytest.mark.parametrize("command", [PYTHON_M_APP, UVICORN], ids=["python -m app", "uvicorn"])
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 LIBFAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 CLIENTS = 8
 KEY = "open-sesame"

@@ -1,14 +1,12 @@
 """What may happen to a picture before it reaches the network, one change at a time.
 
 What happens in front of or inside the camera's lens is done to the picture as it was read, uint8
-(s, s, 3), larger than the network's where the file is; it is squeezed as any picture then. Light
-and noise, whose size is told in values of pixels, are done to the squeezed picture. Every change
-is drawn from (seed, change, picture): it is the same whatever else is measured.
+(s, s, 3), larger than the network's where the file is. Light and noise, whose size is told in
+values of pixels, are done to the squeezed picture. Every change is drawn from (seed, change,
+picture): it is the same whatever else is measured.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -17,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from model.network import pieces
 from model.preprocessing import Preprocessing, read_picture
 from training.data import PictureSet, Pixels
 
@@ -25,7 +22,6 @@ Values = npt.NDArray[Any]  # pixels as floats, 0 to 255
 # (picture, background, generator) → the picture, changed; all of one size (s, s, 3)
 Apply = Callable[[Pixels, Pixels, np.random.Generator], Pixels]
 
-_PICTURES_A_TASK = 32
 _FINER = 2  # pictures are turned at this many times their size, which keeps their edges sharp
 _FEATHER = 0.04  # of the side of a pasted picture, over which it fades into its background
 
@@ -40,34 +36,26 @@ class Change:
 
 
 def changed(
-    originals: PictureSet, change: Change, spec: Preprocessing, backgrounds: Pixels, seed: int
+    originals: PictureSet,
+    i: int,
+    change: Change,
+    spec: Preprocessing,
+    backgrounds: Pixels,
+    seed: int,
 ) -> Pixels:
-    """The pictures under the change, as the network gets them: (m, side, side, 3).
+    """Picture i under the change, (s, s, 3).
 
     originals: read with `smallest`, so that each has the size of its file.
     backgrounds: (n, side, side, 3), what a picture is put on where it fills a part of the frame.
     """
-    result = np.empty((len(originals), spec.side, spec.side, 3), np.uint8)
-
-    def apply(rows: slice) -> None:
-        for i in range(rows.start, rows.stop):
-            rng = np.random.default_rng((seed, *change.name.encode(), i))
-            background = backgrounds[rng.integers(len(backgrounds))]
-            side = originals.sides[i]
-            picture = originals.pictures[i, :side, :side]
-            if change.squeezed_first:
-                picture = squeeze(picture, spec)
-            background = squeeze(background, Preprocessing(side=len(picture)))
-            result[i] = squeeze(change.apply(picture, background, rng), spec)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works without the interpreter lock
-        try:
-            for _ in pool.map(apply, pieces(len(originals), _PICTURES_A_TASK)):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest
-            raise
-    return result
+    rng = np.random.default_rng((seed, *change.name.encode(), i))
+    background = backgrounds[rng.integers(len(backgrounds))]
+    side = originals.sides[i]
+    picture = originals.pictures[i, :side, :side]
+    if change.squeezed_first:
+        picture = squeeze(picture, spec)
+    background = squeeze(background, Preprocessing(side=len(picture)))
+    return change.apply(picture, background, rng)
 
 
 def squeeze(picture: Pixels, spec: Preprocessing) -> Pixels:
