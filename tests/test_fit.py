@@ -132,12 +132,10 @@ def test_the_weights_file_says_how_it_came_about(trained: Path) -> None:
     assert str(trained.parent) not in json.dumps(facts)  # names of files, not where they lay
 
 
-def test_the_report_holds_page_plots_figures_and_log(trained: Path) -> None:
+def test_the_report_holds_page_figures_and_log(trained: Path) -> None:
     folder = trained.with_name("warm-report")
-    assert {file.name for file in folder.iterdir()} == {
-        *("report.html", "metrics.json", "log.jsonl"),
-        *("learning-curve.png", "reliability.png"),
-    }
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"report.html", "metrics.json", "log.jsonl"}
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "log_loss", "balanced_accuracy", "seconds"} <= rows[0].keys()

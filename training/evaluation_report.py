@@ -16,7 +16,7 @@ from model.artifact import write_file
 from model.classifier import Classifier
 from model.convolution import Convolution
 from model.network import Composite, Layer, Linear, Mirrored, Residual, parameters
-from training import Refused, plots
+from training import Refused
 from training.calibration import by_source
 from training.data import CLASS_NAMES, PROVENANCE, TEACHERS, as_png
 from training.evaluation import (
@@ -34,7 +34,7 @@ from training.evaluation import (
     split_of,
 )
 from training.fit import Settings
-from training.metrics import Bin
+from training.metrics import roc_points
 from training.report import (
     PAGE,
     Say,
@@ -43,8 +43,7 @@ from training.report import (
     load,
     percent,
     render,
-    report_files,
-    write_folder,
+    write_report,
 )
 from training.robustness import CHANGES, PLAIN
 
@@ -136,17 +135,22 @@ def evaluation_page(evaluation: Evaluation, classifier: Classifier) -> str:
     """The report as one HTML file."""
     results = evaluation.results
     model = results["models"][0]
-    bins = {n: [Bin(**row) for row in s["reliability"]] for n, s in model["sources"].items()}
-    figures = {"reliability": plots.reliability(bins, results["class_names"][0])}
-    if ranked := [n for n, each in model["sources"].items() if each["roc_auc"] is not None]:
-        own = by_source(sources_of(evaluation.pictures.parts))
-        y, p = evaluation.pictures.labels, evaluation.probabilities
-        answers = {name: (y[own[name]], p[own[name]]) for name in ranked}
-        figures["curves"] = plots.roc_and_precision(answers, model["threshold"])
+    y, p = evaluation.pictures.labels, evaluation.probabilities
+    roc: dict[str, Any] = {"curves": {}, "dots": {}}
+    precision: dict[str, Any] = {"curves": {}, "dots": {}}
+    for name, own in by_source(sources_of(evaluation.pictures.parts)).items():
+        if model["sources"][name]["roc_auc"] is not None:
+            points = roc_points(y[own], p[own])
+            above = (i for i, at in enumerate(points) if at[0] >= model["threshold"])
+            stored = max(above, default=0)
+            for chart, part in ((roc, slice(1, 3)), (precision, slice(2, 4))):
+                chart["curves"][name] = [at[part] for at in points]
+                chart["dots"][name] = points[stored][part]
     return render(
         "evaluation.html",
         **_shared(results),
-        pictures={name: plots.png(figure) for name, figure in figures.items()},
+        roc=roc,
+        precision=precision,
         most_kinds=_KINDS,
         examples=_examples(evaluation.originals, classifier),
         mistakes=_mistakes(evaluation),
@@ -231,10 +235,9 @@ def run_evaluate(
     if test:  # before anyone can have seen a number
         log_opening(log, results, headlines(results))
         say(f"logged:   {log}")
-    page = evaluation_page(evaluation, subjects[0].classifier)
-    with write_folder(folder, report_files(page, results, {})):
-        if keep:
-            record(weights, results)
+    write_report(folder, evaluation_page(evaluation, subjects[0].classifier), results)
+    if keep:
+        record(weights, results)
     for name, words in headlines(results, METRICS).items():
         say(f"{name + ':':9} {words}")
     if keep:

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ from model.classifier import Classifier
 from model.machine import cores
 from model.network import Layer, parameters, sigmoid, unmirrored
 from model.preprocessing import ONE_VIEW, Preprocessing
-from training import Refused, plots
+from training import Refused
 from training.architecture import STAGES, convolutional, mirrored
 from training.calibration import (
     FEW_RULE,
@@ -66,9 +67,8 @@ from training.report import (
     outputs,
     progress_bar,
     render,
-    report_files,
     save,
-    write_folder,
+    write_report,
 )
 from training.teacher import calibrated, read_teacher, soften
 
@@ -437,8 +437,10 @@ def _write(
         classifier = finish(layers, task, name, class_names, facts | {"best_epoch": 0})
     if comparison:
         classifier.metadata["comparison"] = asdict(comparison)
-    with write_folder(folder, fit_report(classifier, task.validation, run.curve)):
-        saved = save(classifier, output, "float16")
+    own = {"name": name, "class_names": class_names, "threshold": classifier.threshold}
+    page = _page(classifier, task.validation, run.curve)
+    write_report(folder, page, own | classifier.metadata, {LOG: _log_text(run.curve)})
+    saved = save(classifier, output, "float16")
     if comparison and task.start:
         say(comparison_text(comparison, task.start.name))
     say(f"weights: {output} (version {saved.version}, threshold {saved.threshold:.3f})")
@@ -500,28 +502,22 @@ def as_stored(layers: Sequence[Layer]) -> list[Layer]:
     return build(describe(layers), rounded)
 
 
-def fit_report(
-    classifier: Classifier, held: Validation, curve: Sequence[Mapping[str, Any]]
-) -> dict[str, bytes]:
-    """The files of the report, by name: the page, its plots, metrics.json with everything that the
-    weights file says, and the log."""
+def _page(classifier: Classifier, held: Validation, curve: Sequence[Mapping[str, Any]]) -> str:
     facts = classifier.metadata
     p = sigmoid(held.answers(classifier, facts["training"]["threads"]))
-    first = classifier.class_names[0]
-    drawn = {
-        "learning-curve": plots.learning_curve(curve, facts["best_epoch"]),
-        "reliability": plots.reliability({"": reliability_table(held.labels, p)}, first),
+    lines = {
+        key: [(row["epoch"], row[key]) for row in curve]
+        for key in ("loss", "log_loss", "balanced_accuracy")
     }
-    pictures = {name: plots.png(figure) for name, figure in drawn.items()}
-    page = render(
+    return render(
         "fit.html",
         classifier=classifier,
         facts=facts,
-        pictures=pictures,
+        bins=[asdict(bin) for bin in reliability_table(held.labels, p)],
+        curves={
+            "loss": {"training, with variations": lines["loss"], "validation": lines["log_loss"]},
+            "accuracy": {"validation": lines["balanced_accuracy"]},
+        },
+        epochs=curve[-1]["epoch"],
+        highest=ceil(5 * max(value for _, value in lines["loss"] + lines["log_loss"])) / 5,
     )
-    own = {
-        "name": classifier.name,
-        "class_names": classifier.class_names,
-        "threshold": classifier.threshold,
-    }
-    return {**report_files(page, own | facts, pictures), LOG: _log_text(curve).encode()}

@@ -4,9 +4,10 @@ Source: deeplearning.ai, Neural Networks and Deep Learning, week 2, programming 
 "Logistic Regression with a Neural Network mindset", and its "Choice of learning rate".
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 from model import statistics
 from model.classifier import Classifier
 from model.network import Array, parameters
-from training import plots
 from training.course import (
     COMPARED_ITERATIONS,
     COMPARED_RATES,
@@ -27,7 +27,7 @@ from training.course import (
     predict,
     train,
 )
-from training.data import PictureSet
+from training.data import PictureSet, as_png
 from training.fit import describe_data
 from training.golden import choose_golden
 from training.held_back import Data, read_aloud
@@ -46,9 +46,8 @@ from training.report import (
     percent,
     progress_bar,
     render,
-    report_files,
     save,
-    write_folder,
+    write_report,
 )
 
 
@@ -94,8 +93,8 @@ def run_course(
         "logistic", training.class_names, THRESHOLD, trained.layers, metadata=facts
     )
     classifier = replace(classifier, golden=choose_golden(classifier, rng))
-    with write_folder(folder, _course_report(classifier, measured)):
-        saved = save(classifier, output)
+    write_report(folder, _course_page(classifier, measured), facts)
+    saved = save(classifier, output)
     for name, each in measured.items():
         say(_accuracy(name, each))
     say(f"weights: {output} (version {saved.version})")
@@ -149,29 +148,44 @@ def _accuracy(name: str, each: _Measured) -> str:
     )
 
 
-def _course_report(classifier: Classifier, measured: dict[str, _Measured]) -> dict[str, bytes]:
-    """The files of the report, by name."""
-    facts, names = classifier.metadata, classifier.class_names
+def _course_page(classifier: Classifier, measured: dict[str, _Measured]) -> str:
+    facts = classifier.metadata
     last = list(measured)[-1]
-    table = reliability_table(measured[last].y, measured[last].p)
-    weights = parameters(classifier.layers)["0.weights"]
-    side = classifier.preprocessing.side
-    drawn = {
-        "cost": plots.cost_curves({"cost": facts["costs"]["values"]}, RECORD_EVERY),
-        "reliability": plots.reliability({last: table}, names[0]),
-        "weights": plots.weights_picture(weights, side, names[0]),
-    }
-    pictures = {name: plots.png(figure) for name, figure in drawn.items()}
-    page = render(
+    costs = _points(facts["costs"]["values"])
+    return render(
         "course.html",
         facts=facts,
-        class_names=names,
+        class_names=classifier.class_names,
         threshold=THRESHOLD,
         last=last,
         accuracies=[_accuracy(name, each) for name, each in measured.items()],
-        pictures=pictures,
+        costs=costs,
+        highest=_axis_end(cost for _, cost in costs),
+        bins=[asdict(bin) for bin in reliability_table(measured[last].y, measured[last].p)],
+        weights=_weights_pictures(classifier),
     )
-    return report_files(page, facts, pictures)
+
+
+def _points(costs: Sequence[float]) -> list[tuple[int, float]]:
+    return [(i * RECORD_EVERY, cost) for i, cost in enumerate(costs)]
+
+
+def _axis_end(values: Iterable[float]) -> float:
+    return ceil(max(values) * 5) / 5
+
+
+def _weights_pictures(classifier: Classifier) -> list[bytes]:
+    """The weights as the picture that they multiply, in colour and summed over the colours: PNG."""
+    side = classifier.preprocessing.side
+    weights = parameters(classifier.layers)["0.weights"].reshape(side, side, 3)
+    total = weights.sum(axis=2)
+    # One weight far from the others would leave everything else grey.
+    colour, grey = (each / (np.quantile(np.abs(each), 0.995) or 1) for each in (weights, total))
+    red_or_blue = np.stack([1 + np.minimum(grey, 0), 1 - np.abs(grey), 1 - np.maximum(grey, 0)], -1)
+    return [
+        as_png(np.repeat(np.repeat((np.clip(each, 0, 1) * 255).astype(np.uint8), 5, 0), 5, 1))
+        for each in (0.5 + colour / 2, red_or_blue)
+    ]
 
 
 def run_learning_rates(
@@ -212,10 +226,14 @@ def run_learning_rates(
             for rate, shares in accuracies.items()
         ),
     ]
-    pictures = {"learning-rates": plots.png(plots.cost_curves(costs, RECORD_EVERY))}
-    page = render("learning_rates.html", facts=facts, table=table, pictures=pictures)
-    with write_folder(folder, report_files(page, facts, pictures)):
-        pass
+    page = render(
+        "learning_rates.html",
+        facts=facts,
+        table=table,
+        costs={rate: _points(each) for rate, each in costs.items()},
+        highest=_axis_end(cost for each in costs.values() for cost in each),
+    )
+    write_report(folder, page, facts)
     for row in table:
         say("  ".join(cell.rjust(17) for cell in row))
     say(f"report: {folder / PAGE}")

@@ -9,7 +9,7 @@ one class is missing) is NaN: neither 0 nor 1 would be true. `summary` gives Non
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isnan, nan
+from math import isnan, nan, sqrt
 
 import numpy as np
 
@@ -152,6 +152,26 @@ def reliability_table(y: Array, p: Array, bins: int = BINS) -> list[Bin]:
         )
         for i in range(bins)
     ]
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` examples (Wilson 1927), which stays in [0, 1]."""
+    z = 1.96
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
+    return middle - half, middle + half
+
+
+def roc_points(y: Array, p: Array) -> list[tuple[float, float, float, float]]:
+    """For every distinct p as threshold, from the highest down: (threshold, the share of the others
+    that are called positive, recall, precision). Of data with both classes."""
+    order = np.argsort(-p, kind="stable")
+    p, positive = p[order], y[order] == 1
+    last = np.append(p[1:] != p[:-1], True)  # of those that share a probability
+    found, false = np.cumsum(positive)[last], np.cumsum(~positive)[last]
+    recall, fall_out = found / positive.sum(), false / (~positive).sum()
+    points = np.stack([p[last], fall_out, recall, found / (found + false)], axis=1)
+    return [tuple(row) for row in points.tolist()]
 
 
 def expected_calibration_error(y: Array, p: Array, bins: int = BINS) -> float:

@@ -1,4 +1,4 @@
-"""What people see of a run: bars on a terminal, pages from templates, folders written whole.
+"""What people see of a run: bars on a terminal, and pages from templates.
 
 Pages are Jinja2 templates in templates/, with everything that comes from data escaped; the texts
 are there. A page is one file that needs no other: its pictures are inside.
@@ -9,28 +9,22 @@ import errno
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Never
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from tqdm import tqdm
 
+from model.artifact import write_file
 from model.classifier import BadArtifact, Classifier
 from training import Refused
-from training.plots import DPI
+from training.metrics import wilson_interval
 
 Say = Callable[[str], None]  # prints a line for the person at the terminal
 
-PAGE = "report.html"  # the page of every report folder
-# What reports may hold. A folder that holds anything else is not replaced by one.
-FILES = {PAGE, "metrics.json", "log.jsonl"} | {
-    f"{name}.png"
-    for name in ("confusion", "cost", "learning-curve", "learning-rates", "reliability", "weights")
-}
-_LEFT_BY_FILE_MANAGERS = {".DS_Store", "Thumbs.db", "desktop.ini"}
+PAGE, METRICS = "report.html", "metrics.json"  # the files of every report folder
 
 
 # --- the terminal -------------------------------------------------------------------------------
@@ -72,10 +66,14 @@ def percent(share: float | None, digits: int = 2) -> str:
 # --- pages --------------------------------------------------------------------------------------
 
 
-def _image(picture: bytes) -> dict[str, Any]:
-    """A PNG as a page holds it: its data and its width in CSS pixels, from its header."""
-    width = int.from_bytes(picture[16:20]) * 96 // DPI
-    return {"data": base64.b64encode(picture).decode(), "width": width}
+def _data_url(picture: bytes) -> str:
+    """A PNG as a page holds it."""
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+
+
+def _interval(bin: Mapping[str, Any]) -> tuple[float, float]:
+    """The 95 % interval of what happened in a bin of `training.metrics.reliability_table`."""
+    return wilson_interval(bin["positive_rate"], bin["count"])
 
 
 def _cell(text: object) -> str:
@@ -91,7 +89,12 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_TEMPLATES.filters |= {"image": _image, "percent": percent, "cell": _cell}
+_TEMPLATES.filters |= {
+    "data_url": _data_url,
+    "percent": percent,
+    "cell": _cell,
+    "interval": _interval,
+}
 
 
 def render(template: str, **values: Any) -> str:
@@ -113,11 +116,6 @@ def outputs(output: Path, folder: Path | None) -> Path:
     folder = folder or output.with_name(f"{output.stem}-report")
     check_output(output)
     check_folder(folder)
-    if folder.resolve() in output.resolve().parents:
-        raise Refused(
-            f"The weights {output} would lie in the report {folder}, which is replaced as a whole; "
-            "name another folder with --report."
-        )
     return folder
 
 
@@ -133,14 +131,12 @@ def check_output(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse, with an OSError, a folder for a report that holds something else."""
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.name not in FILES | _LEFT_BY_FILE_MANAGERS or path.is_dir():
-                message = f"holds {path.name}, which is no part of a report; name another folder"
-                raise FileExistsError(errno.EEXIST, message, str(folder))
+    """Find out before the work, with an OSError, what would keep a report from being written."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file; a report is a folder", str(folder))
+    for file in (folder / PAGE, folder / METRICS):
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder, no part of a report", str(file))
 
 
 @contextmanager
@@ -152,32 +148,15 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-@contextmanager
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> Iterator[None]:
-    """Write the files of a report, whole or not at all, in place of an earlier report.
-
-    They are complete, under another name beside `folder`, when the body of the `with` runs, and
-    take their place when it ends; if it raises, nothing has changed. So something else can be
-    written in the body that must not be there without the report.
-    """
-    assert files.keys() <= FILES, "the next report could not take this one's place"
-    check_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
-        new.mkdir()
-        for name, content in files.items():
-            with naming(folder / name):
-                (new / name).write_bytes(content)
-        yield
-        with suppress(FileNotFoundError):
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                old.rename(folder)
-            raise
+def write_report(
+    folder: Path, page: str, facts: Mapping[str, Any], more: Mapping[str, str] | None = None
+) -> None:
+    """Write report.html, metrics.json and `more` files, each whole or not at all, over those of an
+    earlier report; what else the folder holds stays. Raises OSError with the file's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in {METRICS: json_text(facts), **(more or {}), PAGE: page}.items():
+        with naming(folder / name):
+            write_file(folder / name, text.encode())
 
 
 def save(
@@ -198,14 +177,3 @@ def load(path: Path) -> Classifier:
         return Classifier.load(path)
     except BadArtifact as error:
         raise Refused(str(error)) from error
-
-
-def report_files(
-    page: str, facts: Mapping[str, Any], plots: Mapping[str, bytes]
-) -> dict[str, bytes]:
-    """The files of a report by name: the page, metrics.json and the plots, NAME.png."""
-    return {
-        PAGE: page.encode(),
-        "metrics.json": json_text(facts).encode(),
-        **{f"{name}.png": plot for name, plot in plots.items()},
-    }
