@@ -192,6 +192,7 @@ async def infer(request: Request, _: Served) -> Response:
             "header_length": request.headers.get(HEADER_LENGTH),
             "encoding": request.headers.get("content-encoding", "").strip().lower(),
             "threshold": settings.threshold,
+            "views": settings.views,
             "max_pixels": settings.max_pixels,
             "max_bytes": settings.max_upload_bytes,
             "max_body_bytes": most,
