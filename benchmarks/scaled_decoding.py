@@ -4,7 +4,7 @@
     python -m benchmarks.scaled_decoding photos.zip --weights mine.safetensors
 
 The zip holds photos as their cameras made them. Each is read whole, and with every rule that
-`Preprocessing.jpeg_times` can name; the probabilities of the same network are compared. A rule is
+`Preprocessing.reducing_gap` can name; the probabilities of the same network are compared. A rule is
 accepted where the 95th percentile of the differences is at most 0.02 and at most one label changes.
 """
 
@@ -32,10 +32,10 @@ REPEATS = 7
 def compare(photos: list[bytes], classifier: Classifier) -> list[str]:
     """A row of a table for each rule."""
     spec = classifier.preprocessing
-    whole = _probabilities(photos, classifier, replace(spec, jpeg_times=None))
+    whole = _probabilities(photos, classifier, replace(spec, reducing_gap=None))
     rows = []
     for times in RULES:
-        here = _probabilities(photos, classifier, replace(spec, jpeg_times=times))
+        here = _probabilities(photos, classifier, replace(spec, reducing_gap=times))
         moved = np.abs(here - whole)
         labels = int(((here >= classifier.threshold) != (whole >= classifier.threshold)).sum())
         at_95 = float(np.percentile(moved, 95))
@@ -62,7 +62,7 @@ def time_reading(photo: bytes, spec: Preprocessing) -> list[str]:
         buffer = io.BytesIO()
         original.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=87)
         data = buffer.getvalue()
-        specs = [replace(spec, jpeg_times=times) for times in (None, *RULES)]
+        specs = [replace(spec, reducing_gap=times) for times in (None, *RULES)]
         taken = [[_milliseconds(data, each) for each in specs] for _ in range(REPEATS)]
         cells = " | ".join(f"{each:.2f}" for each in np.min(taken, axis=0))
         rows.append(f"| {width} × {height}, {len(data) / 1e3:,.0f} kB | {cells} |")
