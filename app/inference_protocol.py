@@ -128,7 +128,7 @@ async def model_metadata(request: Request, _: Served) -> ModelMetadataAnswer:
     first, second = model["class_names"]
     meaning = {
         "image": "picture files, JPEG, PNG and others; in JSON as base64",
-        "pixels": "upright RGB pictures, squeezed to this size",
+        "pixels": "upright RGB pictures, squeezed to this size: one view of each",
         "vector": "pixels in that order, divided by 255: from 0 to 1",
         "cat_probability": f"of the first class, {first}",
         "label": f"{first} from the threshold on, else {second}",
