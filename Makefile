@@ -1,4 +1,4 @@
-# Each target is one or two plain commands; the README shows them for those without make.
+# Each target is one or two plain commands; CONTRIBUTING.md shows them for those without make.
 # `make setup PYTHON=python3.13` builds the environment with another Python.
 
 PYTHON ?= python3
@@ -42,7 +42,7 @@ test-ray: setup
 
 # The clients of other model servers against /v2; the first time it installs 1 GB of them.
 clients: setup
-	.venv/bin/python -m scripts.check_clients --environments .venv-clients
+	.venv/bin/python -m scripts.check_clients
 
 lint: setup
 	.venv/bin/python -m ruff check && .venv/bin/python -m ruff format --check

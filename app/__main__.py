@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from app.capacity import workers_for
 from app.settings import BadSettings, Settings, describe, in_force
 
 
@@ -27,9 +28,12 @@ def main() -> None:
     if options.settings:
         print("\n".join(in_force(settings, os.environ)))
         return
-    from app.main import app  # the libraries take their time
+    workers = workers_for(settings)
+    workers.launch()  # so that the weights are loaded while this process imports its libraries
+    from app.main import app
     from app.server import CannotListen, run
 
+    app.state.workers = workers
     try:
         sys.exit(run(app))
     except CannotListen as error:

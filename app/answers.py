@@ -1,8 +1,10 @@
 """The shapes of the answers, for the OpenAPI document. Workers fill them in (`app.work`)."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+
+from app.inference_schema import LONGEST_ID, MAX_PICTURES
 
 ALL = "all"  # the source of metrics that are not given by source
 PNG = "A PNG, in base64."
@@ -169,3 +171,44 @@ class ModelMetadataAnswer(BaseModel):
     inputs: list[TensorAnswer] = Field(description="A request has exactly one of them.")
     outputs: list[TensorAnswer]
     parameters: dict[str, str | int | float]
+
+
+class InferInput(BaseModel):
+    name: Literal["image", "pixels", "vector"]
+    datatype: Literal["BYTES", "UINT8", "FP32"]
+    shape: list[int] = Field(
+        min_length=1, max_length=4, description=f"First the pictures, at most {MAX_PICTURES}."
+    )
+    parameters: dict[str, Any] | None = None
+    data: list[Any] = Field(
+        description="In row-major order, flat or nested as the shape says; pictures in base64."
+    )
+
+
+class InferWanted(BaseModel):
+    name: Literal["cat_probability", "label"]
+    parameters: dict[str, Any] | None = Field(None, description="binary_data: true or false.")
+
+
+class InferRequest(BaseModel):
+    id: str | None = Field(None, max_length=LONGEST_ID)
+    parameters: dict[str, Any] | None = Field(
+        None, description="binary_data_output: true or false."
+    )
+    inputs: list[InferInput] = Field(min_length=1, max_length=1)
+    outputs: list[InferWanted] | None = Field(None, description="Both, where there are none.")
+
+
+class InferOutput(BaseModel):
+    name: Literal["cat_probability", "label"]
+    datatype: Literal["FP32", "BYTES"]
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = Field(None, description="Absent where it follows in binary.")
+
+
+class InferAnswer(BaseModel):
+    model_name: str
+    model_version: str
+    id: str | None = Field(None, description="The request's.")
+    outputs: list[InferOutput]

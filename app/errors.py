@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.formats import Reason
-
 MEDIA_TYPE = "application/problem+json"
 PAGE = "/problems"
 
@@ -22,7 +20,6 @@ class ProblemType:
     slug: str
     status: int
     title: str
-    remedy: str
 
     @property
     def uri(self) -> str:
@@ -31,171 +28,33 @@ class ProblemType:
 
 
 TYPES: dict[str, ProblemType] = {
-    each.slug: each
-    for each in (
-        ProblemType(
-            "bad-request",
-            400,
-            "The request is not valid HTTP",
-            "Send HTTP/1.1 as any HTTP client does.",
-        ),
-        ProblemType(
-            "origin-not-allowed",
-            400,
-            "Web pages of this origin may not send this request",
-            "The operator sets the origins with CAT_CORS_ORIGINS; their pages may use the methods"
-            " GET, HEAD and POST.",
-        ),
-        ProblemType(
-            "malformed-form",
-            400,
-            "The form cannot be read",
-            "Send a complete multipart/form-data body with its boundary in Content-Type; any HTTP"
-            " client's form upload does. Or send the picture itself as the body.",
-        ),
-        ProblemType(
-            "invalid-inference",
-            400,
-            "The inference request is not valid",
-            "Correct what the detail names; GET /v2/models/cat shows the inputs and outputs, and"
-            " how many pictures a request may have.",
-        ),
-        ProblemType(
-            "unauthorized",
-            401,
-            "The request brings no valid key",
-            "Send one of the keys that the operator has set with CAT_API_KEYS, in the header"
-            " X-API-Key or as Authorization: Bearer.",
-        ),
-        ProblemType(
-            "not-found",
-            404,
-            "There is nothing at this address",
-            "POST pictures to /predict; /docs lists the other addresses.",
-        ),
-        ProblemType(
-            "method-not-allowed",
-            405,
-            "This address does not answer to this method",
-            "Use one of the methods in the answer's Allow header.",
-        ),
-        ProblemType(
-            "slow-upload",
-            408,
-            "The upload takes too long",
-            "Send the picture faster, or a smaller one. The operator sets the time with"
-            " CAT_UPLOAD_SECONDS.",
-        ),
-        ProblemType(
-            "too-large",
-            413,
-            "The upload has too many bytes",
-            "Scale the picture down or save it with stronger compression: the model looks at"
-            " 64×64 pixels. The answer's limit_bytes says how much is accepted; the operator sets"
-            " it with CAT_MAX_UPLOAD_BYTES.",
-        ),
-        ProblemType(
-            Reason.NOT_A_PICTURE,
-            415,
-            "The upload is not a picture",
-            "Send the bytes of a picture file. What counts is what the bytes are, not the file's"
-            " name or the content type.",
-        ),
-        ProblemType(
-            Reason.FORMAT_NOT_ALLOWED,
-            415,
-            "The picture's format is not accepted",
-            "Convert the picture to JPEG or PNG.",
-        ),
-        ProblemType(
-            "encoded-body",
-            415,
-            "The body is compressed",
-            "Send the picture without Content-Encoding: picture files are compressed already.",
-        ),
-        ProblemType(
-            Reason.EMPTY,
-            422,
-            "The upload is empty",
-            "Send the picture's bytes; with curl: -F file=@cat.jpg or --data-binary @cat.jpg.",
-        ),
-        ProblemType(
-            "missing-file",
-            422,
-            "The form has no field 'file'",
-            "Name the form's field 'file': curl -F file=@cat.jpg.",
-        ),
-        ProblemType(
-            "several-files",
-            422,
-            "The form has more than one picture",
-            "Send one request for each picture.",
-        ),
-        ProblemType(
-            Reason.DAMAGED,
-            422,
-            "The picture is damaged or cut off",
-            "Check that the file opens elsewhere and was sent whole; save it anew.",
-        ),
-        ProblemType(
-            Reason.TOO_MANY_PIXELS,
-            422,
-            "The picture has too many pixels, or takes too much memory",
-            "Scale the picture down: the model looks at 64×64 pixels. The answer's limit_pixels"
-            " says how many are accepted, which the operator sets with CAT_MAX_PIXELS, and"
-            " limit_side how many a side.",
-        ),
-        ProblemType(
-            "takes-too-long",
-            422,
-            "Working on the picture takes too much processor time",
-            "Scale the picture down, or save it anew as an ordinary JPEG or PNG. The operator sets"
-            " the time with CAT_PROCESSOR_SECONDS.",
-        ),
-        ProblemType(
-            "crashes-decoder",
-            422,
-            "The picture crashes what decodes it",
-            "Save the picture anew, with another program if need be: its file is broken.",
-        ),
-        ProblemType(
-            "invalid-request",
-            422,
-            "The request's values are not valid",
-            "Correct the values that the detail names.",
-        ),
-        ProblemType(
-            "internal-error",
-            500,
-            "The service failed",
-            "This is a fault of the service, not of the request; its log says more.",
-        ),
-        ProblemType(
-            "busy",
-            503,
-            "The service has as much work as it can take",
-            "Send the request again after the seconds in the answer's Retry-After header. The"
-            " operator sets how many pictures may wait with CAT_QUEUE.",
-        ),
-        ProblemType(
-            "deadline-passed",
-            503,
-            "The answer would come too late",
-            "The service is overloaded: send the request again after the seconds in the answer's"
-            " Retry-After header. The operator sets the time with CAT_DEADLINE_SECONDS.",
-        ),
-        ProblemType(
-            "not-ready",
-            503,
-            "The service takes no more requests",
-            "It is about to stop: send requests to another instance.",
-        ),
-        ProblemType(
-            "stopping",
-            503,
-            "The service is stopping",
-            "Send the request again after the seconds in the answer's Retry-After header.",
-        ),
+    slug: ProblemType(slug, status, title)
+    for slug, status, title in (
+        ("bad-request", 400, "The request is not valid HTTP"),
+        ("origin-not-allowed", 400, "Web pages of this origin may not send this request"),
+        ("malformed-form", 400, "The form cannot be read"),
+        ("invalid-inference", 400, "The inference request is not valid"),
+        ("unauthorized", 401, "The request brings no valid key"),
+        ("not-found", 404, "There is nothing at this address"),
+        ("method-not-allowed", 405, "This address does not answer to this method"),
+        ("slow-upload", 408, "The upload takes too long"),
+        ("too-large", 413, "The upload has too many bytes"),
+        ("not-a-picture", 415, "The upload is not a picture"),
+        ("format-not-allowed", 415, "The picture's format is not accepted"),
+        ("encoded-body", 415, "The body is compressed"),
+        ("empty", 422, "The upload is empty"),
+        ("missing-file", 422, "The form has no field 'file'"),
+        ("several-files", 422, "The form has more than one picture"),
+        ("damaged", 422, "The picture is damaged or cut off"),
+        ("too-many-pixels", 422, "The picture has too many pixels, or takes too much memory"),
+        ("takes-too-long", 422, "Working on the picture takes too much processor time"),
+        ("crashes-decoder", 422, "The picture crashes what decodes it"),
+        ("invalid-request", 422, "The request's values are not valid"),
+        ("internal-error", 500, "The service failed"),
+        ("busy", 503, "The service has as much work as it can take"),
+        ("deadline-passed", 503, "The answer would come too late"),
+        ("not-ready", 503, "The service takes no more requests"),
+        ("stopping", 503, "The service is stopping"),
     )
 }
 
@@ -285,7 +144,7 @@ def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
                 "type": each.uri,
                 "title": each.title,
                 "status": each.status,
-                "detail": f"What arrived. {each.remedy}",
+                "detail": "What arrived, what was expected, and what to do.",
             }
         }
     return documented
@@ -295,12 +154,13 @@ def page() -> str:
     """All of them as a page for people: where an answer's `type` leads."""
     rows = "".join(
         f'<dt id="{each.slug}"><strong>{html.escape(each.title)}</strong>'
-        f" <code>{each.status} {each.uri}</code></dt><dd>{html.escape(each.remedy)}</dd>\n"
+        f"</dt><dd><code>{each.status} {each.uri}</code></dd>\n"
         for each in TYPES.values()
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        "<title>Problems and their remedies</title></head>\n"
-        f"<body><h1>Problems and their remedies</h1>\n<dl>\n{rows}</dl></body></html>\n"
+        "<title>Problems</title></head>\n<body><h1>Problems</h1>\n"
+        "<p>What each answer's <code>type</code> means. Its <code>detail</code> says what arrived,"
+        f" what was expected and what to do.</p>\n<dl>\n{rows}</dl></body></html>\n"
     )

@@ -7,13 +7,16 @@ one gives; and `vector`, what the network gets. One picture that is refused refu
 the protocol has no errors for single rows.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
+from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from app import inference_schema
+from app import errors
 from app.answers import (
+    InferAnswer,
+    InferRequest,
     ModelMetadataAnswer,
     ModelReadyAnswer,
     ServerAnswer,
@@ -25,7 +28,7 @@ from app.errors import Problem
 from app.inference_schema import HEADER_LENGTH, MAX_PICTURES, MODEL, OUTPUTS, Spec, inputs
 from app.middleware import Facts
 from app.queue import Queue
-from app.routes import check_ready
+from app.routes import UPLOAD_PROBLEMS, check_ready
 from app.settings import Settings
 from app.uploads import read_body
 
@@ -57,18 +60,70 @@ async def check_version(request: Request) -> None:
 Served = Annotated[None, Depends(check_version)]
 
 
+def _problems(*slugs: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's entries for problems as they are sent here: plain JSON with `error`."""
+    documented = errors.responses(*slugs)
+    for entry in documented.values():
+        media = entry["content"].pop(errors.MEDIA_TYPE)
+        for example in media["examples"].values():
+            example["value"] = {"error": example["value"]["detail"], **example["value"]}
+        named = {"required": ["error"], "properties": {"error": {"type": "string"}}}
+        media["schema"] = {"allOf": [media["schema"], named]}
+        entry["content"]["application/json"] = media
+    return documented
+
+
+# Requests are no parameter of a function: clients leave out the content type, and binary tensors
+# follow the JSON. So the OpenAPI document is told of them here.
+SCHEMAS = models_json_schema(
+    [(InferRequest, "validation")], ref_template="#/components/schemas/{model}"
+)[1]["$defs"]
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+INFER = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}},
+            "application/octet-stream": BINARY,
+        },
+    }
+}
+HEADER = {
+    "name": HEADER_LENGTH,
+    "in": "header",
+    "description": "The bytes of JSON before binary tensors; 0: the body is one picture.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+VERSION = {
+    "name": "version",
+    "in": "path",
+    "required": True,
+    "description": "The version that is served, as the model's metadata have it.",
+    "schema": {"type": "string"},
+}
+INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": InferAnswer,
+        "description": "The pictures were classified. Where an output was asked for in binary, its"
+        " bytes follow the JSON.",
+        "content": {"application/octet-stream": BINARY},
+    },
+    **_problems("invalid-inference", "unauthorized", "not-found", "empty", *UPLOAD_PROBLEMS[1:]),
+}
+
+
 @router.get(
     "/v2/",
     operation_id="v2_server_slash",
     summary="Name the server and its extensions",
-    responses=inference_schema.error_responses("unauthorized"),
+    responses=_problems("unauthorized"),
     include_in_schema=False,
 )
 @router.get(
     "/v2",
     operation_id="v2_server",
     summary="Name the server and its extensions",
-    responses=inference_schema.error_responses("unauthorized"),
+    responses=_problems("unauthorized"),
 )
 async def server_metadata(request: Request) -> ServerAnswer:
     return ServerAnswer(
@@ -85,7 +140,7 @@ async def live() -> ServerLiveAnswer:
     "/v2/health/ready",
     operation_id="v2_ready",
     summary="Say that the service takes requests",
-    responses=inference_schema.error_responses("not-ready"),
+    responses=_problems("not-ready"),
 )
 async def ready(request: Request) -> ServerReadyAnswer:
     check_ready(request, ready=False, live=True)
@@ -96,14 +151,14 @@ async def ready(request: Request) -> ServerReadyAnswer:
     f"{VERSIONED}/ready",
     operation_id="v2_model_version_ready",
     summary="Say that this version of the model is ready",
-    responses=inference_schema.error_responses("unauthorized", "not-found", "not-ready"),
-    openapi_extra=inference_schema.VERSION,
+    responses=_problems("unauthorized", "not-found", "not-ready"),
+    openapi_extra={"parameters": [VERSION]},
 )
 @router.get(
     f"{UNVERSIONED}/ready",
     operation_id="v2_model_ready",
     summary="Say that the model is ready",
-    responses=inference_schema.error_responses("unauthorized", "not-ready"),
+    responses=_problems("unauthorized", "not-ready"),
 )
 async def model_ready(request: Request, _: Served) -> ModelReadyAnswer:
     check_ready(request, ready=False, name=MODEL)
@@ -114,14 +169,14 @@ async def model_ready(request: Request, _: Served) -> ModelReadyAnswer:
     VERSIONED,
     operation_id="v2_model_version",
     summary="Describe this version of the model",
-    responses=inference_schema.error_responses("unauthorized", "not-found"),
-    openapi_extra=inference_schema.VERSION,
+    responses=_problems("unauthorized", "not-found"),
+    openapi_extra={"parameters": [VERSION]},
 )
 @router.get(
     UNVERSIONED,
     operation_id="v2_model",
     summary="Describe the model: its version, inputs and outputs",
-    responses=inference_schema.error_responses("unauthorized"),
+    responses=_problems("unauthorized"),
 )
 async def model_metadata(request: Request, _: Served) -> ModelMetadataAnswer:
     model = request.app.state.model
@@ -164,16 +219,16 @@ async def model_metadata(request: Request, _: Served) -> ModelMetadataAnswer:
     operation_id="v2_infer_version",
     summary="Classify pictures with this version of the model",
     response_class=Response,
-    responses=inference_schema.inference_responses(),
-    openapi_extra=inference_schema.VERSIONED_INFER,
+    responses=INFER_RESPONSES,
+    openapi_extra={**INFER, "parameters": [HEADER, VERSION]},
 )
 @router.post(
     f"{UNVERSIONED}/infer",
     operation_id="v2_infer",
     summary="Classify pictures",
     response_class=Response,
-    responses=inference_schema.inference_responses(),
-    openapi_extra=inference_schema.INFER,
+    responses=INFER_RESPONSES,
+    openapi_extra={**INFER, "parameters": [HEADER]},
 )
 async def infer(request: Request, _: Served) -> Response:
     """Classify the pictures of one input: `image`, `pixels` or `vector`.

@@ -14,7 +14,6 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,13 +21,13 @@ from fastapi.openapi.utils import get_openapi
 from uvicorn.config import STARTUP_FAILURE
 
 from app import access, docs, errors, inference_protocol, metrics, middleware, page, routes
+from app.capacity import Capacity, plan, workers_for
 from app.metrics import Metrics
-from app.queue import Capacity, Queue, plan
+from app.queue import Queue
 from app.settings import BadSettings, Settings
 from model.workers import CannotStart, Workers
 
 API_VERSION = "1"
-WEIGHTS = Path(__file__).parent.parent / "model" / "cat.safetensors"
 # Allocations, less what was freed, before young objects are looked through. Requests leave little
 # that counting references does not free.
 YOUNG_OBJECTS = 10_000
@@ -89,17 +88,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     capacity = plan(settings.workers)
     most = min(settings.max_upload_bytes, capacity.largest_upload_bytes)
     state.settings = settings = replace(settings, max_upload_bytes=most)
-    workers, theirs = state.workers, state.workers is not None
-    if workers is None:
-        workers = state.workers = Workers(
-            "app.work",
-            [str(settings.weights or WEIGHTS)],
-            count=capacity.workers,
-            memory_bytes=capacity.worker_bytes,
-            seconds=settings.processor_seconds,
-        )
+    workers: Workers = state.workers or workers_for(settings)
+    state.workers = workers
+    owned = not workers.description  # else somebody has started them, for several services
+    if owned:
         await workers.start()
-    state.model = workers.description
+    state.model = workers.description  # which always says what is served
     state.queue = Queue(
         workers,
         places=settings.queue,
@@ -116,7 +110,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     try:
         yield {"log": settings.log, "metrics": state.metrics}
     finally:
-        if not theirs:
+        if owned:
             await workers.stop()
 
 
@@ -185,7 +179,6 @@ async def reload(app: FastAPI) -> None:
             "Nothing was reloaded: still serving %s, version %s", model["name"], model["version"]
         )
         return
-    state.model = state.workers.description
     state.metrics.serve(state.model["name"], state.model["version"])
     logger.info("Reloaded: serving %s, version %s", state.model["name"], state.model["version"])
 
@@ -199,7 +192,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
         )
-        document["components"]["schemas"]["Problem"] = errors.SCHEMA
+        document["components"]["schemas"] |= inference_protocol.SCHEMAS | {"Problem": errors.SCHEMA}
         settings: Settings = app.state.settings
         if settings.keys:
             access.document(document, metrics_open=settings.metrics == "open")

@@ -9,62 +9,19 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import ceil
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 
+from app.capacity import PART_OF_FREE
 from app.errors import Problem
 from app.middleware import FAILED, Facts
-from model.machine import cores, memory_bytes
 from model.worker import Reply
 from model.workers import End, JobRefused, Submitted
 
 LONGEST_RETRY_SECONDS = 60
-# Of the bytes that are free, what a single upload may take: large ones leave room for small ones.
-PART_OF_FREE = 0.75
-
-# Memory, as /proc/PID/smaps_rollup has it after some hundred requests, rounded up.
-FRONT_BYTES = 44 * 2**20
-TEMPLATE_BYTES = 46 * 2**20  # interpreter, libraries, weights: workers share it
-WORKER_BYTES = 10 * 2**20  # what a worker adds before it works on anything
-MARGIN = 0.06  # of the limit, for what allocators keep
-BODIES_PART = 0.18  # of what is left; the rest is for the workers
-COPIES = 1.25  # of a body in the front: the bytes themselves, and a buffer on their way
-LEAST_SHARE_BYTES = 128 * 2**20  # below it, a second worker would only have pictures refused
-MOST_SHARE_BYTES = 768 * 2**20  # the worst picture that the limits allow takes less
-MOST_BODY_BYTES = 512 * 2**20  # of all bodies together
-
 logger = logging.getLogger("uvicorn.error")
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """How the memory of this machine or container is divided."""
-
-    workers: int
-    worker_bytes: int  # that each worker may take for its work
-    body_bytes: int  # that all bodies may take together
-
-    @property
-    def largest_upload_bytes(self) -> int:
-        """The largest picture for which there can be room, a form around it included."""
-        return int(self.body_bytes * PART_OF_FREE) - 2**17
-
-
-def plan(workers: int | None = None) -> Capacity:
-    """Divide what there is; without a number of workers, as many as cores and memory allow."""
-    rest = int(memory_bytes() * (1 - MARGIN)) - FRONT_BYTES - TEMPLATE_BYTES
-    bodies = min(max(int(rest * BODIES_PART), 2**22), MOST_BODY_BYTES)
-
-    def share(count: int) -> int:
-        return (rest - int(bodies * COPIES)) // count - WORKER_BYTES
-
-    if workers is None:
-        fitting = (n for n in range(cores(), 1, -1) if share(n) >= LEAST_SHARE_BYTES)
-        workers = next(fitting, 1)
-    return Capacity(workers, min(max(share(workers), 2**25), MOST_SHARE_BYTES), bodies)
 
 
 class WorkersLike(Protocol):

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from app import log
-from app.queue import plan
+from app.capacity import plan
 from app.settings import Settings
 
 # While it stops, a client that has still to send or to read gets this long. Docker kills ten

@@ -134,7 +134,8 @@ def _json_end(header_length: str | None, size: int) -> int:
 
 def _parse(text: bytes) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_number)
+        # UTF-8, as RFC 8259 has it; for bytes `json` would load the codecs of other encodings
+        return json.loads(text.decode().removeprefix("\ufeff"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise _invalid(f"The request is not JSON: {str(error)[:100]}.") from None
 

@@ -1,27 +1,25 @@
-"""Time gradient descent against the same algorithm written as the course's notebook writes it.
+"""Time gradient descent beside the same algorithm written as the course's notebook writes it.
 
     python -m benchmarks.gradient_descent ../shared/data/train_catvnoncat.h5
 
-Both run alternately in one process; the medians, their ratio and the largest difference between
-the two cost curves are printed. Every iteration of both forms z, dz, dw and db from X. An iteration
-does little but read X twice; float32, where the notebook has float64, halves the bytes. On a busy
-machine both are slow, because the two threads of the products wait for each other.
+Both run in turn in one process; medians, their ratio and the largest difference between the two
+cost curves are printed. Every iteration of both forms z, dz, dw and db from X. An iteration does
+little but read X twice; float32, where the notebook has float64, halves the bytes. On a busy
+machine both are slow, because the threads of the products wait for each other.
 """
 
-import argparse
-import os
-import platform
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
-from threadpoolctl import threadpool_info
+import typer
 
+from benchmarks.machine import describe
 from model.network import Array
 from model.preprocessing import to_vector
+from training.course import every_core, gradient_descent, initialize_with_zeros
 from training.data import read_pictures
-from training.gradient_descent import every_core, gradient_descent, initialize_with_zeros
 
 LEARNING_RATE = 0.005
 
@@ -47,55 +45,33 @@ def notebook(
     return costs
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, help="the course's train_catvnoncat.h5")
-    parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    pictures = read_pictures([arguments.data])
-    columns = np.ascontiguousarray(pictures.pictures.reshape(len(pictures), -1).T / 255)  # (n_x, m)
-    rows = to_vector(pictures.pictures)
+def ours(X: Array, y: Array, iterations: int) -> list[float]:
+    """The same by this project: X (m, n_x) float32, y (m,)."""
+    layers = initialize_with_zeros(X.shape[1])
+    return gradient_descent(layers, X, y, learning_rate=LEARNING_RATE, iterations=iterations)
+
+
+def main(data: Path, iterations: int = 2000, rounds: int = 5) -> None:
+    """Measure and print. DATA: the course's train_catvnoncat.h5."""
+    read = read_pictures([data])
+    X, y = to_vector(read.pictures), read.labels
+    columns = np.ascontiguousarray(read.pictures.reshape(len(y), -1).T / 255)  # (n_x, m) float64
+    seconds = []
     with every_core():
-        _compare(columns, rows, pictures.labels, arguments.iterations, arguments.rounds)
-
-
-def _compare(columns: Array, rows: Array, y: Array, iterations: int, rounds: int) -> None:
-    _print_machine()
-    print(f"{len(y)} pictures, {iterations:,} iterations, seconds:\n")
-    print("round   notebook   this project")
-    seconds: dict[str, list[float]] = {"notebook": [], "ours": []}
-    for number in range(1, rounds + 1):
-        start = perf_counter()
-        theirs = notebook(columns, y[None].astype(np.float64), iterations)
-        middle = perf_counter()
-        ours = gradient_descent(
-            initialize_with_zeros(rows.shape[1]),
-            rows,
-            y,
-            learning_rate=LEARNING_RATE,
-            iterations=iterations,
-        )
-        end = perf_counter()
-        seconds["notebook"].append(middle - start)
-        seconds["ours"].append(end - middle)
-        print(f"{number:>5}   {middle - start:8.3f}   {end - middle:12.3f}")
-    before, now = median(seconds["notebook"]), median(seconds["ours"])
-    difference = max(abs(a - b) for a, b in zip(theirs, ours, strict=True))
-    print(f"median  {before:8.3f}   {now:12.3f}\n")
-    print(f"ratio of the medians            {now / before:.2f}")
-    print(f"largest difference in cost      {difference:.1e}")
-
-
-def _print_machine() -> None:
-    [blas] = [each for each in threadpool_info() if each["user_api"] == "blas"] or [{}]
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-        f"Python {platform.python_version()}, NumPy {np.__version__}, "
-        f"{blas.get('internal_api')} {blas.get('version')} with {blas.get('num_threads')} threads"
-    )
+        print(f"{describe()}\n{len(y)} pictures, {iterations:,} iterations, seconds:\n")
+        print("round   notebook   this project")
+        for number in range(1, rounds + 1):
+            start = perf_counter()
+            theirs = notebook(columns, y[None].astype(np.float64), iterations)
+            middle = perf_counter()
+            own = ours(X, y, iterations)
+            seconds.append((middle - start, perf_counter() - middle))
+            print(f"{number:>5}   {seconds[-1][0]:8.3f}   {seconds[-1][1]:12.3f}")
+    before, now = map(median, zip(*seconds, strict=True))
+    print(f"median  {before:8.3f}   {now:12.3f}\n\nratio of the medians        {now / before:.2f}")
+    difference = max(abs(a - b) for a, b in zip(theirs, own, strict=True))
+    print(f"largest difference in cost  {difference:.1e}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

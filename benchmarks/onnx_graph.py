@@ -31,30 +31,18 @@ class Graph:
         self._constants: list[Any] = []
         self._input = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", 3, side, side])
 
-    def add(self, operation: str, *inputs: str, **attributes: Any) -> str:
-        """The name of the operation's output."""
-        name = f"{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operation, inputs, [name], **attributes))
-        return name
+    def add(self, operation: str, *inputs: str | Array, **attributes: Any) -> str:
+        """The name of the operation's output, or of its first; inputs: names, or constants."""
+        names = [self._constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
+        outputs = [f"{len(self._nodes)}.{i}" for i in range(attributes.pop("outputs", 1))]
+        self._nodes.append(helper.make_node(operation, names, outputs, **attributes))
+        return outputs[0]
 
-    def constant(self, value: Array) -> str:
-        """The name of a float32 constant."""
-        name = f"c{len(self._constants)}"
-        tensor = np.ascontiguousarray(value, np.float32)
-        self._constants.append(numpy_helper.from_array(tensor, name))
+    def _constant(self, value: Array) -> str:
+        name = f"constant {len(self._constants)}"
+        exact = np.ascontiguousarray(value, np.int64 if value.dtype.kind == "i" else np.float32)
+        self._constants.append(numpy_helper.from_array(exact, name))
         return name
-
-    def integers(self, *values: int) -> str:
-        """The name of a constant vector of int64."""
-        name = f"c{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.array(values, np.int64), name))
-        return name
-
-    def halves(self, x: str) -> tuple[str, str]:
-        """The names of the first and the last half of the examples."""
-        names = f"{len(self._nodes)}a", f"{len(self._nodes)}b"
-        self._nodes.append(helper.make_node("Split", [x], names, axis=0))
-        return names
 
     def convolution(
         self,
@@ -67,11 +55,9 @@ class Graph:
     ) -> str:
         """weights (C_out, C_in / group, k, k); pads (top, left, bottom, right), or None: k//2."""
         k = weights.shape[2]
-        names = [self.constant(value) for value in (weights, bias) if value is not None]
         return self.add(
             "Conv",
-            x,
-            *names,
+            *(x, weights) if bias is None else (x, weights, bias),
             kernel_shape=[k, k],
             strides=[stride, stride],
             pads=[k // 2] * 4 if pads is None else list(pads),
@@ -81,12 +67,9 @@ class Graph:
     def model(self, output: str) -> bytes:
         """The checked, serialised model whose only output is that one, (m, …)."""
         result = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["m", None])
-        graph = helper.make_graph(
-            self._nodes, "network", [self._input], [result], initializer=self._constants
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
+        graph = helper.make_graph(self._nodes, "x", [self._input], [result], self._constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         data: bytes = model.SerializeToString()
         return data
@@ -95,48 +78,41 @@ class Graph:
 def from_layers(layers: Sequence[Layer], side: int = 64) -> bytes:
     """The model that gives σ(z) (m, 1) for pictures (m, 3, side, side) in [0, 1]."""
     graph = Graph(side)
-    x = "x"
+    return graph.model(graph.add("Sigmoid", _add(graph, layers, "x")))
+
+
+def _add(graph: Graph, layers: Sequence[Layer], x: str) -> str:
     for layer in layers:
-        x = _add(graph, layer, x)
-    return graph.model(graph.add("Sigmoid", x))
+        own = layer.parameters
+        match layer:
+            case Standardise():
+                mean, deviation = np.array([layer.mean, layer.deviation]).reshape(2, 1, -1, 1, 1)
+                x = graph.add("Div", graph.add("Sub", x, mean), deviation)
+            case Convolution():
+                weights = own["weights"].transpose(3, 2, 0, 1)
+                x = graph.convolution(x, weights, own.get("bias"), layer.stride)
+            case Relu():
+                x = graph.add("Relu", x)
+            case MaxPool():
+                x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+            case GlobalAverage():
+                x = graph.add("Flatten", graph.add("GlobalAveragePool", x))
+            case Residual():
+                x = graph.add("Add", x, _add(graph, layer.layers, x))
+            case Mirrored():
+                mirror = graph.add("Slice", x, *np.array([[-1], [-(2**31)], [3], [-1]]))
+                both = _add(graph, layer.layers, graph.add("Concat", x, mirror, axis=0))
+                half = graph.add("Split", both, axis=0, outputs=2)
+                x = graph.add("Mean", half, half.replace(".0", ".1"))
+            case Linear():
+                x = graph.add("Gemm", x, own["weights"], own["bias"])
+            case _:
+                raise TypeError(f"{__name__} does not know {layer.kind} layers yet")
+    return x
 
 
-def _add(graph: Graph, layer: Layer, x: str) -> str:
-    match layer:
-        case Standardise():
-            mean, deviation = (
-                graph.constant(np.array(value).reshape(1, -1, 1, 1))
-                for value in (layer.mean, layer.deviation)
-            )
-            return graph.add("Div", graph.add("Sub", x, mean), deviation)
-        case Convolution():
-            weights = layer.parameters["weights"].transpose(3, 2, 0, 1)
-            return graph.convolution(x, weights, layer.parameters.get("bias"), layer.stride)
-        case Relu():
-            return graph.add("Relu", x)
-        case MaxPool():
-            return graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
-        case GlobalAverage():
-            return graph.add("Flatten", graph.add("GlobalAveragePool", x))
-        case Residual():
-            inner = x
-            for each in layer.layers:
-                inner = _add(graph, each, inner)
-            return graph.add("Add", x, inner)
-        case Mirrored():
-            reverse = [graph.integers(value) for value in (-1, -(2**31), 3, -1)]
-            inner = graph.add("Concat", x, graph.add("Slice", x, *reverse), axis=0)
-            for each in layer.layers:
-                inner = _add(graph, each, inner)
-            return graph.add("Mean", *graph.halves(inner))
-        case Linear():
-            constants = [graph.constant(layer.parameters[n]) for n in ("weights", "bias")]
-            return graph.add("Gemm", x, *constants)
-    raise TypeError(f"{__name__} does not know {layer.kind} layers yet")
-
-
-def session(model: bytes, threads: int = 1) -> Any:
-    """An ONNX Runtime session on so many threads, with all its optimisations."""
+def session(model: bytes | str, threads: int = 1) -> Any:
+    """An ONNX Runtime session of a model or its file, on so many threads, fully optimised."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

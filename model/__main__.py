@@ -1,221 +1,222 @@
-"""Answer for pictures on the command line: `python -m model PICTURE|FOLDER|ZIP…`."""
+"""Say for each picture how probable it is that it shows a cat: a readable line for pictures, JSON
+lines for folders and zips. The exit status is 0, 1 if any picture could not be used or there was
+none, and 2 if the weights, the output or the arguments could not, or a disk failed.
+"""
 
 import argparse
+import asyncio
+import fcntl
+import io
 import json
+import logging
 import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, closing
 from pathlib import Path
 from types import FrameType
-from typing import Never
+from typing import Final, Never
 
 from tqdm import tqdm
 
-from model.archive import (
-    BadSources,
-    Pictures,
-    Row,
-    Source,
-    SourceFailed,
-    is_archive,
-    row,
-    text,
-)
-from model.batch import BadOutput, CannotStart, Output, answers
-from model.classifier import BadArtifact, Classifier, default_weights
-from model.preprocessing import accepted_formats
+from model.archive import Found, Pictures, Refused, Row, answers, workers_for
+from model.workers import CannotStart
 
-STANDARD_INPUT = "-"
-INTERRUPTED, TERMINATED = 130, 143  # exit statuses, as shells count them: 128 + the signal
+FIRST_BYTES: Final = b'{"picture": '  # of a row
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C."""
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM; its argument is the signal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a line a picture, or write a row; return 0, 1 if any picture was bad, 2 if the
-    arguments, the weights, the output or a disk are."""
+    """Print a line a picture, or write a row; return the exit status."""
     options = _parser().parse_args(arguments)
-    goes_on = " The same command goes on from there." if options.output else ""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # rows tell what ends a worker
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
     try:
-        classifier = Classifier.load(options.weights)
-        if options.output or any(map(is_archive, options.pictures)):
-            return _answer_archives(classifier, options.pictures, options.output)
-        return _answer_pictures(classifier, options.pictures, options.json)
-    except (BadArtifact, BadOutput, BadSources, CannotStart) as error:
+        return asyncio.run(_answer(options))
+    except (Refused, CannotStart) as error:
         return _fail(str(error), 2)
-    except SourceFailed as error:
-        return _fail(f"The pictures cannot be read: {error}.{goes_on}", 2)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # pictures that cannot be read have rows: this is the output
         what = options.output or "Standard output"
         return _fail(f"{what} cannot be written: {error.strerror or error}.", 2)
-    except KeyboardInterrupt as stopped:
-        status = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
-        return _fail(f"Stopped.{goes_on}", status)
+    except Stopped as stopped:
+        status: int = 128 + stopped.args[0]  # as shells count signals
+        return _fail("Stopped. With --output, the same command goes on from there.", status)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m model",
-        description="Say for each picture how probable it is that it shows a cat: a readable line "
-        "for pictures, JSON lines for folders and zips, which are answered on all cores.",
-        epilog="The exit status is 0, 1 if any picture could not be used or there was none, and 2 "
-        "if the weights, the output or the arguments could not, or a disk failed.",
-    )
-    parser.add_argument(
-        "pictures",
-        metavar="PICTURE|FOLDER|ZIP",
-        nargs="+",
-        help=f"a {accepted_formats()} file (- is standard input), or a folder or zip of them, "
-        "with all its folders",
-    )
+    parser = argparse.ArgumentParser(prog="python -m model", description=__doc__)
+    what = "a picture (- is standard input), or a folder or zip of them, with all its folders"
+    parser.add_argument("pictures", metavar="PICTURE|FOLDER|ZIP", nargs="+", help=what)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        type=Path,
-        help="write JSON lines there; if it has some already, go on after them",
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        type=Path,
-        default=default_weights(),
-        help="weights file (default: %(default)s)",
-    )
+    what = "write JSON lines there; if it has some already, go on after them"
+    parser.add_argument("--output", metavar="FILE", type=Path, help=what)
+    default, what = Path(__file__).with_name("cat.safetensors"), "weights (default: %(default)s)"
+    parser.add_argument("--weights", metavar="FILE", type=Path, default=default, help=what)
     return parser
 
 
+async def _answer(options: argparse.Namespace) -> int:
+    pictures = Pictures(options.pictures)
+    few = pictures.are_files and options.output is None
+    workers = workers_for(options.weights, len(options.pictures) if few else sys.maxsize)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(workers.stop)
+        await workers.start()
+        labels = dict.fromkeys(workers.description["class_names"], 0)
+        counts, found, output = Counter(labels), iter(pictures), None
+        if options.output:
+            output = Output(options.output, workers.description["version"])
+            stack.enter_context(closing(output))
+            counts.update(map(_kind, output.rows_of(found)))
+        before, began = counts.total(), time.monotonic()
+        shown = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
+        total = sum(1 for _ in Pictures(options.pictures)) if shown else None
+        bar = tqdm(total=total, initial=before, unit=" pictures", disable=not shown)
+        stack.enter_context(bar)
+        async for row in await stack.enter_async_context(aclosing(answers(workers, found))):
+            if output:
+                output.write(row)
+            else:
+                print(_sentence(row) if few and not options.json else json.dumps(row), flush=True)
+            counts[_kind(row)] += 1
+            bar.update()
+    if not few:
+        _print_summary(counts, before, pictures.skipped, time.monotonic() - began)
+    return 1 if counts.keys() - labels or not counts.total() else 0
+
+
+def _kind(row: Row) -> str:
+    """The label, or what was wrong."""
+    return str(row["error"]["reason"] if "error" in row else row["label"])
+
+
+def _print_summary(counts: Counter[str], before: int, skipped: int, seconds: float) -> None:
+    new = counts.total() - before
+    parts = [", ".join(f"{count:,} {kind}" for kind, count in counts.items())]
+    parts += [f"{before:,} of these from before"] if before else []
+    parts += [f"{skipped:,} other files left out"] if skipped else []
+    parts += [
+        f"{new / seconds:,.1f} pictures/s"
+        if new
+        else "no pictures " + ("left to do" if before else "found")
+    ]
+    print("; ".join(parts), file=sys.stderr)
+
+
+def _sentence(row: Row) -> str:
+    name = _printable(row["picture"])
+    if "error" in row:
+        return f"{name}: {row['error']['reason']}: {row['error']['detail']}"
+    notes = "".join(f"; {note}" for note in row["warnings"])
+    return f"{name}: {row['label']} ({row['cat_probability']:.4f}){notes}"
+
+
+def _printable(text: str) -> str:
+    """The text on one line, whatever is in it."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def _fail(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
+    print(_printable(message), file=sys.stderr)
     return status
 
 
-# --- a few pictures -----------------------------------------------------------------------------
+class Output:
+    """A file of rows, a JSON object a line, which may already hold the first pictures'.
+
+    Rows are written in the order of the pictures. One process writes them at a time.
+    """
+
+    def __init__(self, path: Path, version: str) -> None:
+        """Open or create the file; raises Refused, and OSError where it cannot be written."""
+        if path.exists() and not path.is_file():
+            raise Refused(f"{path} is not a regular file. Name one, or none for standard output.")
+        self._path, self._version = path, version
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise Refused(f"Another process is writing {path}; wait for it, or end it.") from None
+
+    def rows_of(self, pictures: Iterator[Found]) -> Iterator[Row]:
+        """Yield the rows that are there, and take their pictures off the iterator.
+
+        When all were yielded, the file is ready for the next row: what an interruption left of a
+        line is cut off. Raises Refused, before anything is changed, where the file is not this
+        command's, or of another model, or of other pictures.
+        """
+        end = 0
+        self._file.seek(0)
+        for number, line in enumerate(self._file, 1):
+            row = _parse(line)
+            if row is None:
+                self._check_torn(number, line)
+                break
+            found = next(pictures, None)
+            now = (found.name if found else "no picture", self._version)
+            if now != (there := (row["picture"], row["model_version"])):
+                raise Refused(
+                    f"Row {number:,} of {self._path} is for {there[0]} by the model {there[1]}. Now"
+                    f" it would be for {now[0]} by {now[1]}: these are other weights or pictures,"
+                    " or some were added, removed or renamed. Name another output."
+                )
+            yield row
+            end += len(line)
+        self._file.truncate(end)
+
+    def _check_torn(self, number: int, line: bytes) -> None:
+        """Raise Refused unless this line is torn, or zeros, as interruptions leave it."""
+        start = line.strip(b"\0")[: len(FIRST_BYTES)]
+        if line.endswith(b"\n") or not FIRST_BYTES.startswith(start):
+            what = f"Line {number:,} of {self._path} is no row of this command"
+            raise Refused(f"{what}. Name another output, or keep only the lines before it.")
+
+    def write(self, row: Row) -> None:
+        """Add a row; if the process is killed later, it stays."""
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
-def _answer_pictures(classifier: Classifier, names: Sequence[str], as_json: bool) -> int:
-    bad = False
-    for name in names:
-        source: Source = Path(name)
-        if name == STANDARD_INPUT:
-            try:
-                source = sys.stdin.buffer.read()
-            except OSError as error:
-                raise SourceFailed(f"standard input: {error.strerror or error}") from error
-        answer = row(classifier, text(name), source)
-        bad = bad or "error" in answer
-        print(json.dumps(answer) if as_json else _sentence(answer), flush=True)
-    return 1 if bad else 0
+def _parse(line: bytes) -> Row | None:
+    """The row that a line is, or None."""
+    try:
+        row: Row | None = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    match row:
+        case {"picture": str(), "model_version": str(), "label": str()}:
+            return row
+        case {"picture": str(), "model_version": str(), "error": {"reason": str()}}:
+            return row
+    return None
 
 
-def _sentence(answer: Row) -> str:
-    name = _printable(answer["picture"])
-    if "error" in answer:
-        return f"{name}: {answer['error']['reason']}: {answer['error']['detail']}"
-    notes = "".join(f"; {note}" for note in answer["warnings"])
-    return f"{name}: {answer['label']} ({answer['cat_probability']:.4f}){notes}"
-
-
-def _printable(name: str) -> str:
-    """The name on one line, whatever is in it."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in name)
-
-
-# --- archives -----------------------------------------------------------------------------------
-
-
-def _answer_archives(classifier: Classifier, sources: Sequence[str], path: Path | None) -> int:
-    if STANDARD_INPUT in sources:
-        return _fail("Beside folders, zips and --output, - is not taken.", 2)
-    tally = Tally(classifier.class_names)
-    pictures = Pictures(sources)
-    found = iter(pictures)
-    with ExitStack() as stack:
-        output = stack.enter_context(Output(path, classifier.version)) if path else None
-        bar = stack.enter_context(_progress_bar(sources, output is not None))
-        if output:
-            for there in output.rows_of(found):
-                tally.count(there)
-                bar.update()
-            tally.start_here()
-        for answer in stack.enter_context(closing(answers(classifier, found))):
-            if output:
-                output.write(answer)
-            else:
-                print(json.dumps(answer), flush=True)
-            tally.count(answer)
-            bar.update()
-    print(tally.summary(pictures.skipped), file=sys.stderr)
-    return 1 if tally.bad or not tally.rows else 0
-
-
-def _progress_bar(sources: Sequence[str], rows_in_file: bool) -> "tqdm[Never]":
-    """A bar where a terminal shows it and not the rows as well."""
-    shown = sys.stderr.isatty() and (rows_in_file or not sys.stdout.isatty())
-    total = sum(1 for _ in Pictures(sources)) if shown else None
-    return tqdm(total=total, unit=" pictures", disable=not shown, dynamic_ncols=True)
-
-
-class Tally:
-    """What the rows were."""
-
-    def __init__(self, class_names: tuple[str, str]) -> None:
-        self._counts = Counter(dict.fromkeys(class_names, 0))
-        self._errors: Counter[str] = Counter()
-        self.start_here()
-
-    def start_here(self) -> None:
-        """Measure speed from now on: the rows so far were there already."""
-        self._there = self.rows
-        self._started = time.monotonic()
-
-    def count(self, answer: Row) -> None:
-        if "error" in answer:
-            self._errors[answer["error"]["reason"]] += 1
-        else:
-            self._counts[answer["label"]] += 1
-
-    @property
-    def bad(self) -> int:
-        return self._errors.total()
-
-    @property
-    def rows(self) -> int:
-        return self._counts.total() + self.bad
-
-    def summary(self, skipped: int) -> str:
-        """One line for people."""
-        parts = [f"{count:,} {label}" for label, count in self._counts.items()]
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._errors.most_common())
-        parts.append(
-            f"{self.bad:,} error{'' if self.bad == 1 else 's'}"
-            + (f" ({reasons})" if reasons else "")
-        )
-        if self._there:
-            parts.append(f"{self._there:,} of these from before")
-        if skipped:
-            parts.append(f"{skipped:,} other files left out")
-        if self.rows == self._there:
-            parts.append("no pictures left to do" if self._there else "no pictures found")
-        else:
-            rate = (self.rows - self._there) / (time.monotonic() - self._started)
-            parts.append(f"{rate:,.1f} pictures/s")
-        return "; ".join([", ".join(parts[:3]), *parts[3:]])
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _stop(number: int, _frame: FrameType | None) -> Never:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)  # the second time at once
+    raise Stopped(number)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main())
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _stop)
+    status = main()
+    if status > 128:
+        os._exit(status)  # a thread may wait for a disk that does not answer
+    sys.exit(status)

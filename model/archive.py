@@ -1,140 +1,71 @@
 """The pictures of files, folders and zips: found one after the other, and answered as rows.
 
-A row is what is known of one picture, as JSON values, whoever writes it where:
-
-  picture          its name: the path in the folder, or `archive.zip/member`; always valid text
-  cat_probability  of the classifier's first class, in [0, 1]
-  label            the name of the class
-  warnings         what was done to the picture that its owner may not expect
-  model_version    the version of the classifier
-
-A picture that could not be used has instead of the probability, the label and the warnings
-
-  error            reason, a word for programs, and detail, a sentence for people
+A row has JSON values, whoever writes it where: `picture`, the name, as valid text; then either
+`cat_probability`, `label` and `warnings`, or `error` with `reason`, for programs, and `detail`, for
+people; and `model_version`. The bytes are read here. Workers look into them, whose program is
+`python -m model.archive`.
 """
 
+import asyncio
 import errno
 import os
-import stat
 import struct
-import zipfile
+import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
-from model.classifier import Classifier
-from model.preprocessing import DEFAULT_LIMITS, InvalidImage
+from model.folders import Entry, EntryType, folder_entries, is_zip_name, zip_entries
+from model.machine import cores, memory_bytes
+from model.worker import CannotLoad, Handle, Job, Reply, serve
+from model.workers import End, JobRefused, Workers
 
 Row = dict[str, Any]
 
-# Beside the reasons of InvalidImage: there are no bytes to judge.
-UNREADABLE: Final = "unreadable"
-TOO_LARGE: Final = "too-large"
+STANDARD_INPUT: Final = Path("-")
+MOST_BYTES: Final = 4 * 25_000_000 + 2**20  # the most pixels, stored with four bytes each, and more
+LEAST_SHARE_BYTES: Final = 128 * 2**20  # of memory for a worker, or there are fewer of them
+MOST_SHARE_BYTES: Final = 768 * 2**20  # the worst picture that is decoded takes less
+READ_AHEAD: Final = 4  # pictures in memory for each worker, so that none waits for a disk
+ROWS_AHEAD: Final = 16  # rows for each worker that wait for an earlier picture's
 
-# Enough for the largest picture that is decoded, stored uncompressed with four bytes a pixel.
-MOST_BYTES: Final = 4 * DEFAULT_LIMITS.max_pixels + 2**20
+# Reasons and details where there is no answer, beside those of `model.preprocessing.InvalidImage`.
+REFUSALS: Final = {
+    End.MEMORY: ("too-many-pixels", "Decoding it takes more memory than there is; scale it down."),
+    End.TIME: ("takes-too-long", "Decoding it takes more time than one may have; scale it down."),
+    End.CRASH: ("crashes-decoder", "What decodes it crashed, twice; save it anew, as JPEG or PNG."),
+}
 
-# Files of these names are taken for pictures, whatever turns out to be in them. The last ones are
-# not decoded, or only with an extra: whoever keeps them learns so from their rows.
-PICTURE_SUFFIXES: Final = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib"),
-        *(".tif", ".tiff", ".avif"),
-        *(".heic", ".heif", ".hif", ".jxl", ".jp2"),
-    )
+# What opening and reading raises, of a file or, most of it, of a broken zip.
+_BROKEN = (
+    *(OSError, ValueError, BadZipFile, zlib.error, struct.error, EOFError, LookupError),
+    *(RuntimeError, ArithmeticError, MemoryError),
 )
-ZIP_SUFFIX: Final = ".zip"
-_ZIP_STARTS = (b"PK\3\4", b"PK\5\6")  # with members, and empty
-_JUNK = "__MACOSX"  # beside names that begin with a dot
-_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # inflated piece by piece: no bombs
-_BROKEN_ZIP = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
-    *(NotImplementedError, RuntimeError, ValueError, OverflowError, MemoryError),
-)
-# Errors that will be the same another time. EINVAL is a zip whose offsets lie before its start,
-# ENXIO a socket.
-_LASTING = frozenset(
-    (
-        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG),
-        *(errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ENXIO),
-    )
-)
+# Errors that will be the same another time. EINVAL: a zip's offsets lie before its start; ENXIO: a
+# socket.
+_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+_LASTING |= {errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ENXIO}
 
 
-class BadSources(ValueError):
-    """Sources that are not taken together; the message says which, why, and what to do."""
-
-
-class SourceFailed(Exception):
-    """A source cannot be read, but may be another time, as after a disk's or a network's error:
-    no row is made of it. The message says which, and why."""
+class Refused(Exception):
+    """Sources or an output that cannot be used; the message says which, why, and what to do."""
 
 
 class Unreadable(Exception):
-    """There are no bytes of a picture; says why, as a row does."""
-
-    def __init__(self, detail: str, reason: str = UNREADABLE) -> None:
-        super().__init__(detail, reason)
-        self.detail = detail
-        self.reason = reason
-
-
-class Member(NamedTuple):
-    """Where a picture lies in a zip."""
-
-    archive: Path
-    name: str
-
-
-# Where a picture is, or its bytes, or why there are none.
-Source = Path | Member | bytes | Unreadable
+    """There are no bytes of a picture; its arguments are the reason and the detail of its row."""
 
 
 class Found(NamedTuple):
-    """A picture's name in its row, and where it is."""
+    """A picture's name in its row, and what gives its bytes; it raises Unreadable and Refused."""
 
     name: str
-    source: Source
-
-
-def row(classifier: Classifier, name: str, source: Source) -> Row:
-    """Answer for one picture; whatever is wrong with it is in the row. Raises SourceFailed."""
-    try:
-        prediction = classifier.predict(read(source))
-    except InvalidImage as error:
-        return error_row(classifier.version, name, error.reason, str(error))
-    except Unreadable as error:
-        return error_row(classifier.version, name, error.reason, error.detail)
-    return {
-        "picture": name,
-        "cat_probability": prediction.cat_probability,
-        "label": prediction.label,
-        "warnings": list(prediction.warnings),
-        "model_version": classifier.version,
-    }
-
-
-def error_row(version: str, name: str, reason: str, detail: str) -> Row:
-    """The row of a picture that could not be used."""
-    error = {"reason": str(reason), "detail": detail}
-    return {"picture": name, "error": error, "model_version": version}
-
-
-def is_archive(source: str) -> bool:
-    """Say whether this is a folder or a zip, and not a picture or nothing at all. Raises
-    SourceFailed."""
-    try:
-        path = Path(source)
-        if path.is_file():
-            with path.open("rb") as file:
-                return file.read(4) in _ZIP_STARTS or _is_zip_name(source)
-        return path.is_dir()
-    except (OSError, ValueError) as error:
-        _lasting(error, source)
-        return False
+    read: Callable[[], bytes]
 
 
 class Pictures:
@@ -146,80 +77,59 @@ class Pictures:
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
-        """Raises BadSources where a picture would be found twice; iterating raises SourceFailed."""
-        places = sorted((Path(os.path.realpath(source)), source) for source in sources)
-        for (above, one), (below, other) in pairwise(places):  # those below follow theirs
-            if below.is_relative_to(above):
-                raise BadSources(
-                    f"{text(other)} lies in {text(one)}, or is the same: its pictures would have "
-                    "two rows each. Name only one of them."
-                )
+        """Raises Refused, as iterating does; also where a folder's picture would be found twice."""
+        self.are_files = not any(map(_is_archive, sources))
         self.skipped = 0  # files that are no pictures by their names, or hidden; so far
         self._sources = sources
+        checked = [] if self.are_files else sources
+        places = sorted((Path(os.path.realpath(source)), source) for source in checked)
+        for (above, one), (below, other) in pairwise(places):  # those below follow theirs
+            if below.is_relative_to(above):
+                both = f"{text(other)} lies in {text(one)}, or is the same"
+                raise Refused(f"{both}: its pictures would have two rows each. Name only one.")
 
     def __iter__(self) -> Iterator[Found]:
         alone = len(self._sources) == 1
         self.skipped = 0
         for source in self._sources:
-            path = Path(source)
-            if not is_archive(source):
-                yield Found(text(source), path)
+            path = STANDARD_INPUT if source == str(STANDARD_INPUT) else Path(source).absolute()
+            if not _is_archive(source):
+                yield Found(text(source), partial(read, path))
             elif path.is_dir():
                 yield from self._folder(path, PurePosixPath() if alone else PurePosixPath(source))
             else:
                 yield from self._zip(path, path.name if alone else source)
 
     def _folder(self, folder: Path, prefix: PurePosixPath) -> Iterator[Found]:
-        try:
-            names = self._names(folder)
-        except OSError as error:
-            why = _lasting(error, folder)
-            yield Found(text(str(prefix)), Unreadable(f"The folder cannot be read: {why}."))
-            return
-        for name in names:
-            if name.endswith("/"):
-                yield from self._folder(folder / name, prefix / name)
-            elif _is_zip_name(name):
-                yield from self._zip(folder / name, str(prefix / name))
-            else:
-                yield Found(text(str(prefix / name)), folder / name)
-
-    def _names(self, folder: Path) -> list[str]:
-        """The pictures, zips and folders (with a slash) in a folder, sorted.
-
-        Links to folders are not followed: they may lead in circles.
-        """
-        names = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if _is_hidden(entry.name):
-                    self.skipped += 1
-                elif entry.is_dir(follow_symlinks=False):
-                    names.append(f"{entry.name}/")
-                elif _is_wanted(entry):
-                    names.append(entry.name)
-                else:
-                    self.skipped += 1
-        return sorted(names)
+        for entry in folder_entries(folder):
+            yield from self._entry(entry, str(prefix / entry.name), folder / entry.name)
 
     def _zip(self, path: Path, name: str) -> Iterator[Found]:
         try:
-            members = _open_zip(path).NameToInfo  # of members with the same name, the last
-        except Unreadable as error:
-            yield Found(text(name), error)
+            archive = _open_zip(path)
+        except _BROKEN as error:
+            why = f"The zip cannot be read: {_why(error, path)}."
+            yield Found(text(name), partial(cannot, why))
             return
-        for member in members:
-            inside = text(f"{name}/{member}")
-            if member.endswith("/"):
-                continue
-            if any(map(_is_hidden, member.split("/"))):
-                self.skipped += 1
-            elif _is_zip_name(member):
-                yield Found(inside, Unreadable("It is a zip within a zip; unpack the outer one."))
-            elif _is_picture_name(member):
-                yield Found(inside, Member(path, member))
-            else:
-                self.skipped += 1
+        for entry in zip_entries(archive):
+            yield from self._entry(entry, f"{name}/{entry.name}", path, entry.stored)
+
+    def _entry(self, entry: Entry, name: str, path: Path, member: str = "") -> Iterator[Found]:
+        if entry.error:
+            why = _why(entry.error, path)
+            yield Found(text(name), partial(cannot, f"It cannot be read: {why}."))
+        elif entry.type is EntryType.PICTURE:
+            yield Found(text(name), partial(read, path, member))
+        elif entry.type is not EntryType.ZIP:
+            self.skipped += 1
+        elif member:
+            yield Found(text(name), partial(cannot, "It is a zip in a zip; unpack the outer one."))
+        else:
+            yield from self._zip(path, name)
+
+
+def _is_archive(source: str) -> bool:
+    return is_zip_name(source) or os.path.isdir(source)  # noqa: PTH112 - this one never raises
 
 
 def text(name: str) -> str:
@@ -227,105 +137,144 @@ def text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == _JUNK
-
-
-def _is_wanted(entry: os.DirEntry[str]) -> bool:
-    """A picture or a zip by its name, and a file."""
-    if not (_is_picture_name(entry.name) or _is_zip_name(entry.name)):
-        return False
+def read(path: Path, member: str = "") -> bytes:
+    """Return the bytes of a picture: a file, or a member of a zip by its name there; raises
+    Unreadable, and Refused for a broken disk."""
+    what = "member" if member else "file"
     try:
-        return stat.S_ISREG(entry.stat().st_mode)
-    except OSError:  # a link to nothing, or to itself: its row will say so
-        return True
-
-
-def _is_picture_name(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
-
-
-def _is_zip_name(name: str) -> bool:
-    return name.lower().endswith(ZIP_SUFFIX)
-
-
-def read(source: Source) -> bytes:
-    """Return the bytes of a picture; raises Unreadable and SourceFailed."""
-    match source:
-        case bytes():
-            data = source
-        case Path():
-            data = _read_file(source)
-        case Member():
-            data = _read_member(source)
-        case Unreadable():
-            raise source
+        data = _read_member(path, member) if member else _read_file(path)
+    except _BROKEN as error:
+        raise Unreadable("unreadable", f"The {what} cannot be read: {_why(error, path)}.") from None
     if len(data) > MOST_BYTES:
-        raise _too_large("more")
+        most = f"more than the {MOST_BYTES:,} bytes that a picture may have"
+        raise Unreadable("too-large", f"The {what} has {most}; save it smaller.")
     return data
+
+
+def cannot(why: str) -> bytes:
+    """Raise Unreadable where there are no bytes to read."""
+    raise Unreadable("unreadable", why)
 
 
 def _read_file(path: Path) -> bytes:
-    try:
+    if path != STANDARD_INPUT:
         with path.open("rb") as file:
             return file.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise Unreadable(f"The file cannot be read: {_lasting(error, path)}.") from None
+    if sys.stdin is None:
+        raise Refused("Standard input is closed; pipe a picture into the command.")
+    return sys.stdin.buffer.read(MOST_BYTES + 1)
 
 
-def _read_member(source: Member) -> bytes:
+def _read_member(path: Path, name: str) -> bytes:
     """Inflate a member, but no more of it than its entry in the archive claims."""
-    archive = _open_zip(source.archive)
-    info = archive.NameToInfo.get(source.name)
-    if info is None:
-        raise Unreadable("The member is no longer in the archive.")
-    if info.flag_bits & 1:
-        raise Unreadable("The member is encrypted; unpack the archive, and give the folder.")
-    if info.compress_type not in _ZIP_METHODS:
-        raise Unreadable(
-            f"The member is compressed by method {info.compress_type}, neither stored nor "
-            "deflated; unpack the archive, and give the folder."
-        )
-    if info.file_size > MOST_BYTES:
-        raise _too_large(f"{info.file_size:,} bytes, more")
-    try:
-        with archive.open(info) as member:
-            data = member.read(info.file_size)
-    except _BROKEN_ZIP as error:
-        why = _lasting(error, source.archive)
-        raise Unreadable(f"The member is damaged within the archive: {why}.") from None
-    if len(data) < info.file_size:
-        raise Unreadable("The member is damaged within the archive: it is cut off.")
+    archive = _open_zip(path)
+    info = archive.getinfo(name)
+    if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):  # others may be bombs
+        how = f"it is compressed by method {info.compress_type}, neither stored nor deflated"
+        raise NotImplementedError(f"{how}; unpack it, and give the folder")
+    size = min(info.file_size, MOST_BYTES + 1)
+    with archive.open(info) as file:
+        data = file.read(size)
+    if len(data) < size:
+        raise EOFError("it is cut off")
     return data
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        status = path.stat()
-        return _open_zip_as_it_is(path, status.st_mtime_ns, status.st_size)
-    except _BROKEN_ZIP as error:
-        raise Unreadable(f"The zip archive cannot be read: {_lasting(error, path)}.") from None
+@lru_cache(maxsize=2)  # members are read one archive after the other
+def _open_zip(path: Path) -> ZipFile:
+    return ZipFile(path)
 
 
-@lru_cache(maxsize=1)  # members are read one archive after the other
-def _open_zip_as_it_is(path: Path, _changed: int, _size: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
-
-
-def _too_large(how_much: str) -> Unreadable:
-    return Unreadable(
-        f"The file has {how_much} than the {MOST_BYTES:,} that a picture may have; "
-        "save it smaller.",
-        TOO_LARGE,
-    )
-
-
-def _lasting(error: Exception, path: Path | str) -> str:
-    """Why there are no bytes; raises SourceFailed where there may be some another time."""
+def _why(error: Exception, path: Path) -> str:
+    """Why there are no bytes. Raises Refused where there may be some another time, as after a
+    disk's or a network's error: no row is made of that."""
+    why = text(getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
     if isinstance(error, OSError) and error.errno not in _LASTING:
-        raise SourceFailed(f"{text(str(path))}: {_why(error)}") from error
-    return _why(error)
+        where = f"{text(str(path))} cannot be read: {why}. Once it can"
+        raise Refused(f"{where}, the same command with --output goes on from there.") from error
+    return why
 
 
-def _why(error: Exception) -> str:
-    return text(getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+def workers_for(weights: str | os.PathLike[str], most: int = sys.maxsize) -> Workers:
+    """Workers that answer with these weights, not started yet: one a core, as far as the memory
+    reaches, and no more than `most`."""
+    memory = memory_bytes() * 3 // 4
+    count = max(1, min(cores(), memory // LEAST_SHARE_BYTES, most))
+    share = min(memory // count, MOST_SHARE_BYTES)
+    return Workers("model.archive", [str(Path(weights).resolve())], count=count, memory_bytes=share)
+
+
+async def answers(workers: Workers, pictures: Iterable[Found]) -> AsyncGenerator[Row, None]:
+    """Yield a row for each picture, in their order; pictures are taken only as they are needed.
+
+    Raises Refused.
+    """
+    most = READ_AHEAD * workers.count
+    room, readers = asyncio.Semaphore(most), ThreadPoolExecutor(most)
+    under_way: deque[asyncio.Task[Row]] = deque()
+    version = workers.description["version"]
+
+    async def answer(found: Found) -> Row:
+        try:
+            async with room:
+                data = await asyncio.get_running_loop().run_in_executor(readers, found.read)
+                head = (await workers.submit({}, data, quick=True).reply).head
+            if "fault" in head:
+                raise Unreadable("internal-error", head["fault"].splitlines()[-1])
+        except Unreadable as error:
+            head = no_answer(version, *error.args)
+        except JobRefused as refused:
+            head = no_answer(version, *REFUSALS[refused.end])
+        head.pop("seconds", None)
+        return {"picture": found.name, **head}
+
+    try:
+        for found in pictures:
+            if len(under_way) >= ROWS_AHEAD * workers.count:
+                yield await under_way.popleft()
+            under_way.append(asyncio.create_task(answer(found)))
+        while under_way:
+            yield await under_way.popleft()
+    finally:
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        readers.shutdown(wait=False, cancel_futures=True)
+
+
+def no_answer(version: str, reason: str, detail: str) -> Row:
+    """The row of a picture without an answer, but for its name."""
+    return {"error": {"reason": reason, "detail": detail}, "model_version": version}
+
+
+def load(weights: str) -> tuple[dict[str, Any], Handle]:
+    """Load an artifact, and what decodes pictures. Raises CannotLoad."""
+    # Not at the top: the process that reads and writes needs neither NumPy nor Pillow.
+    from model.classifier import BadArtifact, Classifier
+    from model.preprocessing import InvalidImage, preload
+
+    try:
+        classifier = Classifier.load(weights)
+    except BadArtifact as error:
+        raise CannotLoad(str(error)) from None
+    preload()
+    version = classifier.version
+
+    def answer(job: Job) -> Reply:
+        try:
+            found = classifier.predict(job.body)
+        except InvalidImage as error:
+            return Reply(no_answer(version, error.reason, str(error)))
+        values = {"cat_probability": found.cat_probability, "label": found.label}
+        return Reply({**values, "warnings": list(found.warnings), "model_version": version})
+
+    def handle(jobs: Sequence[Job]) -> list[Reply]:
+        # One by one, though together they would take less time: the last digits depend on which
+        # ones are together, and an interrupted output ends up as if nothing had happened.
+        return [answer(job) for job in jobs]
+
+    return {"version": version, "class_names": classifier.class_names}, handle
+
+
+if __name__ == "__main__":
+    serve(load)

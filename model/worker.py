@@ -35,7 +35,7 @@ HEADER: Final = struct.Struct("<II")  # bytes of the head, bytes of the body
 MOST_AT_ONCE: Final = 3  # jobs that are handled together, as far as they are here already
 OUT_OF_MEMORY: Final = 12  # exit status
 OUT_OF_TIME: Final = -signal.SIGPROF if hasattr(signal, "SIGPROF") else 0  # exit status
-NICENESS: Final = 5  # so that the front gets its turn first
+NICENESS: Final = 2  # so that the front gets its turn first
 
 _LOOK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 # Parameters of mallopt(3) and prctl(2).
@@ -101,7 +101,10 @@ def missing_limits() -> list[str]:
 
 
 def _tell(control: socket.socket, **message: Any) -> None:
-    control.sendall(json.dumps(message).encode() + b"\n")
+    try:
+        control.sendall(json.dumps(message).encode() + b"\n")
+    except ConnectionError:
+        os._exit(0)  # the front is gone; workers die with their parent
 
 
 def _keep_memory() -> None:
@@ -141,7 +144,10 @@ class _Template:
                 awake.recv(4096)
                 self._report_ended()
             if self.control in readable:
-                asked, sockets, _, _ = socket.recv_fds(self.control, 1, 1)
+                try:
+                    asked, sockets, _, _ = socket.recv_fds(self.control, 1, 1)
+                except ConnectionError:
+                    asked = b""
                 if not asked:
                     os._exit(0)  # the front is gone; workers die with their parent
                 for descriptor in sockets:

@@ -108,20 +108,17 @@ class Workers:
         self.program, self.arguments = program, list(arguments)
         self.count, self.memory_bytes, self.seconds = count, memory_bytes, seconds
         self.queue: deque[Submitted] = deque()
+        self.description: dict[str, Any] = {}  # what the template that serves now says of itself
         self.seconds_each = 0.05  # a guess, until something was measured
         self.current: _Generation | None = None
         self.on_replaced: Callable[[], object] = int  # called for each worker that is replaced
+        self.launched: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._retired: list[_Generation] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()  # one generation at a time
         self._stopping = False
 
     # --- for users ------------------------------------------------------------------------------
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What the template that serves now says of itself."""
-        return self.current.description if self.current else {}
 
     @property
     def unlimited(self) -> list[str]:
@@ -145,17 +142,25 @@ class Workers:
         jobs = len(self.queue) + sum(len(worker.jobs) for worker in self._workers())
         return jobs * self.seconds_each / self.count
 
+    def launch(self) -> None:
+        """Start loading at once, before there is an event loop. Raises CannotStart."""
+        try:
+            self.launched = self._launch()
+        except OSError as error:
+            raise CannotStart(f"No process can be started: {error.strerror}.") from None
+
     async def start(self) -> None:
         """Start all workers. Raises CannotStart."""
-        self.current = await self._generation(self.arguments)
+        self._take_over(await self._generation())
         self.run_task(self._watch())
 
     async def reload(self) -> None:
         """Load everything anew in new processes; once they are ready, they take over. Raises
         CannotStart, and the old ones go on."""
         async with self._starting:
-            new = await self._generation(self.arguments)
-            old, self.current = self.current, new
+            new = await self._generation()
+            old = self.current
+            self._take_over(new)
         if old:
             self._retired.append(old)
             old.retire()
@@ -183,10 +188,31 @@ class Workers:
 
     # --- the processes --------------------------------------------------------------------------
 
-    async def _generation(self, arguments: Sequence[str]) -> "_Generation":
+    def template(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """A template that loads, and the front's end of its control socket. Raises OSError."""
+        launched, self.launched = self.launched, None
+        return launched or self._launch()
+
+    def _launch(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """Start a fresh interpreter, which inherits nothing but a socket."""
+        control, theirs = socket.socketpair()
+        numbers = (str(theirs.fileno()), str(self.memory_bytes), str(self.seconds))
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-m", self.program, *numbers, *self.arguments],
+                cwd=_ROOT,
+                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the front alone
+            )
+        return process, control
+
+    async def _generation(self) -> "_Generation":
         generation = _Generation(self)
         try:
-            await asyncio.wait_for(generation.start(arguments), START_SECONDS)
+            await asyncio.wait_for(generation.start(), START_SECONDS)
         except BaseException as error:
             generation.kill()
             if isinstance(error, TimeoutError):
@@ -200,6 +226,11 @@ class Workers:
         if generation.ended:
             raise CannotStart("The process that loads the weights ended unexpectedly.")
         return generation
+
+    def _take_over(self, generation: "_Generation") -> None:
+        self.current = generation
+        self.description.clear()  # in place: whoever holds it sees the new one
+        self.description.update(generation.description)
 
     def _workers(self) -> list["_Worker"]:
         return self.current.workers if self.current else []
@@ -272,8 +303,8 @@ class Workers:
         while self.current is None:
             try:
                 async with self._starting:
-                    # A reload may have come before
-                    self.current = self.current or await self._generation(self.arguments)
+                    if self.current is None:  # no reload has come before
+                        self._take_over(await self._generation())
             except CannotStart as error:
                 logger.error("%s", error)
                 await asyncio.sleep(pause)
@@ -304,31 +335,14 @@ class _Generation:
         self._starts: deque[float] = deque(maxlen=owner.count)
         self._is_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def start(self, arguments: Sequence[str]) -> None:
+    async def start(self) -> None:
         """Load, and start all workers. Raises CannotStart."""
-        self._control = self._start_template(arguments)
+        self._process, self._control = self.owner.template()
         self._control.setblocking(False)
         asyncio.get_running_loop().add_reader(self._control, self._read)
         await self._is_ready
         for _ in range(self.owner.count):
             await self._add_worker()
-
-    def _start_template(self, arguments: Sequence[str]) -> socket.socket:
-        """Start a fresh interpreter, which inherits nothing but a socket; return its other end."""
-        owner = self.owner
-        control, theirs = socket.socketpair()
-        numbers = (str(theirs.fileno()), str(owner.memory_bytes), str(owner.seconds))
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", owner.program, *numbers, *arguments],
-                cwd=_ROOT,
-                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the front alone
-            )
-        return control
 
     async def _add_worker(self) -> None:
         if self.retired or self.ended:

@@ -1,27 +1,26 @@
 """Make training, validation and test zips from the public sets PetImages and Tiny ImageNet.
 
-    python -m scripts.get_data --pets kagglecatsanddogs_5340.zip --tiny tiny-imagenet-200.zip mydata
+    python -m scripts.get_data mydata --pets kagglecatsanddogs_5340.zip --tiny tiny-imagenet-200.zip
 
 writes mydata/pictures-train.zip, -val.zip and -test.zip with the folders cat/ and non-cat/, which
-`python -m training` reads. Each archive is a file, or an address that it is fetched from.
-docs/data.md tells where the archives come from, on what terms, and what is missing in them.
+`python -m training` reads. docs/training.md tells where the archives come from, on what terms, and
+what is missing in them.
 
 Which pictures are taken, and which split each is in, is decided by the SHA-256 of its file alone:
 the same archives give the same zips, and a picture that is there twice is not in two splits.
 """
 
-import argparse
 import hashlib
 import sys
-import urllib.request
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from shutil import copyfileobj
+from typing import Annotated, NamedTuple
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
+import typer
 from PIL import Image
 
 from model.preprocessing import InvalidImage, Preprocessing, read_picture
@@ -49,31 +48,25 @@ LOOKALIKES = {
     "n02509815",  # red panda
 }
 _DATE = (1980, 1, 1, 0, 0, 0)  # of every file in the zips: the same content, the same bytes
-_JPEG_ENDINGS = {".jpg", ".jpeg"}
 
 
-class BadArchive(ValueError):
-    """An archive that does not hold what it should: which, what, what to do."""
-
-
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A picture in an archive."""
 
     name: str  # that it gets: "cat/pets-cat-00012.jpg"
-    kind: str  # within it, pictures are chosen
+    kind: str  # within it, pictures are chosen: "pets-cat", "tiny-n02123045"
     digest: str  # SHA-256 of the file
     member: str
-    archive: zipfile.ZipFile
+    archive: ZipFile
 
     @property
     def cat(self) -> bool:
         return self.name.startswith("cat/")
 
 
-def pets(archive: zipfile.ZipFile) -> Iterator[Found]:
+def pets(archive: ZipFile) -> Iterator[Found]:
     """PetImages: PetImages/Cat/12.jpg, PetImages/Dog/12.jpg."""
-    for member, path in _members(archive):
+    for member, path in _jpegs(archive):
         kind = path.parent.name.lower()
         if kind in ("cat", "dog") and path.stem.isdigit():
             folder = "cat" if kind == "cat" else "non-cat"
@@ -81,17 +74,16 @@ def pets(archive: zipfile.ZipFile) -> Iterator[Found]:
             yield Found(name, f"pets-{kind}", _digest(archive.read(member)), member, archive)
 
 
-def tiny(archive: zipfile.ZipFile) -> Iterator[Found]:
+def tiny(archive: ZipFile) -> Iterator[Found]:
     """Tiny ImageNet: train/WNID/images/WNID_0.JPEG, and val/images/val_0.JPEG with the classes in
     val/val_annotations.txt. Its test pictures have no labels."""
-    classes = _validation_classes(archive)
-    for member, path in _members(archive):
-        parts = path.parts
-        if "train" in parts and path.parent.name == "images":
-            wnid = path.parent.parent.name
-        elif "val" in parts and path.name in classes:
-            wnid = classes[path.name]
-        else:
+    annotated = [each for each in archive.namelist() if each.endswith("/val_annotations.txt")]
+    lines = [line for each in annotated for line in archive.read(each).decode().splitlines()]
+    classes = {name: wnid for name, wnid, *_ in (line.split("\t") for line in lines)}
+    for member, path in _jpegs(archive):
+        in_training = "train" in path.parts and path.parent.name == "images"
+        wnid = path.parent.parent.name if in_training else classes.get(path.name, "")
+        if not wnid:
             continue
         folder = "cat" if wnid in CATS else "non-cat"
         stem = path.stem if path.stem.startswith(wnid) else f"{wnid}_{path.stem}"
@@ -99,20 +91,11 @@ def tiny(archive: zipfile.ZipFile) -> Iterator[Found]:
         yield Found(f"{folder}/tiny-{stem}.jpg", f"tiny-{wnid}", digest, member, archive)
 
 
-def _members(archive: zipfile.ZipFile) -> Iterator[tuple[str, PurePosixPath]]:
+def _jpegs(archive: ZipFile) -> Iterator[tuple[str, PurePosixPath]]:
     for member in archive.namelist():
         path = PurePosixPath(member)
-        if path.suffix.lower() in _JPEG_ENDINGS:
+        if path.suffix.lower() in (".jpg", ".jpeg"):
             yield member, path
-
-
-def _validation_classes(archive: zipfile.ZipFile) -> dict[str, str]:
-    """File name of each validation picture → its class."""
-    for member in archive.namelist():
-        if PurePosixPath(member).name == "val_annotations.txt":
-            lines = archive.read(member).decode("utf-8").splitlines()
-            return {name: wnid for name, wnid, *_ in (line.split("\t") for line in lines)}
-    return {}
 
 
 def _digest(data: bytes) -> str:
@@ -126,23 +109,22 @@ def choose(found: Iterable[Found], others: int, lookalikes: int) -> tuple[list[F
     or that a network takes for them, `lookalikes` each.
     """
     by_digest: dict[str, list[Found]] = defaultdict(list)
-    for each in sorted(found, key=lambda each: each.name):
+    for each in sorted(found):
         by_digest[each.digest].append(each)
-    groups = by_digest.values()
-    unique = [same[0] for same in groups if len({each.cat for each in same}) == 1]
-    left_out = sum(len(same) for same in groups) - len(unique)
+    unique = [same[0] for same in by_digest.values() if len({each.cat for each in same}) == 1]
+    left_out = sum(map(len, by_digest.values())) - len(unique)
     by_kind: dict[str, list[Found]] = defaultdict(list)
     for each in unique:
         by_kind[each.kind].append(each)
     chosen = []
     for kind, members in by_kind.items():
         wnid = kind.removeprefix("tiny-")
-        limit = len(members)
-        if wnid != kind and wnid not in CATS:
-            limit = lookalikes if wnid in LOOKALIKES else others
+        limit = lookalikes if wnid in LOOKALIKES else others
+        if wnid == kind or wnid in CATS:
+            limit = len(members)
         # Another hash than the one that splits, or all that are chosen would be in one split.
         chosen += sorted(members, key=lambda each: _digest(each.digest.encode()))[:limit]
-    return sorted(chosen, key=lambda each: each.name), left_out
+    return sorted(chosen), left_out
 
 
 def split_of(digest: str) -> str:
@@ -155,10 +137,13 @@ def split_of(digest: str) -> str:
     return name
 
 
-def small_jpeg(data: bytes) -> bytes:
-    """The picture as the service reads it, upright and squeezed to a square, of 96×96 pixels;
-    raises InvalidImage."""
+def stored(found: Found) -> bytes:
+    """The picture as it goes into the zips: of PetImages as the service reads it, upright and
+    squeezed to a square, of 96×96 pixels; of Tiny ImageNet as it is. Raises InvalidImage."""
+    data = found.archive.read(found.member)
     picture = read_picture(data, Preprocessing(side=PETS_SIDE))
+    if not found.kind.startswith("pets-"):
+        return data
     file = BytesIO()
     Image.fromarray(picture.pixels).save(file, "JPEG", quality=PETS_QUALITY)
     return file.getvalue()
@@ -169,104 +154,71 @@ def write(chosen: Sequence[Found], out: Path) -> tuple[Counter[tuple[str, str]],
     that cannot be read and is left out. Whole zips or none: they are renamed at the end."""
     counts: Counter[tuple[str, str]] = Counter()
     refused = []
-    files = {split: out / f"pictures-{split}.zip" for split in SPLITS}
-    parts = {split: file.with_suffix(".part") for split, file in files.items()}
-    zips = {split: zipfile.ZipFile(part, "w") for split, part in parts.items()}
-    try:
+    parts = {split: out / f"pictures-{split}.part" for split in SPLITS}
+    with ExitStack() as stack:
+        zips = {split: stack.enter_context(ZipFile(part, "w")) for split, part in parts.items()}
         for number, each in enumerate(chosen, start=1):
-            data = each.archive.read(each.member)
-            try:  # Tiny ImageNet's are as small as they should be, and stay as they are
-                data = small_jpeg(data) if each.kind.startswith("pets-") else _readable(data)
+            try:
+                data = stored(each)
             except InvalidImage as error:
                 refused.append(f"{each.member}: {error}")
                 continue
             split = split_of(each.digest)
-            zips[split].writestr(zipfile.ZipInfo(each.name, _DATE), data)
+            zips[split].writestr(ZipInfo(each.name, _DATE), data)
             counts[split, f"{each.kind[:4]} {each.name.partition('/')[0]}"] += 1
             if number % 1000 == 0:
                 print(f"{number:,} of {len(chosen):,} pictures", file=sys.stderr)
-    finally:
-        for each_zip in zips.values():
-            each_zip.close()
-    for split, part in parts.items():
-        part.replace(files[split])
+    for part in parts.values():
+        part.replace(part.with_suffix(".zip"))
     return counts, refused
 
 
-def _readable(data: bytes) -> bytes:
-    read_picture(data)
-    return data
-
-
-def fetch(place: str, folder: Path) -> Path:
-    """The archive as a file: as it is, or fetched into the folder unless it is there already."""
-    if not place.startswith(("http://", "https://")):
-        return Path(place)
-    file = folder / PurePosixPath(place).name
-    if file.exists():
-        print(f"{file} is there already", file=sys.stderr)
-        return file
-    print(f"fetching {place}", file=sys.stderr)
-    part = file.with_suffix(".part")
-    with urllib.request.urlopen(place, timeout=60) as answer, part.open("wb") as target:  # noqa: S310 - http(s) only
-        copyfileobj(answer, target, 2**20)
-    part.replace(file)
-    return file
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the zips; 2 where an archive is missing or not what it should be."""
-    options = _options(arguments)
+def main(
+    out: Annotated[Path, typer.Argument(help="a folder to write to")],
+    pets_archive: Annotated[Path | None, typer.Option("--pets", help="PetImages, a zip")] = None,
+    tiny_archive: Annotated[
+        Path | None, typer.Option("--tiny", help="Tiny ImageNet, a zip")
+    ] = None,
+    others: Annotated[int, typer.Option(help="pictures of each ordinary class")] = 125,
+    lookalikes: Annotated[int, typer.Option(help="pictures of each class like a cat")] = 425,
+) -> None:
+    """Make the zips; the exit status is 2 where an archive is missing or not what it should be."""
+    found: list[Found] = []
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        sources = (("PetImages", options.pets, pets), ("Tiny ImageNet", options.tiny, tiny))
-        found: list[Found] = []
-        for name, place, read in sources:
-            if place is None:
+        out.mkdir(parents=True, exist_ok=True)
+        for file, read in ((pets_archive, pets), (tiny_archive, tiny)):
+            if file is None:
                 continue
-            file = fetch(place, options.out)
             print(f"reading {file}", file=sys.stderr)
-            pictures = list(read(zipfile.ZipFile(file)))
+            pictures = list(read(ZipFile(file)))
             if not pictures:
-                raise BadArchive(f"{file} holds no pictures of {name}. Is it another archive?")
+                _refuse(f"{file} holds no pictures as --{read.__name__} has them.")
             found += pictures
-        chosen, left_out = choose(found, options.others, options.lookalikes)
-        counts, refused = write(chosen, options.out)
-    except zipfile.BadZipFile as error:
-        print(f"not a whole zip: {error}. Fetch it again.", file=sys.stderr)
-        return 2
-    except (BadArchive, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    _report(counts, left_out, refused)
-    return 0
+        if not found:
+            _refuse("Give --pets, --tiny or both.")
+        chosen, left_out = choose(found, others, lookalikes)
+        _report(*write(chosen, out), left_out)
+    except BadZipFile as error:
+        _refuse(f"{file} is not a whole zip ({error}). Download it again.")
+    except OSError as error:
+        _refuse(str(error))
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("--pets", metavar="ARCHIVE", help="PetImages: a file or an address")
-    parser.add_argument("--tiny", metavar="ARCHIVE", help="Tiny ImageNet: a file or an address")
-    parser.add_argument("--others", type=int, default=125, help="of each ordinary class")
-    parser.add_argument("--lookalikes", type=int, default=425, help="of each class like a cat")
-    options = parser.parse_args(arguments)
-    if options.pets is None and options.tiny is None:
-        parser.error("give --pets, --tiny or both")
-    return options
+def _refuse(message: str) -> None:
+    print(message, file=sys.stderr)
+    raise typer.Exit(2)
 
 
-def _report(counts: Counter[tuple[str, str]], left_out: int, refused: Sequence[str]) -> None:
+def _report(counts: Counter[tuple[str, str]], refused: Sequence[str], left_out: int) -> None:
     kinds = sorted({kind for _, kind in counts})
     print(f"{'':<6}" + "".join(f"{kind:>15}" for kind in kinds))
     for split in SPLITS:
         print(f"{split:<6}" + "".join(f"{counts[split, kind]:>15,}" for kind in kinds))
-    if left_out:
-        print(f"\n{left_out} were there twice, or as both classes, and were left out")
+    print(f"\n{left_out} were there twice, or as both classes, and were left out")
     if refused:
         print(f"\n{len(refused)} cannot be read and were left out:")
-        print(*(f"  {line}" for line in refused[:10]), sep="\n")
-        print(f"  and {len(refused) - 10} more" if len(refused) > 10 else "", end="")
+        print(*(f"  {line}" for line in refused), sep="\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

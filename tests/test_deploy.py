@@ -1,48 +1,29 @@
 """deploy/: what it sets, asks and limits is what the service and its image know."""
 
-import http.client
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from starlette.testclient import TestClient
 
 from app import capacity
-from app.inference_protocol import MODEL
+from app.inference_schema import MODEL
 from app.main import create_app
 from app.settings import Settings
-from app.supervisor import kill_seconds
-from deploy.measure_replicas import large, load
-from deploy.replicas import (
-    CONFIGURATION,
-    PLACES,
-    REPLICAS,
-    RESTRICTIONS,
-    Failed,
-    Replicas,
-    Version,
-    accepts,
-)
 from tests.data_folder import REPOSITORY
-from tests.server import PYTHON_M_APP, Server, running
 
 DEPLOY = REPOSITORY / "deploy"
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text("utf-8")
 KUBERNETES = "1.37"  # whose schemas are checked against
+CONFIGURATION = DEPLOY / "haproxy.cfg"
 HAPROXY = CONFIGURATION.read_text("utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load(
@@ -68,16 +49,10 @@ needs_haproxy = pytest.mark.skipif(
 )
 
 
-def options(name: str) -> list[str]:
-    """What deploy/replicas.py gives `docker run` for this option."""
-    return [value for given, value in pairwise(RESTRICTIONS) if given == name]
-
-
 def environments() -> dict[str, dict[str, str]]:
     """What each way to deploy puts into the service's environment."""
     return {
         "Compose": COMPOSE["x-replica"]["environment"],
-        "replicas.py": dict(each.split("=", 1) for each in options("--env")),
         **{
             name: {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
             for name, pod in PODS.items()
@@ -135,7 +110,7 @@ def test_the_proxy_asks_the_port_of_the_image() -> None:
     port = f":{Settings().bind_port}"
     environment = COMPOSE["services"]["haproxy"]["environment"]
     assert f"EXPOSE {port[1:]}" in DOCKERFILE
-    for place in PLACES[:REPLICAS]:
+    for place in ("first", "second"):
         assert environment[place.upper()] == place + port
         assert place in COMPOSE["services"]
 
@@ -164,26 +139,6 @@ def test_containers_may_do_nothing_that_they_need_not(service: str) -> None:
     assert container["pids_limit"] > 0
 
 
-def test_the_script_limits_as_compose_does() -> None:
-    replica = COMPOSE["x-replica"]
-    assert "--read-only" in RESTRICTIONS
-    for name, key in (
-        ("--tmpfs", "tmpfs"),
-        ("--cap-drop", "cap_drop"),
-        ("--security-opt", "security_opt"),
-    ):
-        assert options(name) == replica[key]
-    for name, key in (
-        ("--memory", "mem_limit"),
-        ("--memory-swap", "memswap_limit"),
-        ("--pids-limit", "pids_limit"),
-        ("--restart", "restart"),
-    ):
-        assert options(name) == [str(replica[key])]
-    assert [f"{options('--stop-timeout')[0]}s"] == [replica["stop_grace_period"]]
-    assert environments()["replicas.py"].items() <= environments()["Compose"].items()
-
-
 @pytest.mark.parametrize("name", environments())
 def test_whoever_stops_it_sees_that_it_is_not_ready_and_waits_until_it_is_done(name: str) -> None:
     settings = Settings.from_env(environments()[name])
@@ -197,7 +152,7 @@ def test_whoever_stops_it_sees_that_it_is_not_ready_and_waits_until_it_is_done(n
         seen = number(r" inter (\d+)s") + fast * (number(r" fall (\d+)") - 1)
         waits = int(COMPOSE["x-replica"]["stop_grace_period"].removesuffix("s"))
         assert seen < settings.drain_seconds / 2
-    assert waits > kill_seconds(settings)
+    assert waits > settings.drain_seconds + settings.deadline_seconds + 1
 
 
 @pods
@@ -251,11 +206,12 @@ def test_the_predictor_is_what_kserve_looks_for() -> None:
     assert environments()["KServe"]["PROTOCOL"] == "v2"
 
 
-def test_the_proxy_has_the_places_that_the_script_fills_and_knows_its_variables() -> None:
-    assert re.findall(r"^ +server (\w+) ", HAPROXY, re.MULTILINE) == list(PLACES)
+def test_the_proxy_takes_its_addresses_from_the_environment() -> None:
+    assert re.findall(r"^ +server (\w+) ", HAPROXY, re.MULTILINE) == ["first", "second"]
     used = set(re.findall(r"\$\{([A-Z]+)", HAPROXY))
-    assert used == {place.upper() for place in PLACES} | {"BIND", "SOCKET"}
-    assert COMPOSE["services"]["haproxy"]["environment"].keys() < used
+    assert (
+        used == {"FIRST", "SECOND", "BIND"} == COMPOSE["services"]["haproxy"]["environment"].keys()
+    )
 
 
 def test_the_proxy_is_more_patient_than_the_service() -> None:
@@ -271,81 +227,15 @@ def test_the_proxys_buffers_fit_its_memory() -> None:
     assert most + 128 * 2**20 <= limit
 
 
-def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(Failed, match=r"no weights at .*/missing"):
-        Version(weights=tmp_path / "missing").options()
-
-
-def test_settings_are_handed_on_and_missed_where_they_are_not(tmp_path: Path) -> None:
-    file = tmp_path / "settings"
-    with pytest.raises(Failed, match=r"no settings at .*/settings"):
-        Version(env_file=file).options()
-    file.touch()
-    assert Version(env_file=file).options() == ["--env-file", str(file)]
-
-
-def test_what_is_known_of_the_proxy_outlives_the_login(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert Replicas(8100).folder == tmp_path / "cat-replicas-8100"
-    monkeypatch.delenv("XDG_STATE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert Replicas(8100).folder == tmp_path / ".local" / "state" / "cat-replicas-8100"
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert Replicas(8100).folder == Path("/run/cat-replicas-8100")
-
-
-@pytest.fixture
-def no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `docker` that only writes down what it is told, and cannot run anything; its file."""
-    told = tmp_path / "told"
-    program = tmp_path / "bin" / "docker"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\necho "$@" >> "{told}"\ntest "$1" != run || {{ echo no port >&2; exit 125; }}\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    return told
-
-
-def test_a_replica_that_docker_could_not_run_leaves_no_container(no_engine: Path) -> None:
-    with pytest.raises(Failed, match=r"docker run: no port"):
-        Replicas(8100).start("spare", Version())
-    assert no_engine.read_text().splitlines()[-1] == "rm --force cat-8100-spare"
-
-
-def test_a_proxy_that_is_not_ours_is_neither_taken_nor_left_without_replicas(
-    no_engine: Path,
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        replicas = Replicas(other.getsockname()[1])
-        with pytest.raises(Failed, match="still listens"):
-            replicas.down()
-        with pytest.raises(Failed, match="Another program listens"):
-            replicas.up(Version())
-    assert not re.search("^(stop|rm|run)", no_engine.read_text(), re.MULTILINE)
-
-
-def test_weights_are_mounted_by_their_folder(weights_path: Path) -> None:
-    volume, variable = Version(weights=weights_path).options()[1::2]
-    assert volume == f"{weights_path.parent}:/weights:ro"
-    assert variable == f"CAT_WEIGHTS=/weights/{weights_path.name}"
-
-
 # With what else is installed here
 
 
 @needs_haproxy
-@pytest.mark.parametrize("more", [{}, {"SPARE": "127.0.0.1:3", "SOCKET": "/run/x", "BIND": ":1"}])
-def test_haproxy_takes_its_configuration(more: dict[str, str]) -> None:
+def test_haproxy_takes_its_configuration() -> None:
     addresses = {"FIRST": "127.0.0.1:1", "SECOND": "127.0.0.1:2"}
     done = subprocess.run(
         ["haproxy", "-c", "-dW", "-f", str(CONFIGURATION)],  # a warning counts as an error
-        env=os.environ | addresses | more,
+        env=os.environ | addresses,
         capture_output=True,
         text=True,
         check=False,
@@ -428,85 +318,3 @@ def test_classes_of_kserve_find_a_wrong_name(
         place = place[name]
     place["nobodyKnowsThis"] = "x"
     assert not kserve_knows("V1beta1InferenceService", wrong)
-
-
-# The proxy before two services of this machine
-
-
-@contextmanager
-def proxied(*servers: Server, log: Path) -> Iterator[int]:
-    """The port of HAProxy before these, for the time of a `with`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    addresses = {
-        place.upper(): f"127.0.0.1:{server.port}"
-        for place, server in zip(PLACES, servers, strict=False)
-    }
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            ["haproxy", "-db", "-f", str(CONFIGURATION)],
-            env={**os.environ, **addresses, "BIND": f"127.0.0.1:{port}"},
-            stdout=out,
-            stderr=out,
-        )
-    try:
-        deadline = time.monotonic() + 20
-        while not accepts(port):
-            assert time.monotonic() < deadline, log.read_text("utf-8")
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-@pytest.mark.slow
-@needs_haproxy
-@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL])
-def test_no_client_sees_a_replica_go(
-    way: signal.Signals, weights_path: Path, cat_picture: bytes, tmp_path: Path
-) -> None:
-    """One that stops is left in time; what one that is killed had begun is asked of the other."""
-    log = tmp_path / "log"
-    settings: dict[str, Any] = {"weights": weights_path, "workers": 1, "drain_seconds": 5}
-    with (
-        running(PYTHON_M_APP, **settings) as first,
-        running(PYTHON_M_APP, **settings) as second,
-        proxied(first, second, log=log) as port,
-    ):
-        first.wait_for_workers(1)
-        second.wait_for_workers(1)
-        with load(port, cat_picture, connections=6) as seen:
-            time.sleep(1)
-            os.killpg(first.process.pid, way) if way == signal.SIGKILL else first.stop()
-            first.wait()
-            time.sleep(2)
-    assert seen.errors == {}, log.read_text("utf-8")
-    assert seen.versions.total() > 20
-    assert first.log.count(" path=/predict ") > 1
-    assert "Server cat/first is DOWN" in log.read_text("utf-8")
-
-
-@pytest.mark.slow
-@needs_haproxy
-def test_the_proxy_answers_as_the_service_does_where_no_replica_can(
-    weights_path: Path, cat_picture: bytes, tmp_path: Path
-) -> None:
-    with running(PYTHON_M_APP, weights=weights_path, workers=1) as server:
-        server.wait_for_workers(1)
-        with proxied(server, server, log=tmp_path / "log") as port:
-            url = f"http://127.0.0.1:{port}"
-            for path in ("/metrics", "/%6detrics", "/metric%73?a"):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-                connection.request("GET", path)
-                assert connection.getresponse().status == 404, path
-                connection.close()
-            refused = httpx.post(f"{url}/predict", content=b"no picture")
-            assert refused.json()["type"].endswith("#not-a-picture")
-            assert httpx.post(f"{url}/predict", content=large(cat_picture)).status_code == 200
-            server.stop()
-            answer = httpx.post(f"{url}/predict", content=cat_picture)
-    assert answer.status_code == 503
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.headers["retry-after"].isdecimal()
-    assert answer.json().keys() == {"type", "title", "status", "detail"}

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
-from app import queue
+from app import capacity
 from app.inference_protocol import body_limit
 from app.metrics import Metrics
 from app.server import KEEP_ALIVE_SECONDS
@@ -42,14 +42,15 @@ def rows(page: Path, pattern: str) -> list[tuple[str, ...]]:
 
 
 def test_the_table_of_memory_is_what_the_service_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = rows(OPERATIONS, r"(\d+) \| (\d+) MiB \| (\d+) \| (\d+) MB \| (\d+) MB")
+    table = rows(OPERATIONS, r"(\d+) \| (\d+) MiB \| (\d+) \| (\d+) MB \| (\d+) MB \| ([\d.]+) MB")
     assert table
     for cores, memory, *shown in table:
-        monkeypatch.setattr(queue, "cores", lambda cores=cores: int(cores))
-        monkeypatch.setattr(queue, "memory_bytes", lambda memory=memory: int(memory) * 2**20)
-        plan = queue.plan()
-        megabytes = [round(each / 1e6) for each in (plan.worker_bytes, plan.body_bytes)]
-        assert [*map(int, shown)] == [plan.workers, *megabytes], (cores, memory)
+        monkeypatch.setattr(capacity, "cores", lambda cores=cores: int(cores))
+        monkeypatch.setattr(capacity, "memory_bytes", lambda memory=memory: int(memory) * 2**20)
+        plan = capacity.plan()
+        largest = min(plan.largest_upload_bytes, Settings().max_upload_bytes)
+        megabytes = [f"{each / 1e6:.0f}" for each in (plan.worker_bytes, plan.body_bytes)]
+        assert shown == [str(plan.workers), *megabytes, f"{largest / 1e6:.1f}"], (cores, memory)
 
 
 def test_every_metric_is_explained_and_those_in_queries_exist() -> None:
@@ -102,7 +103,6 @@ def test_the_files_fit_the_service() -> None:
     assert f"at most `CAT_DRAIN_SECONDS` + {LONGEST_STOP_SECONDS} s" in TEXTS[OPERATIONS]
     for text, waits in (
         (block(RECIPES, "yaml", "services:"), r"stop_grace_period: (\d+)s"),
-        (block(OPERATIONS, "yaml", "containers:"), r"terminationGracePeriodSeconds: (\d+)"),
         (unit, r"TimeoutStopSec=(\d+)"),
     ):
         (drain,) = re.findall(r"CAT_DRAIN_SECONDS(?::|\s+value:) \"(\d+)\"", text) or [0]
@@ -120,7 +120,7 @@ def test_the_examples_of_log_lines_have_the_fields_of_true_ones(
     names = re.findall(r"(\w+)=", capfd.readouterr().out)
     (text,) = [b.text for b in blocks(OPERATIONS) if " INFO request_id=" in b.text]
     assert re.findall(r"(\w+)=", text) == names
-    example = json.loads(block(OPERATIONS, "json"))
+    example = json.loads(block(OPERATIONS, "json", "request_id"))
     assert list(example) == ["time", "level", *names]
     assert example["received_bytes"] == EXAMPLE.stat().st_size
 

@@ -1,10 +1,6 @@
 """`python -m training fit`, from folders of pictures to a file that the service loads."""
 
-import contextlib
 import json
-import os
-import pkgutil
-import pty
 import re
 import signal
 import subprocess
@@ -24,17 +20,16 @@ from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier
 from model.network import Array, parameters
-from model.statistics import Usual
+from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
+from training import Refused
 from training.__main__ import main
-from training.data import Listing
-from training.epochs import remove_progress
-from training.errors import BadData
+from training.data import OTHERS, PictureSet, join_small
+from training.fit import SCRATCH, read_settings, remove_progress
+from training.held_back import hold_back
 from training.loop import one_blas_thread
-from training.split import OTHERS, check_counts, hold_back, join_small
-from training.task import options
 
-SMALL = ("--stages", "4", "--batch", "8", "--peak-rate", "0.05", "--threads", "2")
+SMALL = ("--stages", "4", "--batch", "8", "--max-lr", "0.05", "--threads", "2")
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +41,7 @@ def one_blas() -> Iterator[None]:
 @pytest.fixture
 def quick_golden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for the golden picture among few: the search takes longer than training here."""
-    monkeypatch.setattr("training.golden.CANDIDATES", 3)
+    monkeypatch.setattr("training.golden.CANDIDATES", 2)
 
 
 quick = pytest.mark.usefixtures("quick_golden")
@@ -93,7 +88,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = folder / "warm.safetensors"
     with one_blas_thread():
         data = make_data(folder / "data", 60)
-        assert fit(data, *SMALL, "--epochs", 6, "--output", output, "--strength", 0.3) == 0
+        assert (
+            fit(data, *SMALL, "--epochs", 6, "--output", output, "--augmentation-strength", 0.3)
+            == 0
+        )
     return output
 
 
@@ -125,7 +123,7 @@ def test_the_weights_file_says_how_it_came_about(trained: Path) -> None:
     assert [row["epoch"] for row in facts["learning_curve"]] == [1, 2, 3, 4, 5, 6]
     assert 1 <= facts["best_epoch"] <= 6
     assert facts["metrics"]["validation"]["all"]["balanced_accuracy"] == 1
-    usual = Usual.from_metadata(facts)
+    usual = InputStatistics.from_metadata(facts)
     assert usual
     assert usual.distance(np.zeros((64, 64, 3), np.uint8)) > 1
     assert facts["calibration"]["scale"] == 1  # 24 pictures are too few
@@ -137,7 +135,7 @@ def test_the_report_holds_page_plots_figures_and_log(trained: Path) -> None:
     folder = trained.with_name("warm-report")
     assert {file.name for file in folder.iterdir()} == {
         *("report.html", "metrics.json", "log.jsonl"),
-        *("learning-curve.png", "confusion.png", "reliability.png"),
+        *("learning-curve.png", "reliability.png"),
     }
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -219,7 +217,7 @@ def test_fine_tuning_learns_a_camera_of_one_s_own_and_says_so(
 ) -> None:
     data = make_data(tmp_path / "mine", 50, colours=(GREEN, COLD), seed=3)
     output = tmp_path / "mine.safetensors"
-    fast = ("--epochs", 12, "--peak-rate", 0.02, "--threads", 2)
+    fast = ("--epochs", 12, "--max-lr", 0.02, "--threads", 2)
     assert fit(data, "--from", trained, "--output", output, *fast) == 0
     told = capsys.readouterr().out
     assert "clearly better than warm" in told
@@ -326,50 +324,6 @@ def test_a_finished_run_removes_its_own_files_alone(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_a_terminal_sees_loss_validation_speed_and_time_left(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "data", 20)
-    screen, terminal = pty.openpty()
-    arguments = (data, *SMALL, "--epochs", 2, "--output", tmp_path / "x.safetensors")
-    with start(arguments, terminal) as process:
-        os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError):  # the terminal is closed at the end
-            while more := os.read(screen, 4096):
-                shown += more
-        process.communicate(timeout=60)
-    os.close(screen)
-    assert process.returncode == 0
-    bar = [line for line in shown.decode().split("\r") if "loss" in line][-1]
-    assert re.search(r"100%.*\[\d\d:\d\d<\d\d:\d\d,.*pictures?/s, loss 0\.\d+", bar), bar
-    assert re.search(r"val \d+\.\d%", bar), bar
-
-
-@quick
-def test_other_pictures_are_not_the_same_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = make_data(tmp_path / "data", 20)
-    output = tmp_path / "model.safetensors"
-    arguments = (data, *SMALL, "--epochs", 1, "--output", output)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("training.fit._write", stop)  # Ctrl-C while the last file is being made
-        assert fit(*arguments) == 130
-    assert not output.exists()
-    first = next((data / "cat").iterdir())
-    content = first.read_bytes()
-    first.write_bytes(blot(np.random.default_rng(8), COLD, 70))
-    capsys.readouterr()
-    assert fit(*arguments, "--resume") == 1
-    assert "pictures was" in capsys.readouterr().err
-    first.write_bytes(content)
-    assert fit(*arguments, "--resume") == 0
-    assert output.exists()
-
-
 def test_there_must_be_something_to_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,20 +355,6 @@ def test_data_that_cannot_work_are_refused_before_any_training(
     assert not (tmp_path / "x.safetensors").exists()
 
 
-@quick
-def test_unreadable_pictures_are_named_or_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make_data(tmp_path / "data", 20)
-    (data / "cat" / "pets-0-003.png").write_bytes(b"no picture")
-    arguments = (data, *SMALL, "--epochs", 1, "--output", tmp_path / "x.safetensors")
-    assert fit(*arguments) == 1
-    told = capsys.readouterr().err
-    assert "cat/pets-0-003.png" in told
-    assert "--skip-bad" in told
-    assert fit(*arguments, "--skip-bad") == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -442,77 +382,70 @@ def test_arguments_that_do_not_go_together_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_report_of_something_else_is_not_replaced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    arguments = ("--output", tmp_path / "x.safetensors", "--report", tmp_path / "mine")
-    assert fit(tmp_path, *arguments) == 1
-    assert "holds thesis.txt" in capsys.readouterr().err
-
-
-def test_help_shows_an_example_and_every_option_with_its_default(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit):
-        fit("--help")
-    told = " ".join(capsys.readouterr().out.split())
-    assert "python -m training fit mycamera/ --from" in told
-    for option in options():
-        assert f"--{option.name.replace('_', '-')} " in told
-        assert option.metadata["help"] in told
-
-
-def test_the_page_about_training_names_what_exists() -> None:
-    text = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((\.\./[^)]+)\)", text):
-        assert (REPOSITORY / "docs" / link).exists(), link
-    for name in re.findall(r"`((?:model|training)(?:\.\w+)+)`", text):
-        if not name.endswith(".safetensors"):
-            pkgutil.resolve_name(name)
-
-
 # --- what is held back --------------------------------------------------------------------------
 
 
-def listing(groups: dict[tuple[str, int], int]) -> Listing:
+def pictures_of(groups: dict[tuple[str, int], int]) -> PictureSet:
+    """Names, sources and labels of as many pictures of each source and class; no pixels."""
     rows = [
         (f"{label}/{source}-{i}.jpg", source, label)
         for (source, label), count in groups.items()
         for i in range(count)
     ]
     names, sources, labels = zip(*rows, strict=True)
-    return Listing(list(names), list(sources), np.array(labels, np.float32))
+    nothing = np.zeros((len(rows), 1, 1, 3), np.uint8)
+    y = np.array(labels, np.float32)
+    return PictureSet(
+        nothing, np.ones(len(y), np.int16), y, [*names], [*sources], ("cat", "non-cat"), []
+    )
+
+
+def held_of(pictures: PictureSet, groups: Array | None = None, seed: int = 0) -> set[str]:
+    groups = np.arange(len(pictures)) if groups is None else groups
+    return hold_back(pictures, groups, np.random.default_rng(seed))[0]
 
 
 def test_a_fifth_of_every_source_and_class_is_held_back() -> None:
     groups = {("a", 1): 100, ("a", 0): 400, ("b", 1): 50, ("b", 0): 7}
-    pictures = listing(groups)
-    held = hold_back(pictures, np.random.default_rng(0))
+    pictures = pictures_of(groups)
+    held = held_of(pictures)
     for (source, label), count in groups.items():
         got = sum(name.startswith(f"{label}/{source}-") for name in held)
         assert abs(got - count / 5) <= 1
-    assert held == hold_back(pictures, np.random.default_rng(0))
-    assert held != hold_back(pictures, np.random.default_rng(1))
+    assert held == held_of(pictures)
+    assert held != held_of(pictures, seed=1)
 
 
-def test_few_pictures_give_five_and_many_no_more_than_are_needed() -> None:
-    few = hold_back(listing({("a", 1): 15, ("a", 0): 15}), np.random.default_rng(0))
-    assert len(few) == 10
-    many = hold_back(listing({("a", 1): 15, ("a", 0): 30_000}), np.random.default_rng(0))
-    assert len(many) == 2005
+@pytest.mark.parametrize(("cats", "others", "held"), [(15, 15, 10), (15, 30_000, 2005)])
+def test_few_pictures_give_five_and_many_no_more_than_are_needed(
+    cats: int, others: int, held: int
+) -> None:
+    assert len(held_of(pictures_of({("a", 1): cats, ("a", 0): others}))) == held
 
 
-def test_pictures_of_one_name_are_on_one_side() -> None:
-    twice = listing({("a", 1): 30, ("a", 0): 30})
+def test_copies_and_pictures_of_one_name_are_on_one_side() -> None:
+    pictures = pictures_of({("a", 1): 60, ("a", 0): 60})
+    groups = np.arange(120) // 3  # each three are copies
+    held = held_of(pictures, groups)
+    for unit in range(40):
+        members = [name in held for name in pictures.names[3 * unit : 3 * unit + 3]]
+        assert all(members) or not any(members)
+    assert len(held) == 24
     twice = replace(
-        twice,
-        names=twice.names * 2,
-        sources=twice.sources * 2,
-        labels=np.concatenate([twice.labels] * 2),
+        pictures,
+        names=pictures.names * 2,
+        sources=pictures.sources * 2,
+        labels=np.concatenate([pictures.labels] * 2),
     )
-    assert len(hold_back(twice, np.random.default_rng(0))) == 12
+    assert len(held_of(twice)) == 24
+
+
+def test_a_class_that_is_almost_all_copies_is_divided_and_named() -> None:
+    pictures = pictures_of({("a", 1): 40, ("a", 0): 40})
+    groups = np.where(pictures.labels == 1, np.arange(80), 50)
+    held, divided = hold_back(pictures, groups, np.random.default_rng(0))
+    assert divided == ["non-cat"]
+    assert len(held) == 16
 
 
 def test_small_sources_are_one() -> None:
@@ -520,6 +453,53 @@ def test_small_sources_are_one() -> None:
     assert join_small(sources) == ["pets"] * 120 + [OTHERS] * 4
 
 
-def test_counts_are_told_with_what_is_needed() -> None:
-    with pytest.raises(BadData, match=r"here: 2 of 'a' and 1 of 'b'; at least 3 of each.* More\."):
-        check_counts(np.array([1, 1, 0]), ("a", "b"), least=3, purpose="here", remedy="More.")
+@quick
+def test_copies_of_training_pictures_are_left_out_of_the_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(tmp_path / "data", 15)
+    apart = make_data(tmp_path / "apart", 8, seed=1)
+    for name in ("cat", "non-cat"):
+        with Image.open(data / name / "pets-0-000.png") as image:
+            mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            mirrored.save(apart / name / "pets-copy-000.jpg", quality=90)
+    output = tmp_path / "w.safetensors"
+    assert fit(data, "--validation", apart, *SMALL, "--epochs", 1, "--output", output) == 0
+    assert "left out 2 of the validation pictures: they are copies" in capsys.readouterr().out
+    assert Classifier.load(output).metadata["data"]["validation"]["pictures"] == 16
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def test_the_recipe_is_the_defaults_and_how_often_sources_are_drawn() -> None:
+    recipe = read_settings(REPOSITORY / "training" / "default.toml", {"threads": 2})
+    assert recipe.shares
+    assert replace(recipe, shares={}) == SCRATCH
+
+
+def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("epochs = 7\nbatch = 16\nwarm_up = 0.3\n[shares]\nweb = 2\n")
+    settings = read_settings(config, {"epochs": 9, "max_lr": None})
+    assert (settings.epochs, settings.batch, settings.warm_up) == (9, 16, 0.3)
+    assert settings.shares == {"web": 2}
+    assert settings.max_lr == SCRATCH.max_lr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs = 0", "mine.toml: epochs is 0: .* greater than or equal to 1"),
+        ("epochs = 'many'", "epochs is 'many'"),
+        ("mixup = 1.5", "mixup is 1.5"),
+        ("peak_rate = 0.1", "peak_rate is 0.1"),
+        ("shares = {web = -1}", r"shares\.web is -1"),
+        ("epochs = ", "mine.toml is not TOML"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(tmp_path: Path, text: str, message: str) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text(text)
+    with pytest.raises(Refused, match=message):
+        read_settings(config, {})

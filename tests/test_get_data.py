@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 from scripts import get_data
@@ -22,122 +23,97 @@ def jpeg(seed: int, size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture
-def pets_zip(tmp_path: Path) -> Path:
-    path = tmp_path / "pets.zip"
-    with zipfile.ZipFile(path, "w") as archive:
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """PetImages and Tiny ImageNet, in small."""
+    folder = tmp_path_factory.mktemp("archives")
+    with zipfile.ZipFile(folder / "pets.zip", "w") as pets:
         for i in range(40):
-            archive.writestr(f"PetImages/Cat/{i}.jpg", jpeg(i, (120, 90)))
-            archive.writestr(f"PetImages/Dog/{i}.jpg", jpeg(100 + i, (90, 130)))
-        archive.writestr("PetImages/Cat/666.jpg", b"")  # the real set has such ones
-        archive.writestr("PetImages/Cat/700.jpg", jpeg(3, (120, 90)))  # as number 3
-        archive.writestr("PetImages/Dog/701.jpg", jpeg(4, (120, 90)))  # as cat number 4
-        archive.writestr("PetImages/Dog/Thumbs.db", b"junk")
-        archive.writestr("readme[1].txt", b"terms")
-    return path
-
-
-@pytest.fixture
-def tiny_zip(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.zip"
-    with zipfile.ZipFile(path, "w") as archive:
+            pets.writestr(f"PetImages/Cat/{i}.jpg", jpeg(i, (120, 90)))
+            pets.writestr(f"PetImages/Dog/{i}.jpg", jpeg(100 + i, (90, 130)))
+        pets.writestr("PetImages/Cat/666.jpg", b"")  # the real set has such ones
+        pets.writestr("PetImages/Cat/700.jpg", jpeg(3, (120, 90)))  # as number 3
+        pets.writestr("PetImages/Dog/701.jpg", jpeg(4, (120, 90)))  # as cat number 4
+        pets.writestr("PetImages/Dog/Thumbs.db", b"junk")
+        pets.writestr("readme[1].txt", b"terms")
+    with zipfile.ZipFile(folder / "tiny.zip", "w") as tiny:
         for kind, wnid in enumerate((CAT, LOOKALIKE, OTHER)):
             for i in range(30):
                 name = f"tiny-imagenet-200/train/{wnid}/images/{wnid}_{i}.JPEG"
-                archive.writestr(name, jpeg(1000 * (kind + 1) + i, (64, 64)))
-        archive.writestr("tiny-imagenet-200/val/images/val_0.JPEG", jpeg(5000, (64, 64)))
-        archive.writestr("tiny-imagenet-200/test/images/test_0.JPEG", jpeg(5001, (64, 64)))
-        archive.writestr(
-            "tiny-imagenet-200/val/val_annotations.txt", f"val_0.JPEG\t{CAT}\t0\t0\t9\t9\n"
-        )
-    return path
+                tiny.writestr(name, jpeg(1000 * (kind + 1) + i, (64, 64)))
+        tiny.writestr("tiny-imagenet-200/val/images/val_0.JPEG", jpeg(5000, (64, 64)))
+        tiny.writestr("tiny-imagenet-200/test/images/test_0.JPEG", jpeg(5001, (64, 64)))
+        annotations = f"val_0.JPEG\t{CAT}\t0\t0\t9\t9\n"
+        tiny.writestr("tiny-imagenet-200/val/val_annotations.txt", annotations)
+    return folder / "pets.zip", folder / "tiny.zip"
 
 
-def names(folder: Path, split: str) -> set[str]:
-    with zipfile.ZipFile(folder / f"pictures-{split}.zip") as archive:
-        return set(archive.namelist())
-
-
-def all_names(folder: Path) -> set[str]:
-    return set.union(*(names(folder, split) for split in get_data.SPLITS))
-
-
-def test_every_picture_is_in_one_split(tmp_path: Path, pets_zip: Path, tiny_zip: Path) -> None:
-    out = tmp_path / "out"
-    assert get_data.main([str(out), "--pets", str(pets_zip), "--tiny", str(tiny_zip)]) == 0
-    splits = [names(out, split) for split in get_data.SPLITS]
-    assert len(splits[0] | splits[1] | splits[2]) == sum(map(len, splits))
-    assert len(splits[0]) > len(splits[1]) > 0 < len(splits[2])
-    cats = {name for name in all_names(out) if name.startswith("cat/")}
-    assert f"cat/tiny-{CAT}_val_0.jpg" in cats
-    assert f"cat/tiny-{CAT}_7.jpg" in cats
-    assert f"non-cat/tiny-{LOOKALIKE}_7.jpg" in all_names(out)
-    assert "non-cat/pets-dog-00012.jpg" in all_names(out)
-
-
-def test_what_is_there_twice_or_broken_is_left_out(
-    tmp_path: Path, pets_zip: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert get_data.main([str(tmp_path), "--pets", str(pets_zip)]) == 0
-    assert "cat/pets-cat-00003.jpg" in all_names(tmp_path)
-    for gone in ("cat-00700", "cat-00004", "dog-00701", "cat-00666"):
-        assert not any(gone in name for name in all_names(tmp_path)), gone
-    assert "3 were there twice, or as both classes" in (printed := capsys.readouterr().out)
-    assert "PetImages/Cat/666.jpg" in printed
-
-
-def test_the_same_archives_give_the_same_bytes(tmp_path: Path, pets_zip: Path) -> None:
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        assert get_data.main([str(folder), "--pets", str(pets_zip)]) == 0
+def members(folder: Path) -> list[dict[str, bytes]]:
+    """Name → bytes, of each split."""
+    found = []
     for split in get_data.SPLITS:
-        first, second = ((f / f"pictures-{split}.zip").read_bytes() for f in folders)
-        assert first == second
+        with zipfile.ZipFile(folder / f"pictures-{split}.zip") as archive:
+            found.append({name: archive.read(name) for name in archive.namelist()})
+    return found
 
 
-def test_so_many_of_each_class_are_taken(tmp_path: Path, tiny_zip: Path) -> None:
-    options = ["--tiny", str(tiny_zip), "--others", "5", "--lookalikes", "20"]
-    assert get_data.main([str(tmp_path), *options]) == 0
-    taken = [name.partition("tiny-")[2].partition("_")[0] for name in all_names(tmp_path)]
-    assert {wnid: taken.count(wnid) for wnid in set(taken)} == {CAT: 31, LOOKALIKE: 20, OTHER: 5}
-
-
-def test_training_reads_the_zips(tmp_path: Path, pets_zip: Path, tiny_zip: Path) -> None:
-    get_data.main([str(tmp_path), "--pets", str(pets_zip), "--tiny", str(tiny_zip)])
+def test_every_picture_is_in_one_split_and_training_reads_them(
+    tmp_path: Path, archives: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    get_data.main(tmp_path, *archives)
+    train, val, test = members(tmp_path)
+    every = train | val | test
+    assert len(every) == len(train) + len(val) + len(test)
+    assert len(train) > len(val) > 0 < len(test)
+    for kept in (f"cat/tiny-{CAT}_val_0", f"cat/tiny-{CAT}_7", f"non-cat/tiny-{LOOKALIKE}_7"):
+        assert f"{kept}.jpg" in every
+    assert {"cat/pets-cat-00003.jpg", "non-cat/pets-dog-00012.jpg"} <= every.keys()
+    # There twice, in both classes, or broken
+    for gone in ("cat-00700", "cat-00004", "dog-00701", "cat-00666", "test_0"):
+        assert not any(gone in name for name in every), gone
+    printed = capsys.readouterr().out
+    assert "3 were there twice, or as both classes" in printed
+    assert "PetImages/Cat/666.jpg" in printed
+    sizes = {name.split("/")[1][:4]: Image.open(BytesIO(data)).size for name, data in every.items()}
+    assert sizes == {"pets": (96, 96), "tiny": (64, 64)}
     pictures = read_pictures([tmp_path / "pictures-train.zip"])
     assert set(pictures.sources) == {"pets", "tiny"}
-    assert 0 < pictures.count("cat") < len(pictures)
-    with zipfile.ZipFile(tmp_path / "pictures-train.zip") as archive:
-        sizes = {
-            name.partition("/")[2][:4]: Image.open(BytesIO(archive.read(name))).size
-            for name in archive.namelist()
-        }
-    assert sizes == {"pets": (96, 96), "tiny": (64, 64)}
 
 
-def test_an_address_is_fetched_once(tmp_path: Path, tiny_zip: Path) -> None:
-    address = "https://127.0.0.1:9/sets/tiny.zip"  # nothing answers there
-    assert get_data.fetch(address, tiny_zip.parent) == tiny_zip
-    assert get_data.main([str(tmp_path / "empty"), "--tiny", address]) == 2
+def test_the_same_archives_give_the_same_bytes(tmp_path: Path, archives: tuple[Path, Path]) -> None:
+    for folder in ("a", "b"):
+        get_data.main(tmp_path / folder, *archives)
+    for split in get_data.SPLITS:
+        first, second = (tmp_path / f / f"pictures-{split}.zip" for f in ("a", "b"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_so_many_of_each_class_are_taken(tmp_path: Path, archives: tuple[Path, Path]) -> None:
+    get_data.main(tmp_path, None, archives[1], others=5, lookalikes=20)
+    names = [name for split in members(tmp_path) for name in split]
+    taken = [name.partition("tiny-")[2].partition("_")[0] for name in names]
+    assert {wnid: taken.count(wnid) for wnid in set(taken)} == {CAT: 31, LOOKALIKE: 20, OTHER: 5}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"not a zip", "not a whole zip"), (None, "holds no pictures of PetImages")],
+    [
+        (b"not a zip", "is not a whole zip"),
+        (b"PK\5\6" + bytes(18), "holds no pictures as --pets has them"),
+        (None, "No such file or directory"),
+    ],
+    ids=["no zip", "empty", "missing"],
 )
 def test_another_archive_is_refused(
     tmp_path: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "some.zip"
-    if content is None:
-        zipfile.ZipFile(path, "w").close()
-    else:
+    if content is not None:
         path.write_bytes(content)
-    assert get_data.main([str(tmp_path), "--pets", str(path)]) == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises(typer.Exit) as stopped:
+        get_data.main(tmp_path, path)
+    assert stopped.value.exit_code == 2
+    printed = capsys.readouterr().err
+    assert str(path) in printed
+    assert message in printed
     assert not (tmp_path / "pictures-train.zip").exists()
-
-
-def test_a_missing_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert get_data.main([str(tmp_path), "--pets", str(tmp_path / "absent.zip")]) == 2
-    assert "absent.zip" in capsys.readouterr().err

@@ -28,8 +28,7 @@ from model.network import (
     unmirrored,
 )
 from training.architecture import batch_norms, convolutional, fold, mirrored
-from training.loop import one_blas_thread
-from training.optimizer import bind
+from training.loop import bind, one_blas_thread
 
 STEP = 1e-5  # of the finite differences, in float64
 SMALL_STEP = 1e-7  # where thousands of maxima are taken, each with a kink that a step may cross

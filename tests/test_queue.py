@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -12,25 +11,26 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from app import queue
+from app import capacity
+from app.capacity import PART_OF_FREE, plan
 from app.errors import Problem
 from app.main import create_app
-from app.queue import PART_OF_FREE, Queue, plan
+from app.queue import Queue
 from app.settings import Settings
 from app.uploads import FORM_ALLOWANCE_BYTES
-from model import machine as model_machine
+from model import machine
 from model.machine import cores, memory_bytes
-from model.workers import QUICK_BYTES, Submitted
+from model.workers import QUICK_BYTES
+from tests.conftest import Stuck
 from tests.probe_worker import do
-from tests.server import scene, started
+from tests.server import linux_only, scene, started
 
 MIB = 2**20
-POST = {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
 
 
 @asynccontextmanager
 async def service(**settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
-    """The service with one worker that does what bodies say."""
+    """The service with one worker that does what bodies say, and its client."""
     async with started(seconds=settings.get("processor_seconds", 5)) as workers:
         app = create_app(Settings(**settings), workers)
         transport = httpx.ASGITransport(app)
@@ -47,15 +47,35 @@ def large(what: str, **values: Any) -> bytes:
     return do(what, **values) + b" " * QUICK_BYTES
 
 
+async def stalled(come: asyncio.Event, body: bytes) -> AsyncIterator[bytes]:
+    yield body[:10]
+    await come.wait()
+    yield body[10:]
+
+
 async def until(condition: Callable[[], Any]) -> None:
     while not condition():  # noqa: ASYNC110 - nothing announces it
         await asyncio.sleep(0.005)
 
 
-async def stalled(until_then: asyncio.Event, body: bytes) -> AsyncIterator[bytes]:
-    yield body[:10]
-    await until_then.wait()
-    yield body[10:]
+async def raw(app: FastAPI, arriving: list[Message], path: str = "/predict") -> list[Message]:
+    """What is sent to a client from which this arrives, then nothing more."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not arriving:
+            await asyncio.Event().wait()
+        return arriving.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(
+        {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []},
+        receive,
+        send,
+    )
+    return sent
 
 
 # --- places -------------------------------------------------------------------------------------
@@ -67,19 +87,10 @@ async def test_beyond_its_places_it_refuses_before_it_reads_a_body() -> None:
         taken = [client.post("/predict", content=large("sleep", seconds=0.5)) for _ in range(3)]
         answers = asyncio.gather(*taken)
         await until(lambda: app.state.workers.waiting == 2)
-        sent: list[Message] = []
-
-        async def receive() -> Message:
-            assert sent, "the body was asked for before the answer"
-            return {"type": "http.disconnect"}
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        await app({**POST, "headers": [(b"content-length", b"1000")]}, receive, send)
-        assert sent[0]["status"] == 503
-        assert int(dict(sent[0]["headers"])[b"retry-after"]) >= 1
-        assert b"/problems#busy" in sent[1]["body"]
+        start, end = await raw(app, [])
+        assert start["status"] == 503
+        assert int(dict(start["headers"])[b"retry-after"]) >= 1
+        assert b"/problems#busy" in end["body"]
         assert (await client.get("/health")).status_code == 200
         assert [answer.status_code for answer in await answers] == [200] * 3
         assert (await client.post("/predict", content=do("nothing"))).status_code == 200
@@ -101,35 +112,25 @@ async def test_slow_uploads_take_no_place_from_others() -> None:
 async def test_who_was_let_in_is_answered_also_where_all_places_are_taken_by_then() -> None:
     async with service(queue=1) as (client, app):
         come = asyncio.Event()
-        slow = asyncio.create_task(client.post("/predict", content=stalled(come, large("nothing"))))
+        slow = asyncio.ensure_future(client.post("/predict", content=stalled(come, do("nothing"))))
         await until(lambda: app.state.queue.in_progress == 1)
         taken = [client.post("/predict", content=large("sleep", seconds=0.3)) for _ in range(2)]
         others = asyncio.gather(*taken)
         await until(lambda: app.state.workers.waiting == 1)
-        assert (await client.post("/predict", content=b"")).status_code == 503
+        assert (await client.post("/predict", content=do("nothing"))).status_code == 503
         come.set()
-        assert (await slow).status_code == 200
-        assert [answer.status_code for answer in await others] == [200] * 2
-
-
-class Elsewhere:
-    """Workers with as much to do as a test says."""
-
-    waiting = 0
-    seconds_left = 0.0
-
-    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
-        raise NotImplementedError
+        assert [answer.status_code for answer in (await slow, *await others)] == [200] * 3
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (9.2, "10"), (1000, "60")])
-def test_retry_after_follows_what_there_is_to_do(seconds: float, header: str) -> None:
-    workers = Elsewhere()
-    workers.waiting, workers.seconds_left = 8, seconds
-    full = Queue(workers, places=8, body_bytes=1000, deadline_seconds=60)
-    with pytest.raises(Problem, match="8 pictures wait") as refused, full.enter():
+@scene
+async def test_retry_after_follows_what_there_is_to_do(seconds: float, header: str) -> None:
+    workers = Stuck({})
+    workers.submit({}, b"")
+    workers.seconds_each = seconds
+    full = Queue(workers, places=1, body_bytes=1000, deadline_seconds=60)
+    with pytest.raises(Problem, match="1 pictures wait") as refused, full.enter():
         pass
-    assert refused.value.type.slug == "busy"
     assert refused.value.headers == {"Retry-After": header}
 
 
@@ -139,7 +140,7 @@ def test_retry_after_follows_what_there_is_to_do(seconds: float, header: str) ->
 @pytest.fixture
 def room() -> Queue:
     """A queue with room for 1000 bytes of bodies."""
-    return Queue(Elsewhere(), places=8, body_bytes=1000, deadline_seconds=60)
+    return Queue(Stuck({}), places=8, body_bytes=1000, deadline_seconds=60)
 
 
 def test_a_body_is_refused_before_it_is_read_where_there_is_no_room(room: Queue) -> None:
@@ -168,17 +169,11 @@ def test_what_can_never_fit_is_told_so_and_not_to_try_again(room: Queue) -> None
 
 def test_large_uploads_leave_room_for_small_ones(room: Queue) -> None:
     with ExitStack() as uploads:
-
-        def upload(size: int) -> None:
-            body = uploads.enter_context(room.enter())
-            body.announce(size)
-            body.arrived(size)
-
-        for size in (400, 100, 10):
+        for size in (400, 100, 100, 10, 2):
             with suppress(Problem):
-                while True:
-                    upload(size)
-            upload(size // 4)
+                while size > 2:
+                    uploads.enter_context(room.enter()).arrived(size)
+            uploads.enter_context(room.enter()).arrived(size // 4 or 1)
         assert room.held_bytes < 1000
 
 
@@ -187,25 +182,12 @@ def test_large_uploads_leave_room_for_small_ones(room: Queue) -> None:
 @scene
 async def test_an_upload_that_ends_early_leaves_nothing_behind(path: str, ending: str) -> None:
     async with service(max_upload_bytes=5000) as (_, app):
-        waits = asyncio.Event()
         size = 100_000 if ending == "refused" else 100
-        messages: list[Message] = [
-            {"type": "http.request", "body": bytes(size), "more_body": True},
-            {"type": "http.disconnect"},
-        ]
-
-        async def receive() -> Message:
-            if len(messages) == 1 and ending == "cancelled":
-                waits.set()
-                await asyncio.Event().wait()
-            return messages.pop(0)
-
-        async def send(_: Message) -> None: ...
-
-        request = asyncio.create_task(app({**POST, "path": path, "headers": []}, receive, send))
+        arriving: list[Message] = [{"type": "http.request", "body": bytes(size), "more_body": True}]
+        arriving += [{"type": "http.disconnect"}] * (ending != "cancelled")
+        request = asyncio.create_task(raw(app, arriving, path))
         if ending == "cancelled":
-            await waits.wait()
-            assert (app.state.queue.in_progress, app.state.queue.held_bytes) == (1, 100)
+            await until(lambda: app.state.queue.held_bytes == 100)
             request.cancel()
         await asyncio.gather(request, return_exceptions=True)
 
@@ -229,36 +211,19 @@ async def test_what_is_not_done_by_its_deadline_is_given_up_and_if_it_waits_not_
 @scene
 async def test_a_picture_whose_client_has_gone_is_not_worked_on() -> None:
     async with service() as (client, app):
-        first = asyncio.create_task(client.post("/predict", content=large("sleep", seconds=0.4)))
+        post = client.post("/predict", content=large("sleep", seconds=0.4))
+        first = asyncio.ensure_future(post)
         await until(lambda: app.state.workers.busy)
-        messages: list[Message] = [
-            {"type": "http.request", "body": large("nothing")},
-            {"type": "http.disconnect"},
-        ]
-
-        async def receive() -> Message:
-            return messages.pop(0)
-
-        async def send(_: Message) -> None: ...
-
-        await app({**POST, "headers": []}, receive, send)
-        assert not first.done()
+        body = {"type": "http.request", "body": large("nothing")}
+        await raw(app, [body, {"type": "http.disconnect"}])
         assert app.state.workers.waiting == 0
+        assert not first.done()
         await first
         assert (await client.post("/predict", content=do("nothing"))).json()["handled"] == 2
 
 
 @scene
-async def test_an_upload_that_does_not_come_on_is_given_up() -> None:
-    async with service(upload_seconds=0.2) as (client, _):
-        slow = await client.post("/predict", content=stalled(asyncio.Event(), bytes(100)))
-        assert slow.status_code == 408
-        assert slow.json()["type"] == "/problems#slow-upload"
-        assert "10 bytes" in slow.json()["detail"]
-
-
-@scene
-async def test_an_upload_that_comes_on_gets_more_time() -> None:
+async def test_an_upload_that_does_not_come_on_is_given_up_one_that_does_gets_more_time() -> None:
     async def steady() -> AsyncIterator[bytes]:
         for _ in range(4):
             await asyncio.sleep(0.2)
@@ -267,6 +232,9 @@ async def test_an_upload_that_comes_on_gets_more_time() -> None:
 
     async with service(upload_seconds=0.5) as (client, _):
         assert (await client.post("/predict", content=steady())).status_code == 200
+        slow = await client.post("/predict", content=stalled(asyncio.Event(), bytes(100)))
+        assert (slow.status_code, slow.json()["type"]) == (408, "/problems#slow-upload")
+        assert "10 bytes" in slow.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +246,7 @@ async def test_an_upload_that_comes_on_gets_more_time() -> None:
         (do("fail"), 500, "internal-error"),
     ],
 )
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
+@linux_only
 @scene
 async def test_work_that_ends_a_worker_has_an_answer_of_its_own(
     body: bytes, status: int, slug: str
@@ -292,6 +260,11 @@ async def test_work_that_ends_a_worker_has_an_answer_of_its_own(
 # --- the machine --------------------------------------------------------------------------------
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, count: int, memory: int) -> None:
+    monkeypatch.setattr(capacity, "cores", lambda: count)
+    monkeypatch.setattr(capacity, "memory_bytes", lambda: memory * MIB)
+
+
 @pytest.mark.parametrize(
     ("count", "memory", "workers"),
     [(1, 8192, 1), (2, 8192, 2), (16, 32_768, 16), (2, 256, 1), (2, 512, 2), (16, 1024, 4)],
@@ -299,8 +272,7 @@ async def test_work_that_ends_a_worker_has_an_answer_of_its_own(
 def test_there_are_as_many_workers_as_cores_and_memory_allow(
     monkeypatch: pytest.MonkeyPatch, count: int, memory: int, workers: int
 ) -> None:
-    monkeypatch.setattr(queue, "cores", lambda: count)
-    monkeypatch.setattr(queue, "memory_bytes", lambda: memory * MIB)
+    pretend(monkeypatch, count, memory)
     assert plan().workers == workers
 
 
@@ -309,8 +281,7 @@ def test_there_are_as_many_workers_as_cores_and_memory_allow(
 def test_the_shares_together_stay_within_the_memory(
     monkeypatch: pytest.MonkeyPatch, memory: int, workers: int | None
 ) -> None:
-    monkeypatch.setattr(queue, "cores", lambda: 4)
-    monkeypatch.setattr(queue, "memory_bytes", lambda: memory * MIB)
+    pretend(monkeypatch, 4, memory)
     planned = plan(workers)
     shares = planned.workers * planned.worker_bytes + planned.body_bytes
     if memory >= 512 or workers in (None, 1):
@@ -322,74 +293,50 @@ def test_the_shares_together_stay_within_the_memory(
     assert planned.body_bytes - most > 5 * MIB
 
 
+# What /proc/self/cgroup says, for both versions of control groups.
+TWO, BELOW, ONE = "0::/", "0::/a/b", "6:memory:/\n4:cpu,cpuacct:/\n0::/"
+
+
+def in_group(monkeypatch: pytest.MonkeyPatch, group: str, contents: dict[str, str]) -> None:
+    files = {"/proc/self/cgroup": group}
+    files |= {f"/sys/fs/cgroup/{name}": text for name, text in contents.items()}
+    monkeypatch.setattr(machine, "_read", lambda path: files.get(str(path), ""))
+
+
 @pytest.mark.parametrize(
-    ("files", "expected"),
+    ("group", "contents", "expected"),
     [
-        ({}, 8),
-        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "max 100000"}, 8),
-        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "200000 100000"}, 2),
-        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
-        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "10000 100000"}, 1),
-        ({"/proc/self/cgroup": "0::/a/b", "/sys/fs/cgroup/a/cpu.max": "300000 100000"}, 3),
-        (
-            {
-                "/proc/self/cgroup": "4:cpu,cpuacct:/\n0::/",
-                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000",
-                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
-            },
-            4,
-        ),
-        (
-            {
-                "/proc/self/cgroup": "4:cpu,cpuacct:/",
-                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
-                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
-            },
-            8,
-        ),
+        ("", {}, 8),
+        (TWO, {"cpu.max": "max 100000"}, 8),
+        (TWO, {"cpu.max": "200000 100000"}, 2),
+        (TWO, {"cpu.max": "150000 100000"}, 2),
+        (TWO, {"cpu.max": "10000 100000"}, 1),
+        (BELOW, {"a/cpu.max": "300000 100000"}, 3),
+        (ONE, {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        (ONE, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
     ],
 )
 def test_cores_are_those_that_the_control_group_allows(
-    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+    monkeypatch: pytest.MonkeyPatch, group: str, contents: dict[str, str], expected: int
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(model_machine, "_read", lambda path: files.get(str(path), ""))
+    in_group(monkeypatch, group, contents)
     assert cores() == expected
 
 
 @pytest.mark.parametrize(
-    ("files", "expected"),
+    ("group", "contents", "expected"),
     [
-        ({}, None),
-        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/memory.max": "max"}, None),
-        ({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/memory.max": "1048576"}, MIB),
-        (
-            {
-                "/proc/self/cgroup": "0::/a/b",
-                "/sys/fs/cgroup/a/b/memory.max": "max",
-                "/sys/fs/cgroup/a/memory.max": "2097152",
-            },
-            2 * MIB,
-        ),
-        (
-            {
-                "/proc/self/cgroup": "6:memory:/",
-                "/sys/fs/cgroup/memory/memory.limit_in_bytes": "3145728",
-            },
-            3 * MIB,
-        ),
-        (  # how version 1 says that there is no limit
-            {
-                "/proc/self/cgroup": "6:memory:/",
-                "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
-            },
-            None,
-        ),
+        ("", {}, None),
+        (TWO, {"memory.max": "max"}, None),
+        (TWO, {"memory.max": "1048576"}, MIB),
+        (BELOW, {"a/b/memory.max": "max", "a/memory.max": "2097152"}, 2 * MIB),
+        (ONE, {"memory/memory.limit_in_bytes": "3145728"}, 3 * MIB),
+        (ONE, {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),  # no limit
     ],
 )
 def test_memory_is_what_the_control_group_allows(
-    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int | None
+    monkeypatch: pytest.MonkeyPatch, group: str, contents: dict[str, str], expected: int | None
 ) -> None:
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    monkeypatch.setattr(model_machine, "_read", lambda path: files.get(str(path), ""))
-    assert memory_bytes() == (expected or machine)
+    in_group(monkeypatch, group, contents)
+    assert memory_bytes() == (expected or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -5,16 +5,17 @@
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from model.__main__ import main as model_command
-from model.archive import MOST_BYTES, Pictures, Row, read, row
+from model.archive import Row
 from model.classifier import Classifier
+from model.workers import Workers
 from tests import pictures
-from tests.test_archive import Fatal
+from tests.test_archive import PNG, expected
 
 pytest.importorskip("ray", reason="needs requirements/ray.txt: `make test-ray` has it")
 pytest.importorskip("pyarrow", reason="needs requirements/ray.txt: `make test-ray` has it")
@@ -47,84 +48,81 @@ def folder(tmp_path: Path) -> Path:
     root = tmp_path / "pictures"
     (root / "deep").mkdir(parents=True)
     (root / "turned.jpg").write_bytes(pictures.turned(6))
-    (root / "cut.png").write_bytes(pictures.picture("PNG")[:-200])
+    (root / "cut.png").write_bytes(PNG[:-200])
     (root / "deep" / "empty.png").write_bytes(b"")
     (root / "broken.zip").write_bytes(b"PK\3\4")
     with zipfile.ZipFile(root / "some.zip", "w") as archive:
-        archive.writestr("a/ö.png", pictures.picture("PNG"))
+        archive.writestr("a/ö.png", PNG)
         archive.writestr("inner.zip", b"")
     return root
 
 
-def sorted_rows(output: Path) -> list[Row]:
-    return sorted(read_rows(output), key=lambda each: str(each["picture"]))
+def by_name(rows: Iterable[Row]) -> dict[str, Row]:
+    return {row["picture"]: row for row in rows}
 
 
-def test_the_rows_are_those_of_the_command(
-    folder: Path, tmp_path: Path, weights_path: Path
-) -> None:
-    weights = ["--weights", str(weights_path)]
-    lines = tmp_path / "rows.jsonl"
-    assert model_command([*weights, str(folder), "--output", str(lines)]) == 1
-    assert main([*weights, str(folder), "--output", str(tmp_path / "rows")]) == 1
-    rows = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
-    assert len(rows) == 6
-    assert sorted_rows(tmp_path / "rows") == sorted(rows, key=lambda each: str(each["picture"]))
+def test_the_rows_are_those_of_the_command(folder: Path, weights_path: Path) -> None:
+    lines, rows = folder.with_name("rows.jsonl"), folder.with_name("rows")
+    arguments = ["--weights", str(weights_path), str(folder), "--output"]
+    assert model_command([*arguments, str(lines)]) == 1
+    assert main([*arguments, str(rows)]) == 1
+    found = by_name(read_rows(rows))
+    assert found == by_name(map(json.loads, lines.read_text("utf-8").splitlines()))
+    assert len(found) == 6
 
 
 def test_pictures_in_parquet_give_the_same_rows(
-    folder: Path, tmp_path: Path, weights_path: Path, classifier: Classifier
+    tmp_path: Path, weights_path: Path, classifier: Classifier
 ) -> None:
-    found = [each for each in Pictures([str(folder)]) if each.name.endswith(("g", "G"))]
-    table = {"path": [each.name for each in found], "jpeg": [read(each.source) for each in found]}
+    table = {"path": ["ö.png".encode(), b"\xff.png", b"none"], "jpeg": [PNG, PNG[:-200], None]}
     pq.write_table(pa.table(table), tmp_path / "in.parquet")
     arguments = [str(tmp_path / "in.parquet"), "--names", "path", "--bytes", "jpeg"]
-    arguments += ["--weights", str(weights_path), "--output", str(tmp_path / "rows")]
-    assert main(arguments) == 1
-    expected = [row(classifier, *each) for each in found]
-    assert sorted_rows(tmp_path / "rows") == sorted(expected, key=lambda each: each["picture"])
+    arguments += ["--output", str(tmp_path / "rows")]
+    assert main([*arguments, "--weights", str(weights_path)]) == 1
+    rows = by_name(read_rows(tmp_path / "rows"))
+    assert rows["ö.png"] == expected(classifier, "ö.png", PNG)
+    errors = {name: row["error"]["reason"] for name, row in rows.items() if "error" in row}
+    assert errors == {"\\xff.png": "damaged", "none": "unreadable"}
 
 
-def test_a_folder_that_is_there_already_is_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pictures", "--output", "pictures"], "is there already"),
+        (["pictures", "pictures/deep", "--output", "rows"], "would have two rows"),
+        (["pictures", "--output", "rows", "--names", "path"], "belong together"),
+        (["pictures", "--output", "rows", "--weights", "pictures/cut.png"], "cannot be used"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_ray_starts(
+    arguments: list[str],
+    says: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(folder.parent)
     with pytest.raises(SystemExit) as stopped:
-        main([str(folder), "--output", str(folder)])
+        main(arguments)
     assert stopped.value.code == 2
-    assert "is there already" in capsys.readouterr().err
+    assert says in capsys.readouterr().err
+    assert not ray.is_initialized()
 
 
 def test_a_picture_that_ends_its_process_is_a_row_and_the_actor_goes_on(
-    folder: Path, weights_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    weights_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def deadly(weights: Path, count: int) -> Workers:
+        return Workers("tests.test_archive", [str(weights)], count=count, memory_bytes=2**27)
+
+    monkeypatch.setattr(job, "workers_for", deadly)
     actor = Answer(weights_path.read_bytes())
-    good = folder / "turned.jpg"
-    sources = {"good": good, "fatal": Fatal("x")}
-    monkeypatch.setattr(job, "_source", lambda columns: sources[columns["picture"]])
-    try:
-        rows = actor(pa.table({"picture": ["good", "fatal", "good"]})).to_pylist()
-    finally:
-        actor._pool.close()
-    assert rows[1]["error"]["reason"] == "crashed"
-    assert [each["label"] for each in rows[::2]] == [row(classifier, "good", good)["label"]] * 2
-
-
-def test_names_that_are_no_text_and_bytes_too_many_are_told(
-    tmp_path: Path, weights_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = {"path": [b"\xff.png", "ö".encode()], "jpeg": [b"", bytes(MOST_BYTES + 1)]}
-    pq.write_table(pa.table(table), tmp_path / "in.parquet")
-    monkeypatch.chdir(tmp_path)
-    arguments = ["in.parquet", "--names", "path", "--bytes", "jpeg"]
-    assert main([*arguments, "--weights", str(weights_path), "--output", "rows"]) == 1
-    rows = {each["picture"]: each["error"]["reason"] for each in read_rows(tmp_path / "rows")}
-    assert rows == {"\\xff.png": "empty", "ö": "too-large"}
-
-
-def test_sources_that_have_a_picture_in_common_are_refused(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(folder), str(folder / "deep"), "--output", str(tmp_path / "rows")])
-    assert stopped.value.code == 2
-    assert "would have two rows" in capsys.readouterr().err
+    batch = pa.table({"picture": ["good", "fatal", "good"], "bytes": [PNG, b"crash", PNG]})
+    for _ in range(2):
+        good, fatal, again = actor(batch).to_pylist()
+        assert fatal["error"]["reason"] == "crashes-decoder"
+        assert (
+            good["cat_probability"]
+            == again["cat_probability"]
+            == (classifier.predict(PNG).cat_probability)
+        )

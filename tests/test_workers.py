@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import pytest
 from model.worker import Reply
 from model.workers import STALLED_SECONDS, CannotStart, End, JobRefused, Submitted, Workers
 from tests.probe_worker import do
-from tests.server import children, scene, started, wait_until_gone
+from tests.server import children, linux_only, scene, started, wait_until_gone
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
+pytestmark = linux_only
 
 TOO_MUCH = 2**27  # bytes; `started` gives a worker a quarter of them
 
@@ -264,7 +263,7 @@ async def test_a_reload_lets_the_old_ones_finish_what_they_have(tmp_path: Path) 
     async with started(str(needed)) as workers:
         old = await reply(workers, "nothing")
         last = submit(workers, "sleep", seconds=1)
-        first = workers.description
+        first = {**workers.description}
         await asyncio.gather(workers.reload(), workers.reload())
         assert workers.description != first
         assert (await reply(workers, "nothing"))["pid"] != old["pid"]

@@ -7,7 +7,9 @@ import numpy as np
 
 from model.convolution import Convolution
 from model.network import (
+    NORM_EPSILON,
     Array,
+    BatchNorm,
     GlobalAverage,
     Layer,
     Linear,
@@ -18,7 +20,6 @@ from model.network import (
     Standardise,
     unmirrored,
 )
-from training.batch_norm import EPSILON, BatchNorm
 
 STAGES = (64, 128, 256)  # channels at 16×16, 8×8 and 4×4
 MEAN, DEVIATION = (0.48, 0.45, 0.41), (0.27, 0.26, 0.27)  # of the training pictures' colours
@@ -85,7 +86,7 @@ def fold(layers: Sequence[Layer], statistics: Mapping[int, tuple[Array, Array]])
     for layer in layers:
         if isinstance(layer, BatchNorm):
             mean, variance = statistics[id(layer)]
-            scale = 1 / np.sqrt(variance + EPSILON)
+            scale = 1 / np.sqrt(variance + NORM_EPSILON)
             before = next(
                 i for i in reversed(range(len(folded))) if isinstance(folded[i], Convolution)
             )

@@ -1,27 +1,31 @@
-"""From logits to probabilities that can be believed, and one threshold, on the validation pictures.
+"""What the validation pictures decide: a calibration, a threshold, and whether training helped.
 
 Calibration (Platt 1999; Guo et al. 2017, On Calibration of Modern Neural Networks) is logistic
 regression on one number, the logit z: p = σ(scale·z + shift). Both numbers are folded into the
 last layer, so that a probability stays σ of the last layer's output.
 
-Letters: z (m,) logits, y (m,) labels in {0, 1}, p (m,) probabilities; sources (m,) names.
+Letters: z (m,) logits, y (m,) labels in {0, 1}, p (m,) probabilities; sources (m,) names. Sources
+whose pictures are all of one class have no balanced accuracy. Among them, rooms limit what may be
+called a cat. Look-alikes, such as foxes, do not: with 2 % of them a cat, many cats are missed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 
 import numpy as np
 
 from model.network import Array, Layer, Linear, sigmoid
-from training.metrics import confusion
+from training.course import loss
+from training.data import LOOKALIKE_SOURCES
+from training.metrics import confusion, roc_auc
 
 ENOUGH, ENOUGH_OF_EACH = 200, 50  # pictures that two numbers and a threshold can be fitted to
 TOLERANCE = 0.002  # what the rule may fall short of its best to be on the plateau
-# Of a source with one class, such as rooms without a cat: rooms of other people have turned out to
-# be taken for cats twice as often as those that the threshold was chosen by.
+# Rooms of other people have turned out to be taken for cats twice as often as those that the
+# threshold was chosen by.
 MOST_WRONG = 0.02
-COUNTS = 100  # pictures of such a source for it to count
+COUNTS = 100  # pictures of a source of one class for it to count
 
 CALIBRATION_RULE = (
     "of all scales and shifts the one with which, on the validation pictures, the source that is "
@@ -31,13 +35,46 @@ CALIBRATION_RULE = (
 THRESHOLD_RULE = (
     "highest of the thresholds whose balanced accuracy on the validation pictures, averaged over "
     f"the sources with both classes, is the best to {TOLERANCE}, among those that answer at least "
-    f"{1 - MOST_WRONG:.0%} of every source with one class right (where it has {COUNTS} pictures)"
+    f"{1 - MOST_WRONG:.0%} of every source with one class right, look-alikes aside (where it has "
+    f"{COUNTS} pictures)"
 )
 FEW_RULE = (
     "of 0.5 and, after fine-tuning, the threshold that it started from the one with the better "
     "balanced accuracy: the validation pictures are too few to choose another"
 )
 TOO_FEW = f"left as it was: fewer than {ENOUGH} validation pictures, or {ENOUGH_OF_EACH} of a class"
+
+
+def enough(y: Array) -> bool:
+    """Whether there are pictures enough to fit a calibration and a threshold."""
+    first = int((y == 1).sum())
+    return len(y) >= ENOUGH and min(first, len(y) - first) >= ENOUGH_OF_EACH
+
+
+def by_source(sources: Sequence[str]) -> dict[str, Array]:
+    """Where the pictures of each source are: (m,) of bool by name, in alphabetical order."""
+    names = np.asarray(sources)
+    return {str(source): names == source for source in np.unique(names)}
+
+
+def source_weights(sources: Sequence[str]) -> Array:
+    """Weights (m,) of mean 1 under which every source counts the same.
+
+    The classes keep the mix that they have in each source. A mix of one's own, half cats
+    everywhere, would be fair to neither: where one picture in six is a cat, every probability
+    would come out too large.
+    """
+    _, place, counts = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
+    weights: Array = len(place) / len(counts) / counts[place]
+    return weights
+
+
+def source_log_loss(z: Array, y: Array, sources: Sequence[str]) -> float:
+    """The mean over the sources of the mean loss of each."""
+    return float(np.mean(source_weights(sources) * loss(z, y)))
+
+
+# --- calibration --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -51,24 +88,6 @@ class Calibration:
     def undone(self, p: float) -> float:
         """The probability before the calibration of what is p, in (0, 1), after it."""
         return float(sigmoid(np.asarray((np.log(p / (1 - p)) - self.shift) / self.scale)))
-
-
-def enough(y: Array) -> bool:
-    """Whether there are pictures enough to fit a calibration and a threshold."""
-    first = int((y == 1).sum())
-    return len(y) >= ENOUGH and min(first, len(y) - first) >= ENOUGH_OF_EACH
-
-
-def source_weights(sources: Sequence[str]) -> Array:
-    """Weights (m,) of mean 1 under which every source counts the same.
-
-    The classes keep the mix that they have in each source. A mix of one's own, half cats
-    everywhere, would be fair to neither: where one picture in six is a cat, every probability
-    would come out too large.
-    """
-    _, place, counts = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
-    weights: Array = len(place) / len(counts) / counts[place]
-    return weights
 
 
 def logistic_fit(z: Array, y: Array, ridge: float = 0.0) -> tuple[float, float]:
@@ -97,8 +116,7 @@ def calibrate(z: Array, y: Array, sources: Sequence[str]) -> Calibration:
     source without one of the classes takes no part: the best that could be said of its pictures
     is 0, and a shift towards that makes every other source less believable.
     """
-    groups = _groups(np.asarray(sources))
-    mixed = [(z[own], y[own]) for own in groups if len(np.unique(y[own])) > 1]
+    mixed = [(z[own], y[own]) for own in by_source(sources).values() if len(np.unique(y[own])) > 1]
     if not mixed or not enough(np.concatenate([labels for _, labels in mixed])):
         return Calibration()
     every_z, every_y = (np.concatenate(each) for each in zip(*mixed, strict=True))
@@ -136,27 +154,36 @@ def fold_calibration(layers: Sequence[Layer], calibration: Calibration) -> list[
     return [*others, Linear(weights * scale, bias * scale + shift)]
 
 
+# --- the threshold ------------------------------------------------------------------------------
+
+
 def mean_balanced_accuracy(y: Array, p: Array, sources: Sequence[str], threshold: float) -> float:
     """The mean over the sources of (recall + specificity)/2 at p ≥ threshold. Sources with one
     class have none; where there are no others, the share of right answers stands for it."""
-    names = np.asarray(sources)
-    every = [confusion(y[own], p[own], threshold) for own in _groups(names)]
+    every = [confusion(y[own], p[own], threshold) for own in by_source(sources).values()]
     balanced = [counts.balanced_accuracy for counts in every if not isnan(counts.balanced_accuracy)]
     return float(np.mean(balanced or [counts.accuracy for counts in every]))
 
 
 def choose_threshold(
-    y: Array, p: Array, sources: Sequence[str], otherwise: Sequence[float] = (0.5,)
+    y: Array,
+    p: Array,
+    sources: Sequence[str],
+    otherwise: Sequence[float] = (0.5,),
+    lookalikes: Container[str] = LOOKALIKE_SOURCES,
 ) -> float:
     """One threshold for all sources, as `THRESHOLD_RULE` says; where the pictures are too few to
-    choose by, the better on them of those in `otherwise`, the first if they are equal. The single
-    best threshold would follow one picture this way or that. Of those that are as good it is the
-    highest: a false alarm is worse than a miss, which the next picture makes good. In (0, 1)."""
+    choose by, the better on them of those in `otherwise`, the first if they are equal. In (0, 1).
+
+    The single best threshold would follow one picture this way or that. Of those that are as good
+    it is the highest: a false alarm is worse than a miss, which the next picture makes good.
+    lookalikes: sources of one class that set no limit.
+    """
     if not enough(y):
         return max(otherwise, key=lambda t: mean_balanced_accuracy(y, p, sources, t))
     edges = np.concatenate([[0.0], np.unique(p), [1.0]])
     candidates = (edges[1:] + edges[:-1]) / 2  # halfway between neighbouring p
-    values, allowed = _rule(candidates, y, p, np.asarray(sources))
+    values, allowed = _rule(candidates, y, p, sources, lookalikes)
     if allowed.any():  # it may be asked for what cannot be
         values = np.where(allowed, values, -1)
     best = int(np.argmax(values))
@@ -165,11 +192,13 @@ def choose_threshold(
     return min(max(float(candidates[highest]), 0.01), 0.99)
 
 
-def _rule(candidates: Array, y: Array, p: Array, names: Array) -> tuple[Array, Array]:
+def _rule(
+    candidates: Array, y: Array, p: Array, sources: Sequence[str], lookalikes: Container[str]
+) -> tuple[Array, Array]:
     """At each candidate the mean balanced accuracy of the sources with both classes, and whether
     the others are answered well enough."""
     balanced, allowed = [], np.ones(len(candidates), bool)
-    for own in _groups(names):
+    for source, own in by_source(sources).items():
         right = [
             1 - below if label else below
             for label in (1, 0)
@@ -177,7 +206,7 @@ def _rule(candidates: Array, y: Array, p: Array, names: Array) -> tuple[Array, A
         ]
         if len(right) == 2:
             balanced.append(np.mean(right, axis=0))
-        elif own.sum() >= COUNTS:
+        elif own.sum() >= COUNTS and source not in lookalikes:
             allowed &= right[0] >= 1 - MOST_WRONG
     return np.mean(balanced, axis=0) if balanced else np.zeros(len(candidates)), allowed
 
@@ -187,5 +216,102 @@ def _share_below(candidates: Array, p: Array) -> Array | None:
     return np.searchsorted(np.sort(p), candidates) / len(p) if len(p) else None
 
 
-def _groups(names: Array) -> list[Array]:
-    return [names == source for source in np.unique(names)]
+# --- whether training helped --------------------------------------------------------------------
+
+CLEARLY, BY_CHANCE, NOT = "clearly better", "better, maybe by chance", "no better"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of two networks on the held-back pictures, JSON values; the verdict is one of the
+    three above."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    verdict: str
+    pictures: int
+
+
+def compare(
+    before: Array,
+    after: Array,
+    y: Array,
+    sources: Sequence[str],
+    thresholds: tuple[float, float],
+) -> Comparison:
+    """before, after: logits (m,) of the held-back pictures, as training left them: a calibration
+    that is fitted to these very pictures must not take part. thresholds: of both, for them.
+
+    Two things decide: the log loss, which counts every picture, and the balanced accuracy at the
+    threshold that is stored, which people get. Clearly better: the log loss falls by more than 1.96
+    standard errors of the mean difference, picture by picture, and the balanced accuracy does not
+    fall. No better: the log loss does not fall, or the balanced accuracy falls by more than 1.96 of
+    its standard errors, or neither differs in the digits that are shown.
+    """
+    gains = source_weights(sources) * (loss(before, y) - loss(after, y))
+    right = [
+        (sigmoid(z) >= threshold) == (y == 1)
+        for z, threshold in zip((before, after), thresholds, strict=True)
+    ]
+    losses = _balanced_weights(y, sources) * (right[0].astype(float) - right[1])
+    figures = [
+        {
+            "log_loss": source_log_loss(z, y, sources),
+            "balanced_accuracy": mean_balanced_accuracy(y, sigmoid(z), sources, threshold),
+            "roc_auc": roc_auc(y, sigmoid(z)),
+        }
+        for z, threshold in zip((before, after), thresholds, strict=True)
+    ]
+    verdict = CLEARLY if _surely_positive(gains) and losses.mean() <= 0 else BY_CHANCE
+    shown = {(each["log_loss"], each["balanced_accuracy"]) for each in map(_shown, figures)}
+    if gains.mean() <= 0 or _surely_positive(losses) or len(shown) == 1:
+        verdict = NOT
+    return Comparison(figures[0], figures[1], verdict, len(y))
+
+
+def _balanced_weights(y: Array, sources: Sequence[str]) -> Array:
+    """Weights (m,) under which the mean of right answers is `mean_balanced_accuracy`."""
+    groups = list(by_source(sources).values())
+    mixed = [own for own in groups if len(np.unique(y[own])) > 1]
+    weights = np.zeros(len(y))
+    for own in mixed or groups:
+        for label in (0, 1):
+            group = own & (y == label)
+            if group.any():
+                weights[group] = len(y) / (2 if mixed else 1) / len(mixed or groups) / group.sum()
+    return weights
+
+
+def _surely_positive(differences: Array) -> bool:
+    """Whether their mean is above 0 by more than 1.96 standard errors."""
+    if len(differences) < 2:
+        return False
+    return bool(differences.mean() > 1.96 * differences.std(ddof=1) / np.sqrt(len(differences)))
+
+
+def _shown(figures: Mapping[str, float]) -> dict[str, str]:
+    return {
+        "log_loss": f"{figures['log_loss']:.3f}",
+        "balanced_accuracy": f"{figures['balanced_accuracy']:.1%}",
+        "roc_auc": f"{figures['roc_auc']:.3f}",
+    }
+
+
+def comparison_text(comparison: Comparison, start: str) -> str:
+    """The comparison in words, for the person at the terminal. start: the name of the network
+    before."""
+    before, after = _shown(comparison.before), _shown(comparison.after)
+    names = {"log_loss": "log loss", "balanced_accuracy": "balanced accuracy", "roc_auc": "ROC AUC"}
+    told = [
+        f"{name} {before[key]} before"
+        + (f", {after[key]} after" if before[key] != after[key] else " and after")
+        for key, name in names.items()
+    ]
+    how, _, reserve = comparison.verdict.partition(", ")
+    text = f"On {comparison.pictures:,} held-back pictures it is {how} than {start}"
+    text += f", {reserve}: {'; '.join(told)}." if reserve else f": {'; '.join(told)}."
+    if comparison.verdict == NOT:
+        text += f" The weights written are those of {start}. More pictures may help, or others."
+    elif comparison.verdict == BY_CHANCE:
+        text += " Hold back more pictures to be sure (--validation)."
+    return text

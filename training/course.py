@@ -1,304 +1,296 @@
-"""`python -m training course`: logistic regression, trained as the course does it.
+"""The course's lesson, to be read from top to bottom: from a computation graph to a classifier.
 
-Source: deeplearning.ai, Neural Networks and Deep Learning, week 2, programming assignment
+    1. a computation graph: J = 3(a + bc), forward and backward
+    2. the cost of a network's answers, and its derivatives
+    3. gradient descent over all examples, from zeros
+    4. a run on labelled pictures
+
+Letters: m examples, n_x numbers each; X (m, n_x) holds one example a row and is the course's X
+(n_x, m) transposed; y (m,) the labels, 1 for the first class ('cat') and 0 for the other, or a
+probability between; z the network's last stage, a = σ(z) the prediction ŷ. `dx` is short for the
+derivative of the last node with respect to x: `dz` for dL/dz, `dw` for dJ/dw, `db` for dJ/db.
+
+The layers themselves, forward and backward, are in `model.network`. Logistic regression is the
+list of one `Linear` layer; a longer list has the same right end.
+
+Source: deeplearning.ai, Neural Networks and Deep Learning, week 2, and its programming assignment
 "Logistic Regression with a Neural Network mindset".
 """
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
-from model import statistics
-from model.classifier import Classifier
-from model.network import Array, Layer, parameters
+from model.machine import cores
+from model.network import (
+    Array,
+    Gradients,
+    Layer,
+    Linear,
+    Scratch,
+    backward,
+    forward,
+    parameters,
+    pieces,
+    prepare,
+    sigmoid,
+)
 from model.preprocessing import to_vector
-from training import report
-from training.command import (
-    Commands,
-    Say,
-    add_command,
-    add_data_arguments,
-    add_output_arguments,
-    add_test_argument,
-    costs_shown,
-    outputs,
-    positive,
-    positive_int,
-    read_data,
-    save,
-    seed,
-)
-from training.data import PictureSet, Pixels
-from training.golden import choose_golden
-from training.gradient_descent import (
-    RECORD_EVERY,
-    every_core,
-    gradient_descent,
-    initialize_with_zeros,
-    predict,
-)
-from training.kinds import count_sources
-from training.metrics import (
-    accuracy_at,
-    bootstrap_interval,
-    confusion,
-    reliability_table,
-    summary,
-)
+from training import Refused
 
+Progress = Callable[[int, float], None]  # called with (iteration, J) before each step
+
+LEARNING_RATE, ITERATIONS = 0.005, 2000  # of the assignment
+COMPARED_RATES, COMPARED_ITERATIONS = (0.01, 0.001, 0.0001), 1500
+RECORD_EVERY = 100  # iterations between two points of the cost curve
 THRESHOLD = 0.5
+# Rows that go through the network at a time: enough that the course's 209 are one matrix product,
+# few enough that a block of a large set stays in cache, and is never held as floats whole.
+ROWS_AT_ONCE = 256
 # Beyond this, pictures stay bytes and each pass scales them anew: slower, a quarter of the memory.
-_MAX_FLOAT_BYTES = 2**30
+MAX_FLOAT_BYTES = 2**30
 
-_COURSE_HELP = """
-Train logistic regression on pictures as the course does: from zeros, gradient descent over all
-pictures in every iteration. Writes the weights file, which the service can load, and a folder
-with the report: open its report.html in a browser.
-"""
-_COURSE_EXAMPLE = """
-example:
-  python -m training course train_catvnoncat.h5 --test test_catvnoncat.h5
-      2,000 iterations at learning rate 0.005: the course's run, a second of work
 
-data:
-  an HDF5 like the course's, or a folder or zip with the pictures in cat/ and non-cat/
-"""
+# --- 1. a computation graph ---------------------------------------------------------------------
+#
+#     a ─────────────────┐
+#     b ──┐              ├─→ v = a + u ──→ J = 3v
+#     c ──┴─→ u = bc ────┘
+#
+# The forward pass goes from left to right and computes J. The backward pass goes from right to left
+# and computes, for each node, the derivative of J with respect to it: the chain rule multiplies
+# what the node on the right already knows by one derivative of its own.
+
+
+class Nodes(NamedTuple):
+    """What the forward pass leaves behind for the backward pass."""
+
+    u: float
+    v: float
+    J: float
+
+
+class Derivatives(NamedTuple):
+    """dJ/dv, dJ/da, dJ/du, dJ/db and dJ/dc, in the order in which the backward pass finds them."""
+
+    dv: float
+    da: float
+    du: float
+    db: float
+    dc: float
+
+
+def graph_forward(a: float, b: float, c: float) -> Nodes:
+    """The three nodes from left to right.
+
+    >>> graph_forward(5, 3, 2)
+    Nodes(u=6, v=11, J=33)
+    """
+    u = b * c
+    v = a + u
+    J = 3 * v
+    return Nodes(u, v, J)
+
+
+def graph_backward(b: float, c: float) -> Derivatives:
+    """The derivatives of J from right to left. Of the numbers of the forward pass only b and c are
+    needed: the other nodes are sums and a constant multiple, whose derivatives are constants.
+
+    >>> graph_backward(3, 2)
+    Derivatives(dv=3, da=3, du=3, db=6, dc=9)
+    """
+    dv = 3  # J = 3v:      dJ/dv = 3
+    da = dv * 1  # v = a + u:   dJ/da = dJ/dv · dv/da = 3 · 1
+    du = dv * 1  # v = a + u:   dJ/du = dJ/dv · dv/du = 3 · 1
+    db = du * c  # u = bc:      dJ/db = dJ/du · du/db = 3 · c
+    dc = du * b  # u = bc:      dJ/dc = dJ/du · du/dc = 3 · b
+    return Derivatives(dv, da, du, db, dc)
+
+
+# --- 2. the cost and its derivatives ------------------------------------------------------------
+#
+# For logistic regression the computation graph is
+#
+#     x, w, b ──→ z = wᵀx + b ──→ a = σ(z) ──→ L(a, y) = −(y log a + (1 − y) log(1 − a))
+#
+# and the chain rule, from right to left, gives
+#
+#     da = dL/da = −y/a + (1 − y)/(1 − a)
+#     dz = dL/dz = da · da/dz = (−y/a + (1 − y)/(1 − a)) · a(1 − a) = a − y
+#     dw = dL/dw = dz · dz/dw = x dz
+#     db = dL/db = dz · dz/db = dz
+#
+# because σ'(z) = σ(z)(1 − σ(z)) = a(1 − a). The cost of m examples is the mean of their losses,
+# J = 1/m Σ L(aⁱ, yⁱ), so its derivatives are the means of theirs:
+#
+#     dw = 1/m Σ xⁱ dzⁱ = 1/m Xᵀ dz          db = 1/m Σ dzⁱ
+
+
+def loss(z: Array, y: Array) -> Array:
+    """L(a, y) = −(y log a + (1 − y) log(1 − a)) of each example, from the logit: a = σ(z).
+
+    z, y: of one shape; z any finite number, y in [0, 1]. Returns that shape, numbers ≥ 0.
+
+    Written out with σ, log a = −log(1 + e⁻ᶻ) and log(1 − a) = −z − log(1 + e⁻ᶻ), so
+    L = z − yz + log(1 + e⁻ᶻ) = max(z, 0) − yz + log(1 + e^−|z|). The textbook form rounds a to 0 or
+    1 where σ saturates, and log 0 makes the cost infinite or NaN; this one stays exact.
+    """
+    result: Array = np.maximum(z, 0) - y * z + np.log1p(np.exp(-np.abs(z)))
+    return result
+
+
+def forward_backward(
+    layers: Sequence[Layer], x: Array, y: Array, scratch: Scratch
+) -> tuple[Gradients, float]:
+    """One pass over the rows of x (m, n_x) and back: Σ dL/dparameter by name, and Σ L.
+
+    y: (m, 1) in [0, 1]. scratch: made with `keep=True`; a gradient may be its memory, which the
+    next pass writes over.
+    """
+    stages = forward(layers, x, scratch)
+    z = stages[-1]
+    total = float(np.sum(loss(z, y), dtype=np.float64))
+    a = sigmoid(z)
+    dz = a - y
+    _, gradients = backward(layers, stages, dz, scratch, input_gradient=False)
+    return gradients, total
+
+
+def as_floats(X: Array) -> Array:
+    """The rows that the network takes: pictures (m, side, side, 3) uint8 unrolled and scaled to
+    [0, 1]; (m, n_x) floats as they are."""
+    return to_vector(X) if X.dtype == np.uint8 else X
+
+
+def propagate(
+    layers: Sequence[Layer],
+    X: Array,
+    y: Array,
+    scratch: Scratch | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> tuple[Gradients, float]:
+    """One forward and one backward pass over m examples: (dJ/dparameter by name, J).
+
+    X: (m, n_x) floats in [0, 1], one picture a row; or pictures (m, side, side, 3) uint8, which
+    are unrolled and scaled as they are used. y: (m,) in [0, 1].
+
+    The examples go through the network a block of rows at a time, and the sums are added up: the
+    gradients are the same, up to rounding, for any `rows_at_once`. Raises ValueError.
+    """
+    m = len(X)
+    if len(y) != m or m == 0:
+        raise ValueError(f"propagate needs one label for each example: {m} of X, {len(y)} of y")
+    scratch = scratch or Scratch(keep=True)
+    sums: Gradients = {}
+    total = 0.0
+    for block in pieces(m, rows_at_once):
+        x = as_floats(X[block])
+        gradients, loss_of_block = forward_backward(
+            layers, x, y[block, None].astype(x.dtype, copy=False), scratch
+        )
+        total += loss_of_block
+        for name, gradient in gradients.items():
+            sums[name] = sums[name] + gradient if name in sums else gradient.copy()
+    return {name: gradient / m for name, gradient in sums.items()}, total / m
+
+
+# --- 3. gradient descent ------------------------------------------------------------------------
+
+
+def initialize_with_zeros(n_x: int, dtype: npt.DTypeLike = np.float32) -> list[Layer]:
+    """Logistic regression before training: one linear layer, w (n_x, 1) and b (1,) all zero.
+
+    Zeros will do because there is no hidden layer: every weight meets another pixel, so they part
+    in the first step, and the cost has no other minimum to end up in.
+    """
+    return [Linear(weights=np.zeros((n_x, 1), dtype), bias=np.zeros(1, dtype))]
+
+
+def gradient_descent(
+    layers: Sequence[Layer],
+    X: Array,
+    y: Array,
+    *,
+    learning_rate: float = LEARNING_RATE,
+    iterations: int = ITERATIONS,
+    record_every: int = RECORD_EVERY,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Repeat w := w − α dJ/dw, b := b − α dJ/db, in place, for every parameter: the assignment's
+    `optimize`.
+
+    X, y: as for `propagate`. learning_rate: α > 0. Returns J at iterations 0, record_every,
+    2·record_every, …, each before that iteration's step. Raises Refused when J is not finite.
+    """
+    weights = parameters(layers)
+    scratch = Scratch(keep=True)
+    costs = []
+    with np.errstate(over="ignore", invalid="ignore"):  # the check of J below tells
+        for iteration in range(iterations):
+            gradients, J = propagate(layers, X, y, scratch)
+            if not isfinite(J):
+                raise Refused(
+                    f"The cost is no longer a number at iteration {iteration}: the learning rate "
+                    f"{learning_rate:g} is too large. Try a tenth of it."
+                )
+            if iteration % record_every == 0:
+                costs.append(J)
+            if progress:
+                progress(iteration, J)
+            for name, gradient in gradients.items():
+                gradient *= learning_rate
+                weights[name] -= gradient
+            prepare(layers)
+    return costs
+
+
+def predict(layers: Sequence[Layer], X: Array) -> Array:
+    """ŷ = σ(z), (m,) float64, the probability of the first class, for X as for `propagate`."""
+    scratch = Scratch()
+    blocks = pieces(len(X), ROWS_AT_ONCE)
+    z = [forward(layers, as_floats(X[block]), scratch)[-1][:, 0] for block in blocks]
+    return sigmoid(np.concatenate(z).astype(np.float64))
+
+
+# --- 4. a run -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class CourseConfig:
-    """What a run depends on beside its pictures; stored in the weights file."""
+class Trained:
+    """Logistic regression after a run, and J at every 100th iteration."""
 
-    learning_rate: float = 0.005
-    iterations: int = 2000
-    seed: int = 1  # of the golden picture and the confidence interval: training starts from zeros
-
-
-# --- training -----------------------------------------------------------------------------------
+    layers: list[Layer]
+    costs: list[float]
 
 
-def rows(pictures: Pixels) -> Array:
-    """What `propagate` takes as X: floats where they fit into memory, else the pictures."""
-    floats = pictures.size * np.dtype(np.float32).itemsize
-    return to_vector(pictures) if floats <= _MAX_FLOAT_BYTES else pictures
+@contextmanager
+def every_core() -> Iterator[None]:
+    """While it lasts, NumPy's linear algebra uses all cores for one product: nothing else runs
+    beside it here, and a product of all examples is large enough to be shared out."""
+    with threadpool_limits(cores(), user_api="blas"):
+        yield
 
 
 def train(
-    X: Array, y: Array, config: CourseConfig, progress: Callable[[int, float], None] | None = None
-) -> tuple[list[Layer], list[float]]:
-    """Logistic regression's trained layers and its cost at every 100th iteration: the assignment's
-    `model`. X, y: as for `propagate`."""
-    layers = initialize_with_zeros(X[0].size)
+    pictures: npt.NDArray[np.uint8],
+    y: Array,
+    learning_rate: float = LEARNING_RATE,
+    iterations: int = ITERATIONS,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train logistic regression from zeros on pictures (m, side, side, 3): the assignment's
+    `model`. y: (m,). Raises Refused."""
+    floats = pictures.size * np.dtype(np.float32).itemsize
+    X = to_vector(pictures) if floats <= MAX_FLOAT_BYTES else pictures
+    layers = initialize_with_zeros(pictures[0].size)
     with every_core():
         costs = gradient_descent(
-            layers,
-            X,
-            y,
-            learning_rate=config.learning_rate,
-            iterations=config.iterations,
-            progress=progress,
+            layers, X, y, learning_rate=learning_rate, iterations=iterations, progress=progress
         )
-    return layers, costs
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A set of pictures and what the trained network says of them."""
-
-    pictures: PictureSet
-    probabilities: Array  # (m,)
-    metrics: dict[str, Any]  # JSON values
-
-
-def evaluate(layers: Sequence[Layer], pictures: PictureSet, rng: np.random.Generator) -> Evaluated:
-    """The answers for labelled pictures and the numbers that sum them up."""
-    y, p = pictures.labels, predict(layers, rows(pictures.pictures))
-    interval = bootstrap_interval(accuracy_at(THRESHOLD), y, p, rng)  # of 95 %
-    return Evaluated(pictures, p, summary(y, p, THRESHOLD) | {"accuracy_interval": interval})
-
-
-# --- python -m training course ------------------------------------------------------------------
-
-
-def run_course(arguments: argparse.Namespace, say: Say) -> None:
-    """Train, measure, write the weights file and the report."""
-    output, folder = outputs(arguments)
-    config = CourseConfig(arguments.learning_rate, arguments.iterations, arguments.seed)
-    sets = {"training": read_data(arguments, arguments.data, say)}
-    if arguments.test:
-        sets["test"] = read_data(arguments, arguments.test, say, both_classes=False)
-    trained_on = sets["training"]
-    with costs_shown(config.iterations, "training", say) as progress:
-        layers, costs = train(rows(trained_on.pictures), trained_on.labels, config, progress)
-    rng = np.random.default_rng(config.seed)
-    evaluated = {name: evaluate(layers, pictures, rng) for name, pictures in sets.items()}
-    files = {"training": arguments.data, "test": arguments.test}
-    facts = {
-        "training": {"command": "course", **asdict(config)},
-        "seed": config.seed,
-        "data": {name: describe_data(files[name], pictures) for name, pictures in sets.items()},
-        "metrics": {name: each.metrics for name, each in evaluated.items()},
-        "costs": {"every": RECORD_EVERY, "values": costs},
-        statistics.KEY: statistics.Usual.of(trained_on.pictures).to_json(),
-    }
-    classifier = _classifier(layers, trained_on.class_names, facts, rng)
-    with report.write_folder(folder, _course_report(layers, costs, evaluated, facts)):
-        saved = save(classifier, output)
-    for name, each in evaluated.items():
-        say(_accuracy(name, each))
-    say(f"weights: {output} (version {saved.version})")
-    say(f"report:  {folder / report.PAGE}")
-
-
-def describe_data(paths: Sequence[Path], pictures: PictureSet) -> dict[str, Any]:
-    """What a weights file says of its data: names of files, never where they lay."""
-    return {
-        "files": [path.name for path in paths],
-        "pictures": len(pictures),
-        "classes": {name: pictures.count(name) for name in pictures.class_names},
-        "sources": count_sources(pictures),
-        "left_out": len(pictures.skipped),
-        "sha256": pictures.fingerprint,
-    }
-
-
-def _classifier(
-    layers: Sequence[Layer],
-    class_names: tuple[str, str],
-    facts: dict[str, Any],
-    rng: np.random.Generator,
-) -> Classifier:
-    classifier = Classifier("logistic", class_names, THRESHOLD, layers, metadata=facts)
-    return replace(classifier, golden=choose_golden(classifier, rng))
-
-
-def _accuracy(name: str, each: Evaluated) -> str:
-    low, high = each.metrics["accuracy_interval"]
-    return (
-        f"{name}: {report.percent(each.metrics['accuracy'])} of {len(each.pictures):,} pictures "
-        f"right (95 % interval {report.percent(low, 0)} to {report.percent(high, 0)})"
-    )
-
-
-def _course_report(
-    layers: Sequence[Layer],
-    costs: Sequence[float],
-    evaluated: Mapping[str, Evaluated],
-    facts: Mapping[str, Any],
-) -> dict[str, bytes]:
-    """The files of the report, by name."""
-    last = list(evaluated.values())[-1]
-    labels, side = last.pictures.labels, last.pictures.pictures.shape[1]
-    class_names = last.pictures.class_names
-    pictures = {
-        "cost.png": report.cost_curve(costs, RECORD_EVERY),
-        "confusion.png": report.confusion_matrices(
-            {
-                name: confusion(each.pictures.labels, each.probabilities, THRESHOLD)
-                for name, each in evaluated.items()
-            },
-            class_names,
-        ),
-        "reliability.png": report.reliability_diagram(
-            reliability_table(labels, last.probabilities), class_names[0]
-        ),
-        "weights.png": report.weights_picture(
-            parameters(layers)["0.weights"], side, class_names[0]
-        ),
-    }
-    drawn = {name: report.png(figure) for name, figure in pictures.items()}
-    return {
-        report.PAGE: _course_page(evaluated, facts, drawn).encode(),
-        "metrics.json": report.json_text(facts).encode(),
-        **drawn,
-    }
-
-
-def _course_page(
-    evaluated: Mapping[str, Evaluated], facts: Mapping[str, Any], drawn: Mapping[str, bytes]
-) -> str:
-    config = facts["training"]
-    files = {name: ", ".join(data["files"]) for name, data in facts["data"].items()}
-    last = list(evaluated)[-1]
-    return report.page(
-        "Logistic regression: "
-        + ", ".join(
-            f"{report.percent(each.metrics['accuracy'])} of the {name} pictures right"
-            for name, each in evaluated.items()
-        ),
-        f"Trained on {files['training']} from zeros with gradient descent over all pictures: "
-        f"{config['iterations']:,} iterations at learning rate {config['learning_rate']:g}.",
-        [
-            report.Section(
-                "Cost",
-                "The mean loss of the training pictures before each iteration. It falls steadily "
-                "where the learning rate suits; it jumps where the rate is too large.",
-                pictures={"cost against iterations": drawn["cost.png"]},
-            ),
-            report.Section(
-                "Right and wrong answers",
-                f"Called {evaluated[last].pictures.class_names[0]} from a probability of "
-                f"{THRESHOLD} on.",
-                pictures={"confusion matrices": drawn["confusion.png"]},
-            ),
-            report.Section(
-                "Measured",
-                "\n".join(_accuracy(name, each) + "." for name, each in evaluated.items()),
-                table=report.metrics_table({n: each.metrics for n, each in evaluated.items()}),
-            ),
-            report.Section(
-                "Can the probabilities be believed?",
-                f"Where a probability of 0.8 is given, 8 of 10 should be right: the {last} "
-                "pictures.",
-                pictures={"reliability diagram": drawn["reliability.png"]},
-            ),
-            report.Section(
-                "What the network looks at",
-                "Logistic regression multiplies each pixel by one weight. Laid out as a picture, "
-                "the weights show which parts of the frame count, and in which colour.",
-                pictures={"the weights as a picture": drawn["weights.png"]},
-            ),
-        ],
-    )
-
-
-def add_commands(commands: Commands) -> None:
-    """Add `course` to the command line."""
-    defaults = CourseConfig()
-    parser = add_command(
-        commands,
-        "course",
-        summary="train logistic regression as the course does",
-        description=_COURSE_HELP,
-        example=_COURSE_EXAMPLE,
-        run=run_course,
-    )
-    add_data_arguments(parser)
-    add_test_argument(parser)
-    parser.add_argument(
-        "--learning-rate",
-        type=positive,
-        default=defaults.learning_rate,
-        metavar="RATE",
-        help="size of the steps (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--iterations",
-        type=positive_int,
-        default=defaults.iterations,
-        metavar="N",
-        help="number of steps (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=seed,
-        default=defaults.seed,
-        metavar="N",
-        help="of what is drawn at random: the picture that the weights file is checked with, and "
-        "the confidence intervals; training itself starts from zeros (default: %(default)s)",
-    )
-    add_output_arguments(parser, Path("runs/logistic.safetensors"))
+    return Trained(layers, costs)

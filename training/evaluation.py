@@ -1,33 +1,52 @@
 """What a classifier is worth on labelled pictures: every number of an evaluation, as JSON values.
 
-y (m,) holds the labels, 1 for the first class; p (m,) the probabilities that were answered.
-Sources are measured apart, since a mean over all pictures would be that of the largest one. The
-pictures of a source that has one class only, rooms without a cat, tell how often the first class
-is seen where it is not; their ranking metrics are None.
+y (m,) holds the labels, 1 for the first class; p (m,) the probabilities that `Classifier.predict`
+answered for the bytes of each picture, as the service does. Sources are measured apart, since a
+mean over all pictures would be that of the largest one. The pictures of a source that has one class
+only, rooms without a cat, tell how often the first class is seen where it is not; their ranking
+metrics are None.
+
+The test split is for the numbers of a model that is finished: whoever looks at it while choosing
+chooses by it. So it is read only where that is asked for, and every reading is logged.
 """
 
-import os
 import platform
+import re
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from math import isnan
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from model.artifact import pack, read_file, unpack, write_file
 from model.classifier import Classifier
-from model.network import Array, parameters, pieces
+from model.network import Array, parameters
 from model.preprocessing import read_picture, to_vector
-from training.data import PictureSet, Pixels
-from training.kinds import ROOMS, Kind, kind_of
+from training import Refused
+from training.calibration import by_source
+from training.data import (
+    ROOMS,
+    NameParts,
+    PictureSet,
+    Pixels,
+    as_png,
+    check_usable,
+    join_small,
+    list_pictures,
+    on_all_cores,
+    read_pictures,
+    same_in_both_classes,
+)
+from training.held_back import count_text
 from training.metrics import (
     Metric,
     average_precision,
@@ -40,23 +59,105 @@ from training.metrics import (
     roc_auc,
     summary,
 )
-from training.robustness import CHANGES, PLAIN, changed
-from training.split import join_small
+from training.report import Say, check_output, counted
+from training.robustness import CHANGES, PLAIN, Change, changed, squeeze
 
 FORMAT = 1  # of the JSON
-THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)  # at which precision and recall are told
+THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)  # at which precision and recall are given
 FEWEST = 20  # pictures that a kind must have before its share says anything
 MEANS = (
     *("roc_auc", "balanced_accuracy", "average_precision"),
     *("brier_score", "expected_calibration_error"),
 )
-_ROWS = 64  # pictures a thread takes at a time
-_BATCH = 32  # of the speed measurement
+HEADLINE = ("roc_auc", "balanced_accuracy", "expected_calibration_error")
+ROBUSTNESS_PICTURES = 500  # of each source
 SECONDS = 0.3  # that each speed is measured for
 PHOTO = (4000, 3000)  # pixels: what a phone takes
+_BATCH = 32  # of the speed measurement
 
-Progress = Callable[[str], None]  # called with what is measured next
-T = TypeVar("T")
+LOG = Path(__file__).with_name("EXPERIMENTS.md")
+# The last part of the log, so that a row can be added at its end.
+LOG_HEAD = """\
+## Openings of the test split
+
+Written by `python -m training evaluate --test`, each time. By source: ROC AUC, balanced accuracy,
+expected calibration error; of rooms, the share called a cat.
+
+| date | model | version | data | by source |
+|---|---|---|---|---|"""
+
+
+# --- which pictures -----------------------------------------------------------------------------
+
+_SPLIT_WORDS = {
+    "test": "test",
+    "val": "validation",
+    "validation": "validation",
+    "train": "training",
+    "training": "training",
+}
+
+
+def data_files(paths: Sequence[Path], *, test: bool) -> list[Path]:
+    """The paths, a folder that holds *-val.zip or *-test.zip replaced by those of the split."""
+    wanted = "*-test.zip" if test else "*-val.zip"
+    files: list[Path] = []
+    for path in paths:
+        splits = {pattern: sorted(path.glob(pattern)) for pattern in ("*-val.zip", "*-test.zip")}
+        if path.is_dir() and any(splits.values()):
+            if not splits[wanted]:
+                raise Refused(f"{path} holds no {wanted}.")
+            files += splits[wanted]
+        else:
+            files.append(path)
+    return files
+
+
+def split_of(files: Sequence[Path], *, test: bool) -> str:
+    """The split that these files are, as far as their names say it; "validation" where they do
+    not. Raises Refused for test files without `test`, and for splits that are mixed."""
+    splits = {file: _split_word(file) for file in files}
+    for file, split in splits.items():
+        if split == "test" and not test:
+            raise Refused(
+                f"{file.name} is of the test split, which is for the numbers of a finished model. "
+                "Use validation pictures, or open it with --test, which is logged."
+            )
+        if split not in ("test", None) and test:
+            raise Refused(
+                f"{file.name} is of the {split} split; --test measures on test pictures alone."
+            )
+    if test:
+        return "test"
+    if "training" not in splits.values():
+        return "validation"
+    if set(splits.values()) != {"training"}:
+        names = ", ".join(file.name for file, split in splits.items() if split == "training")
+        raise Refused(f"{names}: training pictures; measure them apart from the others.")
+    return "training"
+
+
+def _split_word(file: Path) -> str | None:
+    words = re.split(r"[-_. ]", file.stem.lower())
+    return _SPLIT_WORDS.get(words[0]) or _SPLIT_WORDS.get(words[-1])
+
+
+def sources_of(parts: Sequence[NameParts]) -> list[str]:
+    """The source of each, those of too few pictures to be measured put together."""
+    return join_small([part.source for part in parts], FEWEST)
+
+
+def sample(pictures: PictureSet, most: int, seed: int) -> set[str]:
+    """The names of at most `most` pictures of each source."""
+    names = np.asarray(pictures.names)
+    rng = np.random.default_rng(seed)
+    sources = by_source(sources_of(pictures.parts))
+    return {
+        name for own in sources.values() for name in rng.permutation(names[own])[:most].tolist()
+    }
+
+
+# --- answers ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -67,26 +168,51 @@ class Subject:
     path: Path
 
 
-# --- answers ------------------------------------------------------------------------------------
+class _OfThread(threading.local):
+    """Classifiers for each thread: one can be used by a single thread at a time."""
+
+    def __init__(self, classifiers: Sequence[Classifier]) -> None:
+        self.classifiers = [replace(classifier) for classifier in classifiers]
 
 
-def answers(classifier: Classifier, pictures: Pixels) -> Array:
-    """The probabilities (m,) that the service would give for pictures (m, side, side, 3)."""
-    parts = on_all_cores(
-        lambda rows: classifier.probabilities(to_vector(pictures[rows])),
-        list(pieces(len(pictures), _ROWS)),
+def answer(
+    subjects: Sequence[Subject], files: Sequence[Path], *, skip_bad: bool = False
+) -> tuple[PictureSet, list[Array]]:
+    """The pictures of the files as the first subject saw them, and each subject's probabilities
+    (m,). Raises Refused as `read_pictures` does."""
+    class_names = subjects[0].classifier.class_names
+    listing = list_pictures(files, class_names, both_classes=False)
+    listed = listing.pictures
+
+    own = _OfThread([subject.classifier for subject in subjects])
+
+    def ask(i: int) -> tuple[Pixels, list[float]]:
+        data = listed[i].load()
+        predictions = [classifier.predict(data) for classifier in own.classifiers]
+        return predictions[0].picture.pixels, [each.cat_probability for each in predictions]
+
+    with counted("answering", "picture") as progress:
+        answers, failures = on_all_cores(ask, len(listed), progress)
+    check_usable(listing, failures, skip_bad)
+    if not answers:
+        raise Refused(f"{', '.join(map(str, files))}: no pictures.")
+    kept = [i for i in range(len(listed)) if i in answers]
+    pictures = PictureSet(
+        np.stack([answers[i][0] for i in kept]),
+        np.full(len(kept), subjects[0].classifier.preprocessing.side, np.int16),
+        listing.labels[kept],
+        [listed[i].name for i in kept],
+        [listed[i].source for i in kept],
+        class_names,
+        listing.left_out
+        + listing.unusable
+        + [(listed[i].name, reason) for i, reason in failures.items()],
+        listing.hidden,
     )
-    return np.concatenate(parts)
-
-
-def on_all_cores(function: Callable[[slice], T], parts: Sequence[slice]) -> list[T]:
-    """function(part) for each, in order, on as many threads as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            return list(pool.map(function, parts))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest
-            raise
+    twice = same_in_both_classes(pictures, (), skip_bad)
+    p = np.array([answers[i][1] for i in kept])
+    alone = np.array([i not in twice for i in range(len(kept))])
+    return pictures.only(alone), list(p[alone].T)
 
 
 # --- one set of answers -------------------------------------------------------------------------
@@ -120,20 +246,14 @@ def measure_sources(
 ) -> dict[str, Any]:
     """`measure` for each source, in alphabetical order but rooms and the like, which have one
     class, last; and the means over those that have both classes."""
-    names = np.asarray(sources)
-    by_source = {
-        source: measure(y[names == source], p[names == source], threshold, _rng(seed, source))
-        for source in np.unique(names).tolist()
+    measured = {
+        source: measure(y[own], p[own], threshold, np.random.default_rng((seed, *source.encode())))
+        for source, own in by_source(sources).items()
     }
-    by_source = dict(sorted(by_source.items(), key=lambda item: item[1]["roc_auc"] is None))
-    complete = [each for each in by_source.values() if each["roc_auc"] is not None]
+    measured = dict(sorted(measured.items(), key=lambda item: item[1]["roc_auc"] is None))
+    complete = [each for each in measured.values() if each["roc_auc"] is not None]
     mean = {name: float(np.mean([each[name] for each in complete])) for name in MEANS if complete}
-    return {"sources": by_source, "mean": mean}
-
-
-def _rng(seed: int, name: str) -> np.random.Generator:
-    """A generator of its own for each name: what else is measured does not change its draws."""
-    return np.random.default_rng((seed, *name.encode()))
+    return {"sources": measured, "mean": mean}
 
 
 def _json(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,28 +262,19 @@ def _json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def at_thresholds(y: Array, p: Array, sources: Sequence[str]) -> list[dict[str, Any]]:
     """Precision and recall at five thresholds, of each source that has both classes."""
-    names = np.asarray(sources)
-    complete = [s for s in np.unique(names).tolist() if len(np.unique(y[names == s])) == 2]
-    rows = []
+    complete = {s: own for s, own in by_source(sources).items() if len(np.unique(y[own])) == 2}
+    rows: list[dict[str, Any]] = []
     for threshold in THRESHOLDS:
-        counts = {s: confusion(y[names == s], p[names == s], threshold) for s in complete}
+        counts = {s: confusion(y[own], p[own], threshold) for s, own in complete.items()}
+        told = {s: {"precision": c.precision, "recall": c.recall} for s, c in counts.items()}
         rows.append(
-            {
-                "threshold": threshold,
-                "sources": {
-                    s: _json({"precision": c.precision, "recall": c.recall})
-                    for s, c in counts.items()
-                },
-            }
+            {"threshold": threshold, "sources": {s: _json(each) for s, each in told.items()}}
         )
     return rows
 
 
-# --- kinds of pictures --------------------------------------------------------------------------
-
-
 def wrong_by_kind(
-    y: Array, p: Array, kinds: Sequence[Kind], threshold: float
+    y: Array, p: Array, parts: Sequence[NameParts], threshold: float
 ) -> dict[str, list[dict[str, Any]]]:
     """The share of wrong answers among each kind of at least `FEWEST` pictures, the worst first:
     called the first class though they are not, by what they show and by the repository that they
@@ -172,32 +283,30 @@ def wrong_by_kind(
     other, first = np.flatnonzero(y != 1).tolist(), np.flatnonzero(y == 1).tolist()
     shown = defaultdict(set)  # group → what its pictures show
     for i in other:
-        shown[kinds[i].group].add(kinds[i].shows)
+        shown[parts[i].group].add(parts[i].kind)
 
-    def look_alikes(kind: Kind) -> set[str]:
-        return {kind.group or kind.shows, kind.shows if len(shown[kind.group]) > 1 else ""}
+    def look_alikes(part: NameParts) -> set[str]:
+        return {part.group or part.kind, part.kind if len(shown[part.group]) > 1 else ""}
+
+    def own_name(part: NameParts) -> set[str]:  # a group says nothing of the first class
+        return {f"{part.source}: {part.repository or part.kind}" if part.kind else ""}
 
     return {
-        "false": _shares(other, look_alikes, kinds, wrong),
-        "false_by_repository": _shares(other, lambda kind: {kind.repository}, kinds, wrong),
-        "missed": _shares(first, _own_name, kinds, wrong),
+        "false": _shares(other, look_alikes, parts, wrong),
+        "false_by_repository": _shares(other, lambda part: {part.repository}, parts, wrong),
+        "missed": _shares(first, own_name, parts, wrong),
     }
-
-
-def _own_name(kind: Kind) -> set[str]:
-    """A kind of pictures of the first class, whose group says nothing that its name does not."""
-    return {f"{kind.source}: {kind.repository or kind.shows}" if kind.shows else ""}
 
 
 def _shares(
     chosen: Sequence[int],
-    names_of: Callable[[Kind], set[str]],
-    kinds: Sequence[Kind],
+    names_of: Callable[[NameParts], set[str]],
+    parts: Sequence[NameParts],
     wrong: Array,
 ) -> list[dict[str, Any]]:
     groups: dict[str, list[int]] = defaultdict(list)
     for i in chosen:
-        for name in names_of(kinds[i]) - {""}:
+        for name in names_of(parts[i]) - {""}:
             groups[name].append(i)
     rows = [
         {
@@ -205,7 +314,7 @@ def _shares(
             "pictures": len(indices),
             "wrong": int(wrong[indices].sum()),
             "share": float(wrong[indices].mean()),
-            "shows": sorted({kinds[i].shows for i in indices} - {name, ""}, key=str.lower),
+            "shows": sorted({parts[i].kind for i in indices} - {name, ""}, key=str.lower),
         }
         for name, indices in groups.items()
         if len(indices) >= FEWEST
@@ -213,73 +322,86 @@ def _shares(
     return sorted(rows, key=lambda row: (-row["share"], -row["pictures"], row["kind"]))
 
 
-def kinds_of(pictures: PictureSet) -> list[Kind]:
-    """What the names of the pictures tell."""
-    named = zip(pictures.names, pictures.sources, strict=True)
-    return [kind_of(name, source) for name, source in named]
-
-
-def sources_of(kinds: Sequence[Kind]) -> list[str]:
-    """The source of each, those of too few pictures to be measured put together."""
-    return join_small([kind.source for kind in kinds], least=FEWEST)
-
-
 # --- robustness ---------------------------------------------------------------------------------
 
 
-def sample(pictures: PictureSet, most: int, seed: int) -> set[str]:
-    """The names of at most `most` pictures of each source."""
-    names, each = np.asarray(pictures.names), np.asarray(sources_of(kinds_of(pictures)))
-    rng = np.random.default_rng(seed)
-    chosen = [rng.permutation(names[each == source])[:most] for source in np.unique(each)]
-    return set(np.concatenate(chosen).tolist())
+@dataclass(frozen=True, eq=False)
+class Originals:
+    """Pictures at up to twice the network's size, to be changed, and what they are put on."""
+
+    pictures: PictureSet
+    backgrounds: Pixels
+    seed: int
+
+    def changed(self, i: int, change: Change, classifier: Classifier) -> bytes:
+        """Picture i under the change, as a file."""
+        spec = classifier.preprocessing
+        return as_png(changed(self.pictures, i, change, spec, self.backgrounds, self.seed))
+
+    def answers(self, change: Change, classifier: Classifier) -> Array:
+        """The probabilities (m,) of the pictures under the change."""
+        own = _OfThread([classifier])
+        results, _ = on_all_cores(
+            lambda i: own.classifiers[0].predict(self.changed(i, change, classifier)),
+            len(self.pictures),
+        )
+        return np.array([results[i].cat_probability for i in range(len(results))])
+
+
+def _originals(
+    classifier: Classifier, files: Sequence[Path], names: set[str], seed: int, skip_bad: bool
+) -> Originals:
+    """The pictures of these names. They are put on rooms, else on what is not the first class."""
+    spec = classifier.preprocessing
+    pictures = read_pictures(
+        files,
+        2 * spec.side,
+        classifier.class_names,
+        smallest=spec.side,
+        names=names,
+        preprocessing=spec,
+        both_classes=False,
+        skip_bad=skip_bad,
+    )
+    rooms = np.array([part.source == ROOMS for part in pictures.parts])
+    without = rooms if rooms.any() else pictures.labels != 1
+    if not without.any():
+        without[:] = True
+    backgrounds = [
+        squeeze(pictures.pictures[i, : pictures.sides[i], : pictures.sides[i]], spec)
+        for i in np.flatnonzero(without)
+    ]
+    return Originals(pictures, np.stack(backgrounds), seed)
 
 
 def robustness(
-    classifier: Classifier,
-    originals: PictureSet,
-    sources: Sequence[str],
-    seed: int,
-    progress: Progress,
+    classifier: Classifier, originals: Originals, sources: Sequence[str], say: Say
 ) -> list[dict[str, Any]]:
     """For the pictures as they are, and under each change: ROC AUC and balanced accuracy, the means
     over the sources that have both classes, and of the other sources the share called the first
-    class. originals: as for `changed`."""
-    spec = classifier.preprocessing
-    names = np.asarray(sources)
-    y = originals.labels
-    plain = changed(originals, PLAIN, spec, originals.pictures[:1], seed)
-    backgrounds = backgrounds_of(originals, plain)
+    class."""
+    y = originals.pictures.labels
     rows = []
     for change in (PLAIN, *CHANGES):
-        progress(change.name)
-        p = answers(classifier, changed(originals, change, spec, backgrounds, seed))
-        rows.append({"change": change.name} | _by_source(y, p, names, classifier.threshold))
+        say(change.name)
+        p = originals.answers(change, classifier)
+        aucs, accuracies, called = [], [], {}
+        for source, own in by_source(sources).items():
+            if len(np.unique(y[own])) == 2:
+                aucs.append(roc_auc(y[own], p[own]))
+                counts = confusion(y[own], p[own], classifier.threshold)
+                accuracies.append(counts.balanced_accuracy)
+            else:
+                called[source] = float(np.mean(p[own] >= classifier.threshold))
+        rows.append(
+            {
+                "change": change.name,
+                "roc_auc": float(np.mean(aucs)) if aucs else None,
+                "balanced_accuracy": float(np.mean(accuracies)) if accuracies else None,
+                "called_first": called,
+            }
+        )
     return rows
-
-
-def backgrounds_of(pictures: PictureSet, plain: Pixels) -> Pixels:
-    """Of the plain pictures, those to put others on: rooms, or else what is not the first class."""
-    rooms = np.array([kind.source == ROOMS for kind in kinds_of(pictures)])
-    without = rooms if rooms.any() else pictures.labels != 1
-    return plain[without] if without.any() else plain
-
-
-def _by_source(y: Array, p: Array, names: Array, threshold: float) -> dict[str, Any]:
-    aucs, accuracies, called = [], [], {}
-    for source in np.unique(names).tolist():
-        of_source = names == source
-        if len(np.unique(y[of_source])) == 2:
-            aucs.append(roc_auc(y[of_source], p[of_source]))
-            counts = confusion(y[of_source], p[of_source], threshold)
-            accuracies.append(counts.balanced_accuracy)
-        else:
-            called[source] = float(np.mean(p[of_source] >= threshold))
-    return {
-        "roc_auc": float(np.mean(aucs)) if aucs else None,
-        "balanced_accuracy": float(np.mean(accuracies)) if accuracies else None,
-        "called_first": called,
-    }
 
 
 # --- speed --------------------------------------------------------------------------------------
@@ -289,7 +411,11 @@ def speed(classifier: Classifier, pictures: Pixels) -> dict[str, Any]:
     """Milliseconds on one core: the network on one picture and, for each, in a batch; and apart
     from it, decoding and squeezing a small JPEG and a photograph of 12 megapixels."""
     X = to_vector(pictures[:_BATCH])
-    small, photo = _jpeg(pictures[0]), _jpeg(_mosaic(pictures))
+    width, height = PHOTO
+    across, down = -(-width // pictures.shape[1]), -(-height // pictures.shape[1])
+    tiles = [pictures[i % len(pictures)] for i in range(across)]  # a photograph's detail
+    mosaic = np.tile(np.concatenate(tiles, axis=1), (down, 1, 1))[:height, :width]
+    small, photo = _jpeg(pictures[0]), _jpeg(mosaic)
     spec = classifier.preprocessing
     return {
         "processor": _processor(),
@@ -313,17 +439,6 @@ def _milliseconds(function: Callable[[], object]) -> float:
     return 1000 * median(times)
 
 
-def _mosaic(pictures: Pixels) -> Pixels:
-    """A photograph's worth of pixels with a photograph's detail: pictures side by side."""
-    width, height = PHOTO
-    side = pictures.shape[1]
-    across, down = -(-width // side), -(-height // side)
-    tiles = pictures[np.arange(across * down) % len(pictures)]
-    rows = tiles.reshape(down, across, side, side, 3).transpose(0, 2, 1, 3, 4)
-    mosaic: Pixels = rows.reshape(down * side, across * side, 3)[:height, :width]
-    return mosaic
-
-
 def _jpeg(pixels: Pixels) -> bytes:
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=90)
@@ -332,11 +447,11 @@ def _jpeg(pixels: Pixels) -> bytes:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        lines = []  # not Linux
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        text = ""  # not Linux
+    name = re.search(r"^model name\s*:\s*(.+)", text, re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 # --- everything ---------------------------------------------------------------------------------
@@ -348,39 +463,44 @@ class Evaluation:
 
     results: dict[str, Any]
     pictures: PictureSet
-    kinds: list[Kind]
-    probabilities: list[Array]  # (m,) of each subject
+    probabilities: Array  # (m,) of the first subject
+    originals: Originals | None
 
 
 def evaluate(
     subjects: Sequence[Subject],
-    pictures: PictureSet,
-    *,
-    split: str,
     files: Sequence[Path],
-    originals: PictureSet | None,
-    seed: int,
-    progress: Progress,
+    say: Say,
+    *,
+    split: str = "validation",
+    robustness_pictures: int = ROBUSTNESS_PICTURES,
+    seed: int = 1,
+    skip_bad: bool = False,
 ) -> Evaluation:
     """Measure the first subject in every way, and the others, its baselines, by source.
 
-    originals: the pictures for `robustness`, or some of them; None leaves that part out.
+    robustness_pictures: of each source, how many are measured under each change; 0 for none.
+    Raises Refused.
     """
-    kinds = kinds_of(pictures)
-    sources = sources_of(kinds)
-    y = pictures.labels
-    models, probabilities = [], []
-    for subject in subjects:
-        classifier = subject.classifier
-        progress(subject.path.name)
-        p = answers(classifier, pictures.pictures)
-        probabilities.append(p)
-        models.append(
-            describe_model(subject) | measure_sources(y, p, sources, classifier.threshold, seed)
-        )
-    classifier, p = subjects[0].classifier, probabilities[0]
-    source_of = dict(zip(pictures.names, sources, strict=True))
-    own = [source_of[name] for name in originals.names] if originals is not None else []
+    classifier = subjects[0].classifier
+    for other in subjects[1:]:
+        if other.classifier.class_names != classifier.class_names:
+            raise Refused(
+                f"{other.path.name} answers {' or '.join(other.classifier.class_names)}, and "
+                f"{subjects[0].path.name} {' or '.join(classifier.class_names)}: they cannot be "
+                "compared on the same labels."
+            )
+    pictures, probabilities = answer(subjects, files, skip_bad=skip_bad)
+    say(f"{', '.join(file.name for file in files)}: {count_text(pictures)}")
+    sources = sources_of(pictures.parts)
+    y, p = pictures.labels, probabilities[0]
+    originals, changes = None, []
+    if robustness_pictures:
+        names = sample(pictures, robustness_pictures, seed)
+        originals = _originals(classifier, files, names, seed, skip_bad)
+        source_of = dict(zip(pictures.names, sources, strict=True))
+        own = [source_of[name] for name in originals.pictures.names]
+        changes = robustness(classifier, originals, own, say)
     results = {
         "format": FORMAT,
         "split": split,
@@ -393,21 +513,22 @@ def evaluate(
             "sha256": pictures.fingerprint,
         },
         "class_names": list(classifier.class_names),
-        "models": models,
+        "models": [
+            _describe(subject)
+            | measure_sources(y, each, sources, subject.classifier.threshold, seed)
+            for subject, each in zip(subjects, probabilities, strict=True)
+        ],
         "at_thresholds": at_thresholds(y, p, sources),
-        "kinds": wrong_by_kind(y, p, kinds, classifier.threshold),
-        "robustness": None
-        if originals is None
-        else {
-            "pictures": len(originals),
-            "changes": robustness(classifier, originals, own, seed, progress),
-        },
+        "kinds": wrong_by_kind(y, p, pictures.parts, classifier.threshold),
+        "robustness": {"pictures": len(originals.pictures), "changes": changes}
+        if originals
+        else None,
         "speed": speed(classifier, pictures.pictures),
     }
-    return Evaluation(results, pictures, kinds, probabilities)
+    return Evaluation(results, pictures, p, originals)
 
 
-def describe_model(subject: Subject) -> dict[str, Any]:
+def _describe(subject: Subject) -> dict[str, Any]:
     """Which classifier it was."""
     classifier = subject.classifier
     return {
@@ -417,3 +538,36 @@ def describe_model(subject: Subject) -> dict[str, Any]:
         "threshold": classifier.threshold,
         "parameters": sum(value.size for value in parameters(classifier.layers).values()),
     }
+
+
+# --- what is kept -------------------------------------------------------------------------------
+
+
+def log_opening(log: Path, results: Mapping[str, Any], figures: Mapping[str, str]) -> None:
+    """Add a row to the table of openings, which is at the end of the log, whole or not at all.
+    figures: the headline of each source, in words. Raises OSError."""
+    check_output(log)
+    model, *baselines = results["models"]
+    beside = f" (beside {', '.join(each['file'] for each in baselines)})" if baselines else ""
+    told = "; ".join(f"{name} {words}" for name, words in figures.items())
+    files = ", ".join(results["data"]["files"])
+    cells = (results["date"], model["name"] + beside, f"`{model['version']}`", files, told)
+    row = "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+    text = log.read_text(encoding="utf-8") if log.exists() else "# Experiments\n"
+    if LOG_HEAD not in text:
+        text = f"{text.rstrip()}\n\n{LOG_HEAD}"
+    write_file(log, f"{text.rstrip()}\n{row}\n".encode())
+
+
+def record(weights: Path, results: Mapping[str, Any]) -> None:
+    """Keep the metrics by source in the weights file, under the split that they were measured on;
+    everything else in it stays to the bit."""
+    values, tensors = unpack(read_file(weights))
+    kept = {
+        name: {key: value for key, value in source.items() if key != "reliability"}
+        for name, source in results["models"][0]["sources"].items()
+    }
+    values["metrics"] = {**values.get("metrics", {}), results["split"]: kept}
+    halves = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
+    exact = all(np.array_equal(halves[name], tensors[name]) for name in tensors)
+    write_file(weights, pack(values, halves if exact else dict(tensors)))

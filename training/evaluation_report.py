@@ -1,21 +1,52 @@
-"""The page of an evaluation: its numbers, plots and pictures, for people."""
+"""The page of an evaluation and the model card: numbers, plots and pictures for people.
 
+Both are made from `evaluation.evaluate`'s results. Nothing in the card is typed by hand, so nothing
+in it can be out of date: a test makes the committed card again.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import PurePosixPath
+from dataclasses import fields
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from model.artifact import write_file
 from model.classifier import Classifier
-from model.network import Array
-from model.preprocessing import to_vector
-from training import plots, report
-from training.data import PictureSet
-from training.evaluation import Evaluation, answers, backgrounds_of, sources_of
-from training.metrics import Confusion
-from training.robustness import CHANGES, PLAIN, changed
+from model.convolution import Convolution
+from model.network import Composite, Layer, Linear, Mirrored, Residual, parameters
+from training import Refused, plots
+from training.calibration import by_source
+from training.data import CLASS_NAMES, PROVENANCE, TEACHERS, as_png
+from training.evaluation import (
+    FORMAT,
+    HEADLINE,
+    LOG,
+    Evaluation,
+    Originals,
+    Subject,
+    data_files,
+    evaluate,
+    log_opening,
+    record,
+    sources_of,
+    split_of,
+)
+from training.fit import Settings
+from training.metrics import Bin
+from training.report import (
+    PAGE,
+    Say,
+    check_folder,
+    check_output,
+    load,
+    percent,
+    render,
+    report_files,
+    write_folder,
+)
+from training.robustness import CHANGES, PLAIN
 
 METRICS = {  # metric → its words
     "roc_auc": "ROC AUC",
@@ -25,11 +56,6 @@ METRICS = {  # metric → its words
     "expected_calibration_error": "expected calibration error",
     "called_first": "called {first}",
 }
-NBSP = "\N{NO-BREAK SPACE}"
-_SHARES = ("balanced_accuracy", "called_first")  # told in percent
-_MISTAKES = 20  # pictures on each contact sheet
-_KINDS = 24  # bars of a chart
-
 SPLITS = {
     "validation": "Validation pictures: choices were made with them, which flatters a little. The "
     "numbers of the test split are the ones to quote.",
@@ -37,43 +63,22 @@ SPLITS = {
     "training": "Training pictures: the network has seen them, and these numbers say nothing about "
     "others.",
 }
+EVALUATION, CARD = "evaluation.json", "MODEL_CARD.md"  # beside the weights
+NBSP = "\N{NO-BREAK SPACE}"
+_SHARES = ("balanced_accuracy", "called_first", "precision", "recall")  # given in percent
+_MISTAKES = 20  # pictures on each contact sheet
+_KINDS = 24  # bars of a chart
+_WORST, _HARD = 8, 5  # kinds, and changes, in the card's list of failures
 
 
-def page(evaluation: Evaluation, classifier: Classifier, originals: PictureSet | None) -> str:
-    """The report as one HTML file."""
-    results = evaluation.results
-    model, *baselines = results["models"]
-    mean = model["mean"]
-    headline = (
-        f"{report.percent(mean['balanced_accuracy'], 1)} balanced accuracy, "
-        f"ROC AUC {mean['roc_auc']:.3f}"
-        if mean
-        else f"{results['data']['pictures']:,} pictures of one class"
-    )
-    sections = [_sources(results), *([_baselines(results)] if baselines else [])]
-    sections += [_confusions(results), *_ranking(evaluation), _calibration(results)]
-    sections += _kinds(results)
-    if originals is not None:
-        sections.append(_robustness(results, originals, classifier))
-    sections += [*_mistakes(evaluation), _speed(results), _how(results)]
-    return report.page(
-        f"{model['name']} on {results['split']} pictures: {headline}",
-        f"{SPLITS[results['split']]} Version {model['version']}, "
-        f"{results['data']['pictures']:,} pictures, {results['date']}. Called "
-        f"{results['class_names'][0]} from a probability of {model['threshold']:.3f} on, the same "
-        "for all sources.",
-        sections,
-    )
-
-
-# --- numbers ------------------------------------------------------------------------------------
+# --- numbers -------------------------------------------------------------------------------------
 
 
 def number(value: float | None, metric: str) -> str:
-    """A metric as the report and the model card tell it."""
+    """A metric as the report and the model card give it."""
     if value is None:
         return "–"
-    return report.percent(value, 1) if metric in _SHARES else f"{value:.3f}"
+    return percent(value, 1) if metric in _SHARES else f"{value:.3f}"
 
 
 def with_interval(source: Mapping[str, Any], metric: str) -> str:
@@ -82,311 +87,262 @@ def with_interval(source: Mapping[str, Any], metric: str) -> str:
     if value is None or interval is None:
         return number(value, metric)
     low, high = (number(end, metric) for end in interval)
-    told = f"({low.removesuffix(' %')} to {high})"
-    return f"{number(value, metric)} {told.replace(' ', NBSP)}"
+    return f"{number(value, metric)} " + f"({low.removesuffix(' %')} to {high})".replace(" ", NBSP)
 
 
-def source_table(results: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each metric, a column for each source, and the mean."""
-    first = results["class_names"][0]
-    model = results["models"][0]
-    sources, mean = model["sources"], model["mean"]
-    table = [["", *sources, "mean of sources"]]
-    table.append(["pictures", *(f"{each['pictures']:,}" for each in sources.values()), ""])
-    for metric, words in METRICS.items():
-        cells = [with_interval(each, metric) for each in sources.values()]
-        mean_cell = number(mean[metric], metric) if metric in mean else ""
-        table.append([words.format(first=first), *cells, mean_cell])
-    return table
+def _shared(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What page and card share."""
+    models = results["models"]
+    ranked = [n for n, each in models[0]["sources"].items() if each["roc_auc"] is not None]
+    return {
+        "results": results,
+        "model": models[0],
+        "first": results["class_names"][0],
+        "ranked": ranked,
+        "others": [name for name in models[0]["sources"] if name not in ranked],
+        "labels": [_label(model, models) for model in models],
+        "summary": summary_sentences(results),
+        "split": SPLITS[results["split"]],
+        "metrics": METRICS,
+        "number": number,
+        "with_interval": with_interval,
+    }
 
 
-def baseline_table(results: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each model, columns of AUC and balanced accuracy by source, of calibration, and
-    for sources of one class of the share called the first."""
-    names = list(results["models"][0]["sources"])
-    ranked = [n for n in names if results["models"][0]["sources"][n]["roc_auc"] is not None]
-    first = results["class_names"][0]
-    head = ["", *(f"{n}: AUC / balanced accuracy" for n in ranked)]
-    head += [f"{n}: called {first}" for n in names if n not in ranked]
-    rows = [[*head, "calibration error", "parameters"]]
-    for model in results["models"]:
-        sources = model["sources"]
-        row = [model_label(model, results["models"])]
-        for name in ranked:
-            accuracy = number(sources[name]["balanced_accuracy"], "balanced_accuracy")
-            row.append(f"{number(sources[name]['roc_auc'], 'roc_auc')} / {accuracy}")
-        row += [
-            number(sources[n]["called_first"], "called_first") for n in names if n not in ranked
-        ]
-        error = model["mean"].get("expected_calibration_error")
-        row += [number(error, "expected_calibration_error"), f"{model['parameters']:,}"]
-        rows.append(row)
-    return rows
-
-
-def model_label(model: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> str:
+def _label(model: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> str:
     """The name of a model, or its file's where several have the same name."""
     same = [each for each in models if each["name"] == model["name"]]
     name: str = model["name"] if len(same) == 1 else PurePosixPath(model["file"]).stem
     return name
 
 
-def threshold_table(results: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each threshold, a column for each source: precision / recall."""
-    rows = results["at_thresholds"]
-    table = [["threshold", *(f"{name}: precision / recall" for name in rows[0]["sources"])]]
-    for row in rows:
-        cells = [
-            f"{report.percent(each['precision'], 1)} / {report.percent(each['recall'], 1)}"
-            for each in row["sources"].values()
-        ]
-        table.append([f"{row['threshold']:g}", *cells])
-    return table
+def summary_sentences(results: Mapping[str, Any]) -> str:
+    """Three sentences: what was measured, how good it is, and where it is worst."""
+    worst = {key: wrong(results, key)[:1] for key in ("false", "missed")}
+    return render("summary.txt", results=results, worst=worst).strip()
 
 
-def robustness_table(results: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each change."""
-    rows = results["robustness"]["changes"]
-    first = results["class_names"][0]
-    others = list(rows[0]["called_first"])
-    table = [["", "ROC AUC", "balanced accuracy", *(f"{o}: called {first}" for o in others)]]
-    for row in rows:
-        cells = [number(row[metric], metric) for metric in ("roc_auc", "balanced_accuracy")]
-        cells += [number(row["called_first"][other], "called_first") for other in others]
-        table.append([row["change"], *cells])
-    return table
+def wrong(results: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """The worst kinds of a list, without those that are a part of another kind there."""
+    rows = results["kinds"][key]
+    parts = {shown for row in rows for shown in row["shows"]}
+    return [row for row in rows if row["wrong"] and row["kind"] not in parts][:_WORST]
 
 
-def speed_table(results: Mapping[str, Any]) -> list[list[str]]:
-    """Milliseconds a picture."""
-    speed = results["speed"]
-    width, height = speed["photo_pixels"]
-    times = {
-        "network, one picture": speed["network_ms"],
-        f"network, each of {speed['batch']} at once": speed["network_ms_in_batch"],
-        "decoding and squeezing a small JPEG": speed["small_jpeg_ms"],
-        f"decoding and squeezing a JPEG of {width * height / 1e6:.0f} megapixels": speed[
-            "photo_jpeg_ms"
-        ],
-    }
-    return [["", "milliseconds"], *([what, f"{ms:.2f}"] for what, ms in times.items())]
+# --- the page of an evaluation ------------------------------------------------------------------
 
 
-# --- sections -----------------------------------------------------------------------------------
-
-
-def _ranked(model: Mapping[str, Any]) -> list[str]:
-    """The sources that have both classes."""
-    return [n for n, each in model["sources"].items() if each["roc_auc"] is not None]
-
-
-def _sources(results: Mapping[str, Any]) -> report.Section:
-    models = results["models"]
-    sources = _ranked(models[0])
-    words = {name: METRICS[name] for name in ("roc_auc", "balanced_accuracy")}
-    drawn = {}
-    if sources:
-        by_model = {model_label(model, models): model["sources"] for model in models}
-        figure = plots.metric_by_source(by_model, words, sources)
-        drawn = {"ROC AUC and balanced accuracy by source": report.png(figure)}
-    return report.Section(
-        "By source",
-        "In brackets and as bars, 95 % intervals: what other pictures of the same source might "
-        "have given. Sources that are not here can be harder.",
-        source_table(results),
-        drawn,
-    )
-
-
-def _baselines(results: Mapping[str, Any]) -> report.Section:
-    return report.Section(
-        "Beside others",
-        "On the same pictures, each at the threshold stored in its own file. The calibration error "
-        "is the mean of the sources.",
-        baseline_table(results),
-    )
-
-
-def _confusions(results: Mapping[str, Any]) -> report.Section:
-    model = results["models"][0]
-    keys = ("true_positive", "false_negative", "false_positive", "true_negative")
-    sets = {
-        name: Confusion(*(each[key] for key in keys)) for name, each in model["sources"].items()
-    }
-    figure = report.confusion_matrices(sets, tuple(results["class_names"]))
-    return report.Section(
-        "Right and wrong answers",
-        f"At the stored threshold, {model['threshold']:.3f}.",
-        pictures={"confusion matrices by source": report.png(figure)},
-    )
-
-
-def _ranking(evaluation: Evaluation) -> list[report.Section]:
+def evaluation_page(evaluation: Evaluation, classifier: Classifier) -> str:
+    """The report as one HTML file."""
     results = evaluation.results
     model = results["models"][0]
-    names = np.asarray(sources_of(evaluation.kinds))
-    y, p = evaluation.pictures.labels, evaluation.probabilities[0]
-    by_source = {name: plots.Answers(y[names == name], p[names == name]) for name in _ranked(model)}
-    if not by_source:
-        return []
-    first = results["class_names"][0]
-    return [
-        report.Section(
-            "Other thresholds",
-            f"A lower threshold finds more of class {first} and is wrong more often. The dots are "
-            "the stored threshold.",
-            threshold_table(results),
-            {
-                "ROC and precision-recall curves": report.png(
-                    plots.curves(by_source, model["threshold"])
-                )
-            },
-        )
-    ]
-
-
-def _calibration(results: Mapping[str, Any]) -> report.Section:
-    first = results["class_names"][0]
-    tables = {name: s["reliability"] for name, s in results["models"][0]["sources"].items()}
-    figure = plots.reliability(tables, first)
-    return report.Section(
-        "Can the probabilities be believed?",
-        f"Of the pictures that were given a probability of 80 %, 80 % should be of class {first}: "
-        "then the line lies on the diagonal. Bars are 95 % intervals; the numbers of pictures are "
-        "below.",
-        pictures={"reliability diagrams by source": report.png(figure)},
+    bins = {n: [Bin(**row) for row in s["reliability"]] for n, s in model["sources"].items()}
+    figures = {"reliability": plots.reliability(bins, results["class_names"][0])}
+    if ranked := [n for n, each in model["sources"].items() if each["roc_auc"] is not None]:
+        own = by_source(sources_of(evaluation.pictures.parts))
+        y, p = evaluation.pictures.labels, evaluation.probabilities
+        answers = {name: (y[own[name]], p[own[name]]) for name in ranked}
+        figures["curves"] = plots.roc_and_precision(answers, model["threshold"])
+    return render(
+        "evaluation.html",
+        **_shared(results),
+        pictures={name: plots.png(figure) for name, figure in figures.items()},
+        most_kinds=_KINDS,
+        examples=_examples(evaluation.originals, classifier),
+        mistakes=_mistakes(evaluation),
     )
 
 
-def _kinds(results: Mapping[str, Any]) -> list[report.Section]:
-    first = results["class_names"][0]
-    charts = {
-        "false": (f"What is taken for class {first}", f"share called {first}"),
-        "false_by_repository": (f"Taken for class {first}, by repository", f"share called {first}"),
-        "missed": (f"What is missed of class {first}", "share missed"),
-    }
-    sections = []
-    for key, (title, words) in charts.items():
-        rows = results["kinds"][key][:_KINDS]
-        if rows:
-            sections.append(
-                report.Section(
-                    title,
-                    "Kinds of at least 20 pictures, as far as their names tell, the worst first.",
-                    pictures={title: report.png(plots.shares(rows, words))},
-                )
-            )
-    return sections
-
-
-def _robustness(
-    results: Mapping[str, Any], originals: PictureSet, classifier: Classifier
-) -> report.Section:
-    rows = results["robustness"]["changes"]
-    drawn = {"one picture under each change": report.png(_examples(results, originals, classifier))}
-    if rows[0]["roc_auc"] is not None:
-        drawn["ROC AUC and balanced accuracy under each change"] = report.png(
-            plots.robustness(rows)
-        )
-    return report.Section(
-        "When the picture is worse",
-        f"{results['robustness']['pictures']:,} of the pictures, each changed in one way; means of "
-        "the sources, at the stored threshold. The dashed lines are the pictures as they are.",
-        robustness_table(results),
-        drawn,
-    )
-
-
-def _examples(results: Mapping[str, Any], originals: PictureSet, classifier: Classifier) -> Figure:
+def _examples(originals: Originals | None, classifier: Classifier) -> list[dict[str, Any]]:
     """The surest picture of the first class among them, under every change."""
-    spec, seed = classifier.preprocessing, results["seed"]
-    plain = changed(originals, PLAIN, spec, originals.pictures[:1], seed)
-    p = np.where(originals.labels == originals.labels.max(), answers(classifier, plain), -1)
-    example = _only(originals, int(np.argmax(p)))
-    backgrounds = backgrounds_of(originals, plain)
+    if not originals:
+        return []
+    labels = originals.pictures.labels
+    p = np.where(labels == labels.max(), originals.answers(PLAIN, classifier), -1)
     tiles = []
     for change in (PLAIN, *CHANGES):
-        picture = changed(example, change, spec, backgrounds, seed)
-        told = f"{classifier.probabilities(to_vector(picture))[0]:.0%}".replace("%", " %")
-        tiles.append(plots.Tile(picture[0], [change.name, told]))
-    return plots.contact_sheet(tiles)
+        prediction = classifier.predict(originals.changed(int(np.argmax(p)), change, classifier))
+        lines = [change.name, percent(prediction.cat_probability, 0)]
+        tiles.append({"picture": as_png(prediction.picture.pixels), "lines": lines})
+    return tiles
 
 
-def _only(pictures: PictureSet, i: int) -> PictureSet:
-    one = slice(i, i + 1)
-    return replace(
-        pictures,
-        pictures=pictures.pictures[one],
-        labels=pictures.labels[one],
-        names=pictures.names[one],
-        sources=pictures.sources[one],
-        sides=pictures.sides[one],
-    )
-
-
-def _mistakes(evaluation: Evaluation) -> list[report.Section]:
-    """The wrong answers that were the most sure."""
+def _mistakes(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The wrong answers that were the most sure: title, number in all, and tiles of some."""
     first, other = evaluation.results["class_names"]
     threshold = evaluation.results["models"][0]["threshold"]
-    y, p = evaluation.pictures.labels, evaluation.probabilities[0]
-    false = np.flatnonzero((y != 1) & (p >= threshold))
-    missed = np.flatnonzero((y == 1) & (p < threshold))
-    sheets = {
-        f"Called {first}, but {other}": false[np.argsort(-p[false], kind="stable")],
-        f"Called {other}, but {first}": missed[np.argsort(p[missed], kind="stable")],
-    }
-    return [
-        report.Section(
-            f"The worst mistakes: {title[0].lower()}{title[1:]}",
-            f"{len(worst):,} in all; the {min(len(worst), _MISTAKES)} with the most confident "
-            f"answers. Below each, its name, what that tells, and the probability of {first}. Some "
-            "labels are wrong.",
-            pictures={title: report.png(_sheet(evaluation, p, worst[:_MISTAKES]))},
+    pictures, p = evaluation.pictures, evaluation.probabilities
+    false = np.flatnonzero((pictures.labels != 1) & (p >= threshold))
+    missed = np.flatnonzero((pictures.labels == 1) & (p < threshold))
+    parts = pictures.parts
+    found = []
+    for title, worst in (
+        (f"called {first}, but {other}", false[np.argsort(-p[false], kind="stable")]),
+        (f"called {other}, but {first}", missed[np.argsort(p[missed], kind="stable")]),
+    ):
+        tiles = []
+        for i in worst[:_MISTAKES].tolist():
+            name = PurePosixPath(pictures.names[i]).stem
+            lines = filter(None, [name, parts[i].kind, percent(p[i], 1)])
+            tiles.append({"picture": as_png(pictures.pictures[i]), "lines": list(lines)})
+        if tiles:
+            found.append({"title": title, "count": len(worst), "tiles": tiles})
+    return found
+
+
+# --- evaluate -----------------------------------------------------------------------------------
+
+
+def run_evaluate(
+    weights: Path,
+    data: Sequence[Path],
+    say: Say,
+    *,
+    test: bool = False,
+    baselines: Sequence[Path] = (),
+    keep: bool = False,
+    robustness_pictures: int,
+    seed: int,
+    skip_bad: bool = False,
+    output: Path | None = None,
+    log: Path = LOG,
+) -> None:
+    """Measure; log if it is the test split; keep the metrics in the weights file if asked; write
+    the report. Raises Refused and OSError."""
+    subjects = [Subject(load(path), path) for path in (weights, *baselines)]
+    files = data_files(data, test=test)
+    split = split_of(files, test=test)
+    if keep and split == "training":
+        raise Refused("--record keeps numbers of unseen pictures; these were trained on.")
+    folder = output or Path("runs") / f"{weights.stem}-{split}"
+    check_folder(folder)
+    if test:
+        check_output(log)
+    evaluation = evaluate(
+        subjects,
+        files,
+        say,
+        split=split,
+        robustness_pictures=robustness_pictures,
+        seed=seed,
+        skip_bad=skip_bad,
+    )
+    results = evaluation.results
+    if test:  # before anyone can have seen a number
+        log_opening(log, results, headlines(results))
+        say(f"logged:   {log}")
+    page = evaluation_page(evaluation, subjects[0].classifier)
+    with write_folder(folder, report_files(page, results, {})):
+        if keep:
+            record(weights, results)
+    for name, words in headlines(results, METRICS).items():
+        say(f"{name + ':':9} {words}")
+    if keep:
+        say(f"recorded: {weights}")
+    say(f"numbers:  {folder / 'metrics.json'}")
+    say(f"report:   {folder / PAGE}")
+
+
+def headlines(results: Mapping[str, Any], words: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The figures of each source that a report begins with, with their names or without."""
+    first = results["class_names"][0]
+    lines = {}
+    for name, source in results["models"][0]["sources"].items():
+        metrics = HEADLINE if source["roc_auc"] is not None else ("called_first",)
+        lines[name] = ", ".join(
+            (words[metric].format(first=first) + " " if words else "")
+            + number(source[metric], metric)
+            for metric in metrics
         )
-        for title, worst in sheets.items()
-        if len(worst)
-    ]
+    return lines
 
 
-def _sheet(evaluation: Evaluation, p: Array, chosen: Array) -> Figure:
-    pictures = evaluation.pictures
-    return plots.contact_sheet(
-        [
-            plots.Tile(
-                pictures.pictures[i],
-                [PurePosixPath(pictures.names[i]).stem, _told(evaluation, i, p[i])],
-                plots.WRONG,
-            )
-            for i in chosen.tolist()
-        ]
+# --- the model card -----------------------------------------------------------------------------
+
+
+def model_card(weights: Path, results: Mapping[str, Any]) -> str:
+    """The card, in Markdown. Raises Refused where the evaluation is of other weights."""
+    classifier = load(weights)
+    model = results["models"][0]
+    if model["version"] != classifier.version:
+        raise Refused(
+            f"The evaluation is of {model['name']}, version {model['version']}; {weights.name} has "
+            f"version {classifier.version}. Evaluate these weights."
+        )
+    facts = classifier.metadata
+    sets: Mapping[str, Any] = facts.get("data", {})
+    sources = sets.get("training", {}).get("sources", {})
+    known = {each.name for each in fields(Settings)}
+    training: Mapping[str, Any] = facts.get("training", {})
+    changes = results["robustness"]["changes"] if results["robustness"] else []
+    hard = sorted(changes[1:], key=lambda row: float(row["roc_auc"] or 0))[:_HARD]
+    return render(
+        "card.md",
+        classifier=classifier,
+        weights=weights.name,
+        megabytes=weights.stat().st_size / 1e6,
+        architecture=_architecture(classifier.layers),
+        parameters=sum(value.size for value in parameters(classifier.layers).values()),
+        house_cat=classifier.class_names == CLASS_NAMES,
+        facts=facts,
+        sets=sets,
+        sources=sources,
+        provenance=PROVENANCE,
+        teachers=TEACHERS,
+        training=training,
+        settings={k: v for k, v in training.items() if k in known and v is not None},
+        **_shared(results),
+        errors={
+            name: number(source["expected_calibration_error"], "expected_calibration_error")
+            for name, source in model["sources"].items()
+        },
+        wrong={key: wrong(results, key) for key in ("false", "missed")},
+        plain=changes[0] if changes else None,
+        hard=hard if changes and changes[0]["roc_auc"] is not None else [],
     )
 
 
-def _told(evaluation: Evaluation, i: int, p: float) -> str:
-    shows = evaluation.kinds[i].shows
-    return ", ".join([*([shows] if shows else []), report.percent(p, 1)])
+def _architecture(layers: Sequence[Layer]) -> str:
+    convolutions = _count(layers, Convolution)
+    if not convolutions and len(layers) == 1:
+        return "logistic regression on the pixels"
+    blocks = _count(layers, Residual)
+    twice = ", mean over the picture and its mirror image" if _count(layers, Mirrored) else ""
+    linear = _count(layers, Linear)
+    return f"{convolutions} convolutions, {blocks} residual blocks, {linear} linear{twice}"
 
 
-def _speed(results: Mapping[str, Any]) -> report.Section:
-    return report.Section(
-        "Speed",
-        f"A picture on one core of this machine ({results['speed']['processor']}). The service "
-        "needs both: decoding and the network.",
-        speed_table(results),
-    )
+def _count(layers: Sequence[Layer], of: type[Layer]) -> int:
+    inside = sum(_count(layer.layers, of) for layer in layers if isinstance(layer, Composite))
+    return inside + sum(isinstance(layer, of) for layer in layers)
 
 
-def _how(results: Mapping[str, Any]) -> report.Section:
-    data, model = results["data"], results["models"][0]
-    left_out = f", {data['left_out']:,} left out" if data["left_out"] else ""
-    return report.Section(
-        "What was measured",
-        "",
-        [
-            ["", ""],
-            ["weights", f"{model['file']}, version {model['version']}"],
-            ["data", ", ".join(data["files"]) + f" ({data['pictures']:,} pictures{left_out})"],
-            ["SHA-256 of pictures and labels", data["sha256"]],
-            ["seed of intervals and changes", str(results["seed"])],
-        ],
-    )
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """The numbers of an evaluation; raises Refused where the file holds something else."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refused(
+            f"{path} does not exist. Make it with `python -m training evaluate`: it is the "
+            "metrics.json of the report."
+        ) from None
+    except ValueError as error:
+        raise Refused(f"{path} is no evaluation: it is not JSON ({error}).") from error
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise Refused(
+            f"{path} is no evaluation that this code reads; name the metrics.json of a report."
+        )
+    return results
+
+
+def run_card(weights: Path, evaluation: Path | None, output: Path | None, say: Say) -> None:
+    """Write the card of the weights. Raises Refused and OSError."""
+    output = output or weights.with_name(CARD)
+    check_output(output)
+    results = read_evaluation(evaluation or weights.with_name(EVALUATION))
+    try:
+        text = model_card(weights, results)
+    except KeyError as error:  # weights or an evaluation of another make
+        raise Refused(f"{weights} or its evaluation says nothing of {error}.") from error
+    write_file(output, text.encode())
+    say(f"card: {output}")

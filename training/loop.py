@@ -1,4 +1,4 @@
-"""The training loop: mini-batches, shards on threads, an epoch at a time.
+"""The training loop: mini-batches on threads, an optimiser, a schedule, checkpoints.
 
 A batch is split into as many shards as there are threads. Each shard draws its variations,
 runs forward and backward with its own scratch memory and sums its gradients; batch normalisation
@@ -10,60 +10,156 @@ That holds for one thread of linear algebra inside each of ours, which `one_blas
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any, Self
+from math import cos, isfinite, pi
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import numpy as np
+from pydantic import ConfigDict, Field
 from threadpoolctl import threadpool_limits
 
-from model.network import (
-    Array,
-    Gradients,
-    Layer,
-    Scratch,
-    backward,
-    forward,
-    parameters,
-    pieces,
-    sigmoid,
-)
+from model.artifact import build, describe, pack, read_file, unpack, write_file
+from model.network import Array, Gradients, Layer, Scratch, forward, parameters, pieces
+from training import Refused
 from training.architecture import batch_norms, fold
 from training.augmentation import augment, mix, whole
-from training.batch_norm import BatchNorm
-from training.cost import loss
-from training.gradient_descent import Diverged
-from training.optimizer import Optimizer, bind, one_cycle
+from training.course import forward_backward
 
 SCORING_ROWS = 32  # pictures a thread takes at a time when nothing is learned
+NUMBERS = 65536  # parameters an update step handles at a time, so that they stay in cache
+CHECKPOINT_VERSION = 2
 
 
-def _option(default: Any, explanation: str) -> Any:
-    """A field that the command line has a flag for, and what its help says."""
-    return field(default=default, metadata={"help": explanation})
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """What decides, together with the data, which weights come out."""
 
-    epochs: int = _option(40, "times that as many pictures are drawn as there are")
-    batch: int = _option(128, "pictures a step learns from")
-    threads: int = _option(2, "shards of a batch that run side by side")
-    peak_rate: float = _option(0.2, "the largest learning rate, which is reached after the warm-up")
-    warm_up: float = 0.15  # share of the run
-    momentum: float = 0.9
-    weight_decay: float = _option(5e-4, "how strongly weights are drawn to zero")
-    averaging: float = 0.999
-    strength: float = _option(1.0, "of the random variations of the pictures: 0 for none, 1 usual")
-    mixed: float = _option(0.0, "share of the pictures that are mixed with another, at strength 1")
-    calm: float = 0.2  # share of the run, at its end, over which the augmentation fades
-    calm_strength: float = 0.4  # what it fades to
-    anchor: float = 0.0  # share of the weights that it started from in those that are kept
-    statistics: int = 4096  # pictures that measure the normalisation of the averaged weights
-    seed: int = _option(1, "of everything that is drawn at random")
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    epochs: Count = 40  # times that as many pictures are drawn as there are
+    batch: Count = 128  # pictures a step learns from
+    threads: Count = 2  # shards of a batch that run side by side
+    max_lr: Positive = 0.2  # the largest learning rate, reached after the warm-up
+    warm_up: Share = 0.15  # of the run
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 5e-4
+    ema_decay: Share = 0.999  # of the running average of the weights, which is what is kept
+    augmentation_strength: Share = 1.0  # of the variations of the pictures
+    augmentation_fade: Share = 0.2  # of the run, at its end, over which they fade,
+    augmentation_end: Share = 0.4  # to this share of their strength
+    mixup: Share = 0.0  # of the pictures that are mixed with another, at full strength
+    start_share: Share = 0.0  # of the weights that training started from in those that are kept
+    norm_pictures: Count = 4096  # that measure the normalisation of the averaged weights
+    seed: Annotated[int, Field(ge=0)] = 1  # of everything that is drawn at random
+
+
+# --- the optimiser and its schedule ---------------------------------------------------------------
+
+
+class Optimizer:
+    """The parameters of a network as one vector θ, and what each step does to it.
+
+    Nesterov momentum (Sutskever et al. 2013), with weight decay λ on weights but not on biases:
+
+        g ← dJ/dθ + λθ,   v ← μv + g,   θ ← θ − α(g + μv)
+
+    and an exponential average of the weights, θ̄ ← θ̄ + (1 − β)(θ − θ̄), which is what is kept at the
+    end (Polyak and Juditsky 1992); β grows from 0 to `ema_decay` so that the start is forgotten.
+
+    The layers' parameters become views of θ. A step that is cut off leaves the vectors undefined.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        ema_decay: float = 0.999,
+    ) -> None:
+        self.momentum, self.ema_decay = momentum, ema_decay
+        self.steps = 0
+        own = parameters(layers)
+        self.theta = np.concatenate([value.ravel() for value in own.values()])
+        self.velocity = np.zeros_like(self.theta)
+        self.average = self.theta.copy()
+        self._gradient = np.empty_like(self.theta)
+        self._decay = np.concatenate(
+            [np.full(v.size, weight_decay if v.ndim > 1 else 0, v.dtype) for v in own.values()]
+        )
+        self._places: dict[str, slice] = {}
+        start = 0
+        for name, value in own.items():
+            self._places[name] = slice(start, start + value.size)
+            start += value.size
+        bind(layers, self.theta)
+
+    def step(
+        self, shards: Sequence[Gradients], examples: int, learning_rate: float, pool: Executor
+    ) -> None:
+        """One update from the gradients that each shard summed over its part of the examples."""
+        for name, place in self._places.items():
+            total = self._gradient[place].reshape(shards[0][name].shape)
+            np.multiply(shards[0][name], 1 / examples, out=total)
+            for shard in shards[1:]:
+                total += shard[name] * (1 / examples)
+        self.steps += 1
+        beta = min(self.ema_decay, self.steps / (self.steps + 9))
+        # Each part is computed alone: the result does not depend on the number of threads.
+        list(
+            pool.map(
+                lambda part: self._update(part, learning_rate, 1 - beta),
+                pieces(len(self.theta), NUMBERS),
+            )
+        )
+
+    def _update(self, part: slice, learning_rate: float, fresh: float) -> None:
+        theta, velocity, average = self.theta[part], self.velocity[part], self.average[part]
+        gradient = self._gradient[part]
+        gradient += self._decay[part] * theta
+        velocity *= self.momentum
+        velocity += gradient
+        gradient += self.momentum * velocity
+        gradient *= learning_rate
+        theta -= gradient
+        average += fresh * (theta - average)
+
+
+def bind(layers: Sequence[Layer], vector: Array) -> None:
+    """Make the layers' parameters views of the vector, in the order of `parameters`.
+    `model.network.prepare` must follow."""
+    start = 0
+    for layer in layers:
+        inner = getattr(layer, "layers", None)
+        if inner is not None:
+            size = sum(value.size for value in layer.parameters.values())
+            bind(inner, vector[start : start + size])
+            layer.parameters = parameters(inner)
+            start += size
+            continue
+        for name, value in layer.parameters.items():
+            layer.parameters[name] = vector[start : start + value.size].reshape(value.shape)
+            start += value.size
+
+
+def one_cycle(progress: float, peak: float, warm_up: float = 0.15) -> float:
+    """The learning rate at `progress` (0 to 1) of the run: up in a straight line to the peak, then
+    down along half a cosine to almost 0 (after Smith and Topin 2018, Super-Convergence)."""
+    if progress < warm_up:
+        return peak * (0.04 + 0.96 * progress / warm_up)
+    return peak * (0.001 + 0.999 * (1 + cos(pi * (progress - warm_up) / (1 - warm_up))) / 2)
+
+
+# --- the loop -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -92,11 +188,11 @@ class Trainer:
             layers,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            averaging=config.averaging,
+            ema_decay=config.ema_decay,
         )
-        if config.anchor and batch_norms(layers):
-            raise ValueError("an anchor is for weights that are trained, without normalisation")
-        own = parameters(layers) if config.anchor else {}
+        if config.start_share and batch_norms(layers):
+            raise ValueError("start_share is for weights that are trained, without normalisation")
+        own = parameters(layers) if config.start_share else {}
         self._start = {name: value.copy() for name, value in own.items()}
         self._averaged = copy.deepcopy(layers)
         bind(self._averaged, self.optimizer.average)
@@ -122,7 +218,7 @@ class Trainer:
         """One epoch, a step at a time: yields each batch's mean loss after its step.
 
         An epoch is as many drawings as there are pictures, less what does not fill a batch, but
-        one batch at least; `epoch` grows when it is complete. Raises Diverged.
+        one batch at least; `epoch` grows when it is complete. Raises Refused.
         """
         config, steps = self.config, self.steps_per_epoch
         order = draw(
@@ -148,11 +244,11 @@ class Trainer:
         results = list(self._pool.map(run, range(len(shards))))
         mean_loss = sum(total for _, total in results) / len(batch)
         if not isfinite(mean_loss):
-            raise Diverged(
+            raise Refused(
                 f"Training diverged in epoch {self.epoch + 1}: the loss is no longer a number, so "
-                f"the steps are too large. Try a smaller learning rate than {config.peak_rate:g}."
+                f"the steps are too large. Try a smaller learning rate than {config.max_lr:g}."
             )
-        rate = one_cycle(progress, config.peak_rate, config.warm_up)
+        rate = one_cycle(progress, config.max_lr, config.warm_up)
         gradients = [shard for shard, _ in results]
         self.optimizer.step(gradients, len(batch), rate, self._pool)
         self._prepare(self.layers)
@@ -164,19 +260,15 @@ class Trainer:
         examples = self.examples
         x = augment(examples.pictures[rows], examples.sides[rows], rng, strength)
         y = examples.targets[rows][:, None]
-        if self.config.mixed:
-            x, y = mix(x, y, rng, self.config.mixed * strength)
-        stages = forward(self.layers, x, scratch)
-        z = stages[-1]
-        dz = sigmoid(z) - y
-        total = float(loss(z, y).sum())
-        _, gradients = backward(self.layers, stages, dz, scratch, input_gradient=False)
-        return gradients, total
+        if self.config.mixup:
+            x, y = mix(x, y, rng, self.config.mixup * strength)
+        return forward_backward(self.layers, x, y, scratch)
 
     def _strength(self, progress: float) -> float:
         config = self.config
-        calm = max(0.0, (progress - (1 - config.calm)) / config.calm) if config.calm else 0.0
-        return config.strength * (1 - calm * (1 - config.calm_strength))
+        share = config.augmentation_fade
+        faded = max(0.0, (progress - (1 - share)) / share) if share else 0.0
+        return config.augmentation_strength * (1 - faded * (1 - config.augmentation_end))
 
     def _prepare(self, layers: Sequence[Layer]) -> None:
         list(self._pool.map(lambda layer: layer.prepare(), layers))
@@ -186,22 +278,22 @@ class Trainer:
         normalisation the statistics that whole, unvaried training pictures have under them
         (Izmailov et al. 2018, Averaging Weights Leads to Wider Optima).
 
-        With an anchor, weights part of the way back to those that training started from: what it
+        With `start_share`, part of the way back to the weights that training started from: what it
         knew before is hardly lost, and what it learned generalises better than the end of the way
         does (Wortsman et al. 2022, Robust Fine-Tuning of Zero-Shot Models)."""
         self._prepare(self._averaged)
         norms = batch_norms(self._averaged)
         layers = fold(self._averaged, self._measure(norms) if norms else {})
-        if self.config.anchor:
+        if self.config.start_share:
             for name, value in parameters(layers).items():
-                value += self.config.anchor * (self._start[name] - value)
+                value += self.config.start_share * (self._start[name] - value)
             self._prepare(layers)
         return layers
 
-    def _measure(self, norms: Sequence[BatchNorm]) -> dict[int, tuple[Array, Array]]:
+    def _measure(self, norms: Sequence[Layer]) -> dict[int, tuple[Array, Array]]:
         """Mean and variance of what comes into each normalisation of the averaged network."""
         config, examples = self.config, self.examples
-        count = min(config.statistics, 4 * len(examples.pictures))
+        count = min(config.norm_pictures, 4 * len(examples.pictures))
         rows = draw(examples.weights, count, np.random.default_rng((config.seed, 2**31)))
         shards = np.array_split(rows, max(1, count // max(1, config.batch // 2)))
 
@@ -268,29 +360,130 @@ def score(layers: Sequence[Layer], pictures: Array, sides: Array, threads: int =
     return z
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
     """While it lasts, NumPy's linear algebra uses one thread a call, whoever imported it first:
     calls run side by side already, and more threads than cores make each other wait."""
-    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
-    return limits
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def balance(
-    labels: Array, sources: Sequence[str], shares: Mapping[str, float] | None = None
+    labels: Array,
+    sources: Sequence[str],
+    shares: Mapping[str, float] | None = None,
+    lookalikes: Sequence[str] = (),
+    lookalike_share: float = 1 / 3,
 ) -> Array:
-    """Weights (m,) that give every source the same share of what is drawn and, within a source,
-    each class a share that grows with the root of its size: rare cats are seen more often, and
-    the source says little about the label.
+    """Weights (m,), how often each picture is drawn: every source as often as the others and,
+    within a source, each class by the root of its size. Rare cats are seen more often, and the
+    source says little about the label.
 
-    shares: sources to be drawn more or less often than the others, 1 being as often; a source that
-    is harder than the others may deserve more.
+    shares: sources to be drawn more or less often than the others, 1 being as often.
+    lookalikes: of each picture the kind that it shows, or "" where it is no look-alike (m,). They
+    are no part of their source: a source without cats would tell its label. They are drawn by kind,
+    each as often as the others, and together are `lookalike_share` of the second class.
     """
     names = np.asarray(sources)
+    kinds = np.asarray(lookalikes) if len(lookalikes) else np.full(len(labels), "")
     weights = np.zeros(len(labels))
     for source in np.unique(names):
-        groups = [(names == source) & (labels == label) for label in (0, 1)]
+        groups = [(names == source) & (labels == label) & (kinds == "") for label in (0, 1)]
         roots = [np.sqrt(group.sum()) for group in groups]
         for group, root in zip(groups, roots, strict=True):
             if root:
                 weights[group] = root / sum(roots) / root**2 * (shares or {}).get(str(source), 1.0)
+    found = [kind for kind in np.unique(kinds) if kind]
+    others = weights[labels == 0].sum()
+    every = others * lookalike_share / (1 - lookalike_share) if others else weights.sum() or 1.0
+    for kind in found:
+        own = kinds == kind
+        weights[own] = every / len(found) / own.sum()
     return weights
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+# One safetensors file, replaced as a whole after each epoch: the trainer's vectors, the network of
+# the best epoch so far, the learning curve, and what the run depends on (configuration and data),
+# so that another configuration or other data are noticed.
+
+
+@dataclass(frozen=True)
+class Best:
+    """The network of the best epoch so far, as it would be saved; epoch 0 is before training."""
+
+    epoch: int
+    log_loss: float  # on validation
+    layers: list[Layer]
+
+
+@dataclass
+class Run:
+    """What a run depends on, and what it has come to beside the trainer's own vectors."""
+
+    identity: dict[str, Any]  # JSON values by name: every run with the same gives the same weights
+    curve: list[dict[str, Any]] = field(default_factory=list)  # one row of JSON values an epoch
+    best: Best | None = None
+
+
+def save_checkpoint(path: Path, trainer: Trainer, run: Run) -> None:
+    """Write the checkpoint, whole or not at all. Raises OSError."""
+    state = trainer.state()
+    progress = state.pop("progress")
+    tensors = {f"state.{name}": value for name, value in state.items()}
+    values: dict[str, Any] = {
+        "checkpoint_version": CHECKPOINT_VERSION,
+        "identity": run.identity,
+        "curve": run.curve,
+        "progress": progress.tolist(),
+        "best": None,
+    }
+    if run.best:
+        values["best"] = {
+            "epoch": run.best.epoch,
+            "log_loss": run.best.log_loss,
+            "architecture": describe(run.best.layers),
+        }
+        tensors |= {f"best.{name}": value for name, value in parameters(run.best.layers).items()}
+    write_file(path, pack(values, tensors))
+
+
+def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> Run:
+    """Put the trainer where the checkpoint left off, and return the run so far.
+
+    Raises Refused: it is missing or damaged, or of a run with another identity.
+    """
+    try:
+        values, tensors = unpack(read_file(path))
+        if values.get("checkpoint_version") != CHECKPOINT_VERSION:
+            raise ValueError("it is no checkpoint of this version")
+        _check_identity(path, values["identity"], identity)
+        state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
+        trainer.restore(state | {"progress": np.array(values["progress"])})
+        best = values["best"]
+        if best is not None:
+            own = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
+            best = Best(best["epoch"], best["log_loss"], build(best["architecture"], own))
+    except Refused:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            f"The checkpoint {path} cannot be used: {error}. Remove its folder and start anew."
+        ) from error
+    return Run(identity, values["curve"], best)
+
+
+def _check_identity(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    different = [
+        f"{name} was {then.get(name, 'not set')!r} and is now {now.get(name, 'not set')!r}"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+    if different:
+        raise Refused(
+            f"The run in {path.parent} cannot go on, since it would not be the same run: "
+            f"{'; '.join(different)}. Resume it with what it was started with, or remove "
+            f"{path.parent} and start anew."
+        )

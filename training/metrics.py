@@ -118,7 +118,7 @@ def brier_score(y: Array, p: Array) -> float:
 def log_loss(y: Array, p: Array) -> float:
     """Mean of −(y log p + (1 − y) log(1 − p)), the course's cost from probabilities; y may lie
     between 0 and 1. An impossible that happened costs 36 (p is kept 2⁻⁵² away from 0 and 1), not
-    infinity. From logits `training.cost.cost` is exact."""
+    infinity. From logits `training.course.loss` is exact."""
     step = np.finfo(np.float64).eps
     p = np.clip(p.astype(np.float64), step, 1 - step)
     return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))

@@ -9,32 +9,25 @@ Parquet wherever PyArrow reads it.
 """
 
 import argparse
+import asyncio
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
 from pyarrow.dataset import dataset
+from ray import cloudpickle
 
-from model.archive import (
-    BadSources,
-    Found,
-    Member,
-    Pictures,
-    Row,
-    Source,
-    SourceFailed,
-    Unreadable,
-    text,
-)
-from model.batch import Pool
+from model.archive import Found, Pictures, Refused, Row, answers, cannot, text, workers_for
 from model.classifier import BadArtifact, Classifier, default_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,9 +42,6 @@ ROWS = pa.schema(
         ("error", pa.struct([("reason", pa.string()), ("detail", pa.string())])),
     ]
 )
-# Where a picture is: a file, or with `member` a member of a zip, or why there is none.
-FOUND = pa.schema([(name, pa.binary()) for name in ("picture", "path", "member", "reason", "why")])
-
 # An actor's task. Where a node is lost, its tasks are done again, and so are those whose rows lay
 # there and were in no file yet.
 PICTURES_A_BLOCK = 512
@@ -71,28 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{output} is there already; name a new folder")
     try:
         Classifier.load(options.weights)
-    except BadArtifact as error:
-        parser.error(str(error))
-    weights = options.weights.read_bytes()
-    try:
-        pictures = Pictures(options.sources)
-    except BadSources as error:
+        found = [] if options.names else list(_blocks(Pictures(options.sources)))
+    except (BadArtifact, Refused) as error:
         parser.error(str(error))
     _connect()
     started = time.monotonic()
-    if options.names is None:
-        try:
-            data = _found(pictures)
-        except SourceFailed as error:
-            parser.error(f"the pictures cannot be read: {error}")
-    else:
+    if options.names:
         sources = [_absolute(each) for each in options.sources]
-        data = _in_parquet(sources, options.names, options.bytes)
-    count = _write(data, weights, output) if data is not None else Counter()
-    seconds = time.monotonic() - started
-    total = count.total()
-    words = ", ".join(f"{number:,} {what}" for what, number in count.most_common())
-    print(f"{total:,} pictures in {seconds:.1f} s, {total / seconds:.1f}/s: {words or 'none'}")
+        data = ray.data.read_parquet(sources, num_cpus=0)
+        data = data.select_columns([options.names, options.bytes])
+        data = data.rename_columns({options.names: "picture", options.bytes: "bytes"})
+        count = _write(data, options.weights.read_bytes(), output)
+    elif found:
+        count = _write(ray.data.from_arrow(found), options.weights.read_bytes(), output)
+    else:
+        count = Counter()
+    seconds, total = time.monotonic() - started, count.total()
+    what = ", ".join(f"{number:,} {label}" for label, number in count.most_common()) or "none"
+    print(f"{total:,} pictures in {seconds:.1f} s, {total / seconds:.1f}/s: {what}")
     return 1 if not total or count["error"] else 0
 
 
@@ -124,74 +110,47 @@ def _connect() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
 
 
-def _found(pictures: Pictures) -> "ray.data.Dataset | None":
-    """The names and places of the pictures; their bytes are read where they are answered."""
-    blocks = list(_blocks(iter(pictures)))
-    return ray.data.from_arrow(blocks) if blocks else None
-
-
-def _blocks(found: Iterator[Any]) -> Iterator[pa.Table]:
-    block: list[dict[str, bytes]] = []
-    for name, source in found:
-        block.append({"picture": name.encode(), **_place(source)})
-        if len(block) == PICTURES_A_BLOCK:
-            yield pa.Table.from_pylist(block, FOUND)
-            block = []
-    if block:
-        yield pa.Table.from_pylist(block, FOUND)
-
-
-def _place(source: Source) -> dict[str, bytes]:
-    """A source as columns. Paths are bytes, since Linux allows any in them."""
-    match source:
-        case Unreadable(detail=why, reason=reason):
-            return {"why": why.encode(), "reason": reason.encode()}
-        case Member(archive=path, name=member):
-            return {"path": os.fsencode(path.absolute()), "member": os.fsencode(member)}
-        case Path() as path:
-            return {"path": os.fsencode(path.absolute())}
-    raise TypeError(f"{source!r} is no place")
-
-
-def _in_parquet(paths: Sequence[str], names: str, pictures: str) -> "ray.data.Dataset":
-    data = ray.data.read_parquet(list(paths), num_cpus=0).select_columns([names, pictures])
-    return data.rename_columns({names: "picture", pictures: "bytes"})
-
-
-def _source(columns: dict[str, Any]) -> Source:
-    """What `_place` made columns of, or the bytes in a Parquet file."""
-    if "bytes" in columns:
-        missing = Unreadable("The table has no bytes for this picture.")
-        return missing if columns["bytes"] is None else columns["bytes"]
-    if columns["why"] is not None:
-        return Unreadable(columns["why"].decode(), columns["reason"].decode())
-    path = Path(os.fsdecode(columns["path"]))
-    return path if columns["member"] is None else Member(path, os.fsdecode(columns["member"]))
+def _blocks(pictures: Iterable[Found]) -> Iterator[pa.Table]:
+    """The pictures' names and what reads them, where they are answered."""
+    rest = iter(pictures)
+    while block := list(islice(rest, PICTURES_A_BLOCK)):
+        read = [cloudpickle.dumps(each.read) for each in block]
+        yield pa.table({"picture": [each.name for each in block], "read": read})
 
 
 class Answer:
-    """An actor: has a process with the classifier in it, and makes rows of batches.
+    """An actor: makes rows of batches, with a worker that looks into the pictures.
 
-    A process of its own, since an actor that ends is started anew with the same pictures, for ever.
+    A process of its own for that, since an actor that ends is started anew with the same pictures,
+    for ever.
     """
 
     def __init__(self, weights: bytes) -> None:
         """Load a weights file, which also checks that this node answers as the one that trained
         it."""
-        with NamedTemporaryFile() as file:
-            file.write(weights)
-            file.flush()
-            self._pool = Pool(Classifier.load(file.name), 1)
+        self._folder = TemporaryDirectory()
+        file = Path(self._folder.name, "weights")
+        file.write_bytes(weights)
+        self._workers = workers_for(file, 1)
+        self._runner = asyncio.Runner()
+        self._runner.run(self._workers.start())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return a table of ROWS for one of FOUND, or of the columns picture and bytes."""
-        task = [Found(_name(columns["picture"]), _source(columns)) for columns in batch.to_pylist()]
-        return pa.Table.from_pylist(self._pool.answer(task), ROWS)
+        """Return a table of ROWS for one of `_blocks`, or of the columns picture and bytes."""
+        return pa.Table.from_pylist(self._runner.run(self._rows(batch)), ROWS)
+
+    async def _rows(self, batch: pa.Table) -> list[Row]:
+        return [row async for row in answers(self._workers, map(_found, batch.to_pylist()))]
 
 
-def _name(value: Any) -> str:
-    """A name in a table, as valid text."""
-    return text(os.fsdecode(value)) if isinstance(value, bytes) else str(value)
+def _found(columns: dict[str, Any]) -> Found:
+    name = columns["picture"]
+    name = text(os.fsdecode(name)) if isinstance(name, bytes) else str(name)
+    if "read" in columns:
+        return Found(name, cloudpickle.loads(columns["read"]))
+    data = columns["bytes"]
+    missing = partial(cannot, "The table has no bytes for this picture.")
+    return Found(name, missing if data is None else lambda: data)
 
 
 def _write(data: "ray.data.Dataset", weights: bytes, output: str) -> Counter[str]:

@@ -1,0 +1,261 @@
+"""The course's lesson: its figures, and derivatives that are right, safe, the same in blocks."""
+
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import pairwise
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from model.network import Array, Layer, Linear, Relu, Scratch, forward, parameters
+from model.preprocessing import to_vector
+from tests.data_folder import REPOSITORY, data_file
+from training import Refused
+from training.course import (
+    Derivatives,
+    Nodes,
+    gradient_descent,
+    graph_backward,
+    graph_forward,
+    initialize_with_zeros,
+    loss,
+    predict,
+    propagate,
+)
+
+# --- the computation graph ------------------------------------------------------------------------
+
+numbers = st.floats(-100, 100)
+
+
+def test_the_forward_pass_gives_the_course_s_33() -> None:
+    assert graph_forward(a=5, b=3, c=2) == Nodes(u=6, v=11, J=33)
+
+
+def test_the_backward_pass_gives_the_course_s_derivatives() -> None:
+    assert graph_backward(b=3, c=2) == Derivatives(dv=3, da=3, du=3, db=6, dc=9)
+
+
+@given(a=numbers, b=numbers, c=numbers)
+def test_derivatives_are_those_of_finite_differences(a: float, b: float, c: float) -> None:
+    derivatives = graph_backward(b, c)
+    step = 1e-3
+
+    def slope(da: float, db: float, dc: float) -> float:
+        above = graph_forward(a + step * da, b + step * db, c + step * dc).J
+        below = graph_forward(a - step * da, b - step * db, c - step * dc).J
+        return (above - below) / (2 * step)
+
+    assert slope(1, 0, 0) == pytest.approx(derivatives.da, abs=1e-5)
+    assert slope(0, 1, 0) == pytest.approx(derivatives.db, abs=1e-5)
+    assert slope(0, 0, 1) == pytest.approx(derivatives.dc, abs=1e-5)
+
+
+# --- the cost -------------------------------------------------------------------------------------
+
+logits = st.floats(-1e30, 1e30)
+probabilities = st.floats(0, 1)
+
+
+def random_network(rng: np.random.Generator, *sizes: int) -> list[Layer]:
+    """Linear layers of those sizes with ReLU between them, in float64."""
+    layers: list[Layer] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [
+            Linear(weights=rng.normal(size=(inputs, outputs)), bias=rng.normal(size=outputs))
+        ]
+        layers += [Relu()]
+    return layers[:-1]
+
+
+def cost_of(layers: list[Layer], X: Array, y: Array) -> float:
+    return float(loss(forward(layers, X, Scratch())[-1][:, 0], y).mean())
+
+
+@pytest.mark.parametrize("sizes", [(5, 1), (1, 1), (7, 4, 1), (6, 5, 3, 1)])
+@pytest.mark.parametrize("soft_labels", [False, True])
+def test_gradients_are_the_derivatives_of_the_cost(
+    sizes: tuple[int, ...], soft_labels: bool
+) -> None:
+    rng = np.random.default_rng(3)
+    layers = random_network(rng, *sizes)
+    X = rng.normal(size=(9, sizes[0]))
+    y = rng.uniform(size=9) if soft_labels else rng.integers(0, 2, 9).astype(float)
+    gradients, J = propagate(layers, X, y)
+    assert pytest.approx(cost_of(layers, X, y)) == J
+    weights = parameters(layers)
+    assert gradients.keys() == weights.keys()
+    step = 1e-6
+    for name, values in weights.items():
+        for place in np.ndindex(values.shape):
+            kept = values[place]
+            values[place] = kept + step
+            above = cost_of(layers, X, y)
+            values[place] = kept - step
+            below = cost_of(layers, X, y)
+            values[place] = kept
+            slope = (above - below) / (2 * step)
+            assert gradients[name][place] == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def test_the_gradients_of_logistic_regression_are_the_course_s_formulas() -> None:
+    # The check of propagate in the assignment, with its X and Y.
+    X = np.array([[1.0, 2.0, -1.0], [3.0, 4.0, -3.2]]).T
+    y = np.array([1.0, 0.0, 1.0])
+    layers: list[Layer] = [Linear(weights=np.array([[1.0], [2.0]]), bias=np.array([2.0]))]
+    gradients, J = propagate(layers, X, y)
+    assert gradients["0.weights"][:, 0] == pytest.approx([0.99845601, 2.39507239])
+    assert gradients["0.bias"] == pytest.approx([0.00145557813678])
+    assert pytest.approx(5.801545319394553) == J
+
+
+@given(z=st.floats(-30, 30), y=probabilities)
+def test_the_loss_is_the_textbook_s_where_that_can_be_computed(z: float, y: float) -> None:
+    # 1 − σ(z) is σ(−z): subtracting from 1 would lose the digits that are compared.
+    a, not_a = 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))
+    textbook = -(y * np.log(a) + (1 - y) * np.log(not_a))
+    assert loss(np.array(z), np.array(y)) == pytest.approx(textbook, rel=1e-9, abs=1e-12)
+
+
+@given(z=logits, y=probabilities)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_loss_is_finite_and_not_negative(z: float, y: float, dtype: type) -> None:
+    value = loss(np.array([z], dtype), np.array([y], dtype))
+    assert np.isfinite(value).all()
+    assert (value >= 0).all()
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 7, 10, 11])
+def test_blocks_of_rows_give_the_same_gradients(rows_at_once: int) -> None:
+    rng = np.random.default_rng(1)
+    layers = random_network(rng, 6, 3, 1)
+    X, y = rng.normal(size=(10, 6)), rng.uniform(size=10)
+    whole, whole_cost = propagate(layers, X, y)
+    blocks, blocks_cost = propagate(layers, X, y, rows_at_once=rows_at_once)
+    assert blocks_cost == pytest.approx(whole_cost)
+    for name, gradient in whole.items():
+        np.testing.assert_allclose(blocks[name], gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_pictures_give_the_gradients_of_their_vectors() -> None:
+    rng = np.random.default_rng(2)
+    pictures = rng.integers(0, 256, (5, 4, 4, 3), np.uint8)
+    vectors = (pictures.reshape(5, -1) / 255).astype(np.float32)
+    y = np.array([0, 1, 1, 0, 1], np.float32)
+    layers = initialize_with_zeros(48)
+    from_pictures, _ = propagate(layers, pictures, y, rows_at_once=2)
+    from_vectors, _ = propagate(layers, vectors, y)
+    np.testing.assert_allclose(
+        from_pictures["0.weights"], from_vectors["0.weights"], rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(("examples", "labels"), [(3, 2), (0, 0)])
+def test_a_label_for_each_example_is_required(examples: int, labels: int) -> None:
+    with pytest.raises(ValueError, match="one label for each example"):
+        propagate(initialize_with_zeros(2), np.zeros((examples, 2)), np.zeros(labels))
+
+
+# --- gradient descent -----------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow where tests share the processor with others."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def course_data(split: str) -> tuple[Array, Array]:
+    with h5py.File(data_file(f"{split}_catvnoncat.h5")) as file:
+        return to_vector(file[f"{split}_set_x"][()]), file[f"{split}_set_y"][()].astype(np.float32)
+
+
+def clouds(rng: np.random.Generator, m: int = 60, n_x: int = 8) -> tuple[Array, Array]:
+    """Two clouds of points that a plane can tell apart."""
+    y = (np.arange(m) % 2).astype(np.float32)
+    X = rng.normal(size=(m, n_x)).astype(np.float32) * 0.3 + y[:, None]
+    return X, y
+
+
+def test_the_course_s_run_gives_the_course_s_figures() -> None:
+    X, y = course_data("train")
+    layers = initialize_with_zeros(12_288)
+    costs = gradient_descent(layers, X, y, learning_rate=0.005, iterations=2000)
+    assert len(costs) == 20
+    shown = [f"{costs[i]:.6f}" for i in (0, 1, 19)]  # iterations 0, 100 and 1,900
+    assert shown == ["0.693147", "0.584508", "0.140872"]
+    assert np.mean((predict(layers, X) >= 0.5) == y) == pytest.approx(0.9904, abs=5e-5)
+    X, y = course_data("test")
+    assert np.mean((predict(layers, X) >= 0.5) == y) == pytest.approx(0.70)
+
+
+def notebook(X: Array, Y: Array, iterations: int, learning_rate: float) -> list[float]:
+    """The assignment's own loop: X (n_x, m) and Y (1, m) in columns; the cost at every 100th."""
+    w, b, m = np.zeros((len(X), 1)), 0.0, X.shape[1]
+    costs = []
+    for i in range(iterations):
+        A = 1 / (1 + np.exp(-(w.T @ X + b)))
+        if i % 100 == 0:
+            costs.append(float(-np.sum(Y * np.log(A) + (1 - Y) * np.log(1 - A)) / m))
+        w = w - learning_rate * (X @ (A - Y).T) / m
+        b = b - learning_rate * np.sum(A - Y) / m
+    return costs
+
+
+def test_costs_are_those_of_the_notebook_in_float64() -> None:
+    rng = np.random.default_rng(1)
+    X, y = clouds(rng)
+    costs = gradient_descent(initialize_with_zeros(8), X, y, iterations=500, learning_rate=0.1)
+    expected = notebook(X.T.astype(np.float64), y[None], iterations=500, learning_rate=0.1)
+    np.testing.assert_allclose(costs, expected, atol=1e-6)
+
+
+def test_progress_hears_of_every_iteration_and_costs_are_recorded_before_the_step() -> None:
+    X, y = clouds(np.random.default_rng(4))
+    heard: list[tuple[int, float]] = []
+    costs = gradient_descent(
+        initialize_with_zeros(8),
+        X,
+        y,
+        iterations=7,
+        record_every=3,
+        progress=lambda iteration, cost: heard.append((iteration, cost)),
+    )
+    assert [iteration for iteration, _ in heard] == list(range(7))
+    assert costs == [heard[0][1], heard[3][1], heard[6][1]]
+
+
+def test_steps_that_are_too_large_are_refused_with_a_message() -> None:
+    X, y = clouds(np.random.default_rng(5))
+    with pytest.raises(Refused, match=r"learning rate 1e\+39 is too large. Try a tenth"):
+        gradient_descent(initialize_with_zeros(8), X, y, learning_rate=1e39, iterations=10)
+
+
+def test_pictures_and_their_vectors_get_the_same_probabilities() -> None:
+    rng = np.random.default_rng(6)
+    pictures = rng.integers(0, 256, (300, 2, 2, 3), np.uint8)  # more than one block
+    layers = initialize_with_zeros(12)
+    parameters(layers)["0.weights"][:] = rng.normal(size=(12, 1))
+    p = predict(layers, pictures)
+    assert p.shape == (300,)
+    assert p.dtype == np.float64
+    np.testing.assert_allclose(p, predict(layers, to_vector(pictures)), atol=1e-6)
+
+
+def test_every_name_on_the_course_page_exists_in_the_file_it_links_to() -> None:
+    page = (REPOSITORY / "docs" / "course.md").read_text(encoding="utf-8")
+    links = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+)\.py\)", page)
+    assert len(links) == page.count("](../")
+    assert len(links) > 20
+    for name, file in links:
+        module = file.replace("/", ".")
+        found: object = import_module(module)
+        assert name == module or name.startswith(f"{module}.")
+        for attribute in name.removeprefix(module).strip(".").split("."):
+            found = getattr(found, attribute) if attribute else found
