@@ -186,7 +186,7 @@ def _print_costs(weights: Path, ours: Classifier, other: Lite) -> None:
     with TemporaryDirectory() as scratch:
         file = Path(scratch, "lite.onnx")
         file.write_bytes(other.model)
-        memory = [_memory_mb(OURS, weights), _memory_mb("Lite", file)]
+        memory = [_memory_mb(OURS, weights), _memory_mb("ONNX Runtime", file)]
     rows = {
         "size on disk, MB": (weights.stat().st_size / 1e6, len(other.model) / 1e6),
         "memory beside NumPy's own, MB": memory,

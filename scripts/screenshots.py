@@ -17,15 +17,11 @@ from tests.data_folder import REPOSITORY
 from tests.server import UVICORN, running
 
 FOLDER = REPOSITORY / "docs" / "screenshots"
+LARGE, SMALL = {"width": 1000, "height": 700}, {"width": 390, "height": 844}
 VIEWS: dict[str, dict[str, Any]] = {
-    "light": {"color_scheme": "light", "viewport": {"width": 1000, "height": 700}},
-    "dark": {"color_scheme": "dark", "viewport": {"width": 1000, "height": 700}},
-    "phone": {
-        "color_scheme": "light",
-        "viewport": {"width": 390, "height": 844},
-        "has_touch": True,
-        "is_mobile": True,
-    },
+    "light": {"color_scheme": "light", "viewport": LARGE},
+    "dark": {"color_scheme": "dark", "viewport": LARGE},
+    "phone": {"color_scheme": "light", "viewport": SMALL, "has_touch": True, "is_mobile": True},
 }
 EXAMPLES = {"light": "A tabby cat", "dark": "A cup of coffee", "phone": "A tabby cat"}
 

@@ -171,12 +171,5 @@ def _write(data: "ray.data.Dataset", weights: bytes, output: str) -> Counter[str
     return count
 
 
-def read_rows(folder: str | os.PathLike[str]) -> Iterator[Row]:
-    """The rows in a folder that the job wrote, as `python -m model` has them."""
-    for batch in dataset(folder).to_batches():
-        for columns in batch.to_pylist():
-            yield {name: value for name, value in columns.items() if value is not None}
-
-
 if __name__ == "__main__":
     sys.exit(main())
