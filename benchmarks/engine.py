@@ -88,12 +88,12 @@ def onnx_runtime(weights: str) -> Engine:
 
 
 ENGINES = {"this project": this_project, "PyTorch": pytorch, "ONNX Runtime": onnx_runtime}
-NEEDED = {"this project": (), "PyTorch": ("torch",), "ONNX Runtime": ("onnx", "onnxruntime")}
+NEEDED = {"PyTorch": ("torch",), "ONNX Runtime": ("onnx", "onnxruntime")}
 
 
 def missing(name: str) -> str:
     """What an engine lacks here, with the remedy; empty if it can run."""
-    absent = [each for each in NEEDED[name] if find_spec(each) is None]
+    absent = [each for each in NEEDED.get(name, ()) if find_spec(each) is None]
     remedy = "python -m pip install torch==2.13.0" if "torch" in absent else LOCK
     return f"{name}: {' and '.join(absent)} not installed ({remedy})" if absent else ""
 

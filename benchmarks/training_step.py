@@ -12,6 +12,7 @@ weights and averages. In that check this project's batch is one part, as PyTorch
 is split over the threads, and batch normalisation sees each part alone.
 """
 
+import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -28,7 +29,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.machine import describe, memory_mb
+from benchmarks.machine import describe
 from model.network import Array, Composite, Gradients, Layer, Scratch, parameters, prepare
 from training.architecture import convolutional
 from training.course import forward_backward
@@ -79,27 +80,7 @@ class Step:
     averages: dict[str, Array]
 
 
-class Side:
-    """One of the two, in a process of its own."""
-
-    def step(self) -> float:
-        """A training step; the mean loss before it."""
-        raise NotImplementedError
-
-    def run(self, steps: int) -> list[float]:
-        """Seconds of each of so many steps."""
-        times = [perf_counter()]
-        for _ in range(steps):
-            self.step()
-            times.append(perf_counter())
-        return [after - before for before, after in pairwise(times)]
-
-    def memory(self) -> float:
-        """Megabytes at most so far."""
-        return memory_mb()[1]
-
-
-class Ours(Side):
+class Ours:
     """This project's step, put together as training.loop.Trainer does."""
 
     def __init__(self, task: Task) -> None:
@@ -139,7 +120,7 @@ class Ours(Side):
         return gradients, sum(total for _, total in results) / len(self.X)
 
 
-class Theirs(Side):
+class Theirs:
     """PyTorch's step."""
 
     def __init__(self, task: Task) -> None:
@@ -198,23 +179,35 @@ def _start(side: type[Ours | Theirs], task: Task) -> None:
     _side = side(task)
 
 
-def _ask(method: str, *arguments: object) -> Any:
-    return getattr(_side, method)(*arguments)
+def _first_step() -> Step:
+    return _side.first_step()
+
+
+def _seconds(steps: int) -> list[float]:
+    moments = [perf_counter()]
+    for _ in range(steps):
+        _side.step()
+        moments.append(perf_counter())
+    return [after - before for before, after in pairwise(moments)]
+
+
+def _memory_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # of Linux
 
 
 @contextmanager
 def both(task: Task) -> Iterator[Callable[..., tuple[Any, Any]]]:
-    """A process for PyTorch and one for this project, neither with what the other loaded. Asked for
-    a method, they work in turn."""
+    """A process for PyTorch and one for this project, neither with what the other loaded. Each
+    runs a function in turn."""
     context = get_context("spawn")
     with (
         ProcessPoolExecutor(1, context, _start, (Theirs, task)) as theirs,
         ProcessPoolExecutor(1, context, _start, (Ours, task)) as ours,
     ):
 
-        def ask(method: str, *arguments: object) -> tuple[Any, Any]:
-            other = theirs.submit(_ask, method, *arguments).result()
-            return other, ours.submit(_ask, method, *arguments).result()
+        def ask(function: Callable[..., Any], *arguments: object) -> tuple[Any, Any]:
+            other = theirs.submit(function, *arguments).result()
+            return other, ours.submit(function, *arguments).result()
 
         yield ask
 
@@ -245,7 +238,7 @@ def main(
     task = Task(batch, threads, seed)
     print(describe())
     with both(replace(task, dtype="float64")) as ask:
-        differences = compare(*ask("first_step"))
+        differences = compare(*ask(_first_step))
     print("\nthe same step on the same batch in float64, relative difference:")
     print(*(f"  {what:<12}{difference:.1e}" for what, difference in differences.items()), sep="\n")
     if max(differences.values()) > TOLERANCE:
@@ -253,9 +246,9 @@ def main(
     with both(task) as ask:
         print(f"\nmilliseconds for a step of {batch} pictures, PyTorch {version('torch')}:\n")
         print("round    PyTorch   this project")
-        ask("run", steps)  # caches, buffers and threads are there afterwards
-        taken = [ask("run", steps) for _ in range(rounds)]
-        memory = ask("memory")
+        ask(_seconds, steps)  # caches, buffers and threads are there afterwards
+        taken = [ask(_seconds, steps) for _ in range(rounds)]
+        memory = ask(_memory_mb)
     for number, (other, own) in enumerate(taken, 1):
         print(f"{number:>5}   {median(other) * 1e3:8.1f}   {median(own) * 1e3:12.1f}")
     other, own = (list(chain(*side)) for side in zip(*taken, strict=True))

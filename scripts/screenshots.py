@@ -27,7 +27,6 @@ EXAMPLES = {"light": "A tabby cat", "dark": "A cup of coffee", "phone": "A tabby
 
 
 def main() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
     with running(UVICORN) as server, chromium() as browser:
         for name, options in VIEWS.items():
             page = browser.new_page(reduced_motion="reduce", **options)
@@ -39,7 +38,6 @@ def main() -> None:
                 page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
             page.mouse.move(0, 0)
             _save(page.screenshot(), FOLDER / f"{name}.png")
-            page.close()
 
 
 def _save(png: bytes, path: Path) -> None:
