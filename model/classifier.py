@@ -6,9 +6,10 @@ weights that this code would use differently from how they were trained are refu
 
 import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import build, describe, digest, pack, read_file, unpack, write_file
-from model.network import Layer, Scratch, forward, parameters, pieces, prepare, sigmoid
+from model.network import (
+    Layer,
+    Scratch,
+    forward,
+    parameters,
+    pieces,
+    prepare,
+    sigmoid,
+    unmirrored,
+)
 from model.preprocessing import (
     DEFAULT_LIMITS,
+    ONE_VIEW,
     InvalidImage,
     Limits,
     Picture,
+    PictureReader,
     Preprocessing,
-    read_picture,
+    Views,
     to_vector,
 )
 from model.statistics import InputStatistics
@@ -32,6 +44,7 @@ FORMAT_VERSION = 1
 # Pictures that go through the network together. With one more, and their mirror images, the
 # deepest convolutions would keep four times their weights (`model.convolution.FEW_TILES`).
 PICTURES_AT_ONCE = 3
+READ_AT_ONCE = 12  # pictures that `logits` holds
 LONGEST = 80  # characters of a name
 GOLDEN_TOLERANCE = 1e-3  # other processors and decoders differ in the last digits
 
@@ -39,6 +52,9 @@ _OWN_KEYS = (
     *("format_version", "name", "class_names", "threshold", "bands"),
     *("preprocessing", "architecture", "golden"),
 )
+_VIEWS = "views"  # another key of its own; a file without it looks at the whole alone
+
+Looking = Literal["all", "one"]  # at all views where the whole leaves the network unsure, or never
 
 
 class BadArtifact(ValueError):
@@ -92,7 +108,7 @@ class Golden:
     probability: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The answer for one picture."""
 
@@ -101,6 +117,13 @@ class Prediction:
     words: str  # for people, with how sure it is: "cat, quite sure"
     warnings: tuple[str, ...]
     picture: Picture
+    view_pixels: NDArray[np.uint8]  # (views, side, side, 3): what was looked at, the whole first
+    view_logits: NDArray[np.float64]  # (views,): the probability is σ of their mean
+
+    @property
+    def views(self) -> int:
+        """How many were looked at: 1, or as many as the artifact has."""
+        return len(self.view_logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,34 +135,79 @@ class Classifier:
     threshold: float  # from it on, the first class is the label; in (0, 1)
     layers: Sequence[Layer]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    views: Views = ONE_VIEW
     bands: tuple[Band, ...] = ()  # words for probabilities; empty for those that fit the threshold
     metadata: dict[str, Any] = field(default_factory=dict)  # how it was trained: JSON values
     golden: tuple[Golden, ...] = ()
     version: str = ""  # 12 hex digits of a hash of what decides the answers; empty while in no file
     _scratch: Scratch = field(default_factory=Scratch, init=False, repr=False)
 
-    def predict(self, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Prediction:
+    def predict(
+        self, data: bytes, limits: Limits = DEFAULT_LIMITS, views: Looking = "all"
+    ) -> Prediction:
         """Answer for the bytes of a picture; raises InvalidImage."""
-        return self.answers([self.read(data, limits)])[0]
+        return self.answers([self.read(data, limits)], views)[0]
 
-    def read(self, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Picture:
-        """Decode the bytes of a picture, and squeeze it to what the network takes; raises
-        InvalidImage."""
-        return read_picture(data, self.preprocessing, limits)
+    def read(
+        self, data: bytes | NDArray[np.uint8], limits: Limits = DEFAULT_LIMITS
+    ) -> PictureReader:
+        """Read the whole of a picture, for `answers` and `logits`; raises InvalidImage.
 
-    def answers(self, pictures: Sequence[Picture]) -> list[Prediction]:
+        data: its bytes, or the pixels of an upright one, (height, width, 3) RGB. Pixels get the
+        answer of a PNG of them; and of the JPEG that they were decoded from at its whole size,
+        where that has less than twice the side that the network takes.
+        """
+        return PictureReader(data, self.preprocessing, limits, self.views)
+
+    def answers(self, readers: Sequence[PictureReader], views: Looking = "all") -> list[Prediction]:
         """Answer for each of these pictures; together they take less time than alone."""
-        X = to_vector(np.stack([picture.pixels for picture in pictures]))
         return [
-            Prediction(
-                probability,
-                self.class_names[0 if probability >= self.threshold else 1],
-                self.words(probability),
-                picture.warnings,
-                picture,
-            )
-            for picture, probability in zip(pictures, self.probabilities(X).tolist(), strict=True)
+            self._prediction(reader.picture, *seen)
+            for reader, seen in zip(readers, self._look(readers, views), strict=True)
         ]
+
+    def logits(
+        self, readers: Iterable[PictureReader], views: Looking = "all"
+    ) -> NDArray[np.float64]:
+        """Return z (m,) for many pictures, those of `predict`: their probabilities are σ(z).
+
+        readers: what `read` returned, such as `map(classifier.read, files)`; only some are held at
+        a time. views: with "one", z is the whole's logit. What any bounds would give follows from
+        the logits of two classifiers: where the whole's lies between them, it is that of one whose
+        `Views.unsure` are so far apart that it always looks at all views; else the whole's.
+        """
+        found: list[float] = []
+        rest = iter(readers)
+        while some := list(islice(rest, READ_AT_ONCE)):
+            found += [float(z.mean()) for _, z in self._look(some, views)]
+        return np.array(found)
+
+    def _look(
+        self, readers: Sequence[PictureReader], views: Looking
+    ) -> list[tuple[NDArray[np.uint8], NDArray[np.float64]]]:
+        """Return pixels (n, side, side, 3) and logits (n,) of what was looked at of each picture.
+
+        The wholes go through the network together, then the other views of each that leaves it
+        unsure.
+        """
+        wholes = np.stack([reader.picture.pixels for reader in readers])
+        seen = []
+        for i, whole in enumerate(self._logits(wholes)):
+            pixels, z = wholes[i : i + 1], np.array([whole])
+            if views == "all" and self.views.all_of(whole):
+                others = readers[i].other_views()
+                pixels = np.concatenate([pixels, others])
+                z = np.append(z, self._logits(others, whole=False))
+            seen.append((pixels, z))
+        return seen
+
+    def _prediction(
+        self, picture: Picture, pixels: NDArray[np.uint8], z: NDArray[np.float64]
+    ) -> Prediction:
+        probability = float(sigmoid(z.mean()))
+        label = self.class_names[0 if probability >= self.threshold else 1]
+        words = self.words(probability)
+        return Prediction(probability, label, words, picture.warnings, picture, pixels, z)
 
     def words(self, probability: float) -> str:
         """Return the words for a probability of the first class."""
@@ -156,11 +224,26 @@ class Classifier:
         return InputStatistics.from_metadata(self.metadata)
 
     def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return σ(z), (m,) in [0, 1], for pictures X, (m, side·side·3) in [0, 1]."""
+        """Return σ(z), (m,) in [0, 1], for pictures X, (m, side·side·3) in [0, 1]: a view each."""
+        return sigmoid(self._forward(self.layers, X, PICTURES_AT_ONCE))
+
+    def _logits(self, pixels: NDArray[np.uint8], *, whole: bool = True) -> NDArray[np.float64]:
+        """Return z, (m,), for pixels (m, side, side, 3) of wholes, or of other views.
+
+        A network that looks at pictures in the mirror too does so with wholes alone. With other
+        views it would take twice the time, which gains more where it is spent on more pictures.
+        """
+        if whole:
+            return self._forward(self.layers, to_vector(pixels), PICTURES_AT_ONCE)
+        return self._forward(unmirrored(self.layers), to_vector(pixels), 2 * PICTURES_AT_ONCE)
+
+    def _forward(
+        self, layers: Sequence[Layer], X: NDArray[np.float32], at_once: int
+    ) -> NDArray[np.float64]:
         z = np.empty(len(X))
-        for part in pieces(len(X), PICTURES_AT_ONCE):
-            z[part] = forward(self.layers, X[part], self._scratch)[-1][:, 0]
-        return sigmoid(z)
+        for part in pieces(len(X), at_once):
+            z[part] = forward(layers, X[part], self._scratch)[-1][:, 0]
+        return z
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Classifier":
@@ -211,6 +294,8 @@ class Classifier:
                 for golden in self.golden
             ],
         }
+        if self.views != ONE_VIEW:
+            values[_VIEWS] = self.views.to_json()
         return pack(values, tensors)
 
 
@@ -237,7 +322,8 @@ def _from_bytes(data: bytes) -> Classifier:
         bands=_bands(values["bands"]),
         layers=_network(values["architecture"], tensors),
         preprocessing=Preprocessing.from_json(values["preprocessing"]),
-        metadata={key: value for key, value in values.items() if key not in _OWN_KEYS},
+        views=Views.from_json(values[_VIEWS]) if _VIEWS in values else ONE_VIEW,
+        metadata={key: value for key, value in values.items() if key not in (*_OWN_KEYS, _VIEWS)},
         golden=_golden(values["golden"]),
         version=_version(values, tensors),
     )
@@ -247,7 +333,8 @@ def _from_bytes(data: bytes) -> Classifier:
 
 def _version(values: Mapping[str, Any], tensors: dict[str, NDArray[Any]]) -> str:
     """Name what decides the answers: metrics recorded later leave a model the version it had."""
-    deciding = {key: values[key] for key in _OWN_KEYS if key != "golden"}
+    deciding = {key: values[key] for key in (*_OWN_KEYS, _VIEWS) if key in values}
+    del deciding["golden"]
     return digest(deciding, tensors)
 
 

@@ -2,6 +2,9 @@
 
 encoded bytes → upright RGB, squeezed to side × side × 3 uint8 → vector of side·side·3 in [0, 1]
 
+A network may look at several *views* of a picture: boxes of it, each squeezed in the same way. The
+first is the whole.
+
 A JPEG is shrunk while it is decoded, as far as the specification allows: its decoder then works
 out an 8 × 8 block as 4 × 4, 2 × 2 or one pixel. The squeeze comes before the turn: on a square
 they commute, and turning 64×64 pixels costs nothing. A picture is turned as its EXIF orientation
@@ -13,22 +16,35 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from io import BytesIO
-from typing import Any, Final, Literal, get_args
+from math import ceil, floor, isfinite
+from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from model.decoding import Box, Decoded, Limits, decode
-from model.formats import InvalidImage, Reason, accepted_formats, heic_is_installed, recognise
+from model.formats import (
+    Format,
+    InvalidImage,
+    Reason,
+    accepted_formats,
+    heic_is_installed,
+    recognise,
+)
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "ONE_VIEW",
+    "WHOLE",
+    "Box",
     "InvalidImage",
     "Limits",
     "Picture",
+    "PictureReader",
     "Preprocessing",
     "Reason",
+    "Views",
     "accepted_formats",
     "preload",
     "read_picture",
@@ -39,7 +55,12 @@ Filter = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
 Flatten = Callable[[Image.Image], tuple[Image.Image, bool]]
 
 DEFAULT_LIMITS: Final = Limits()
+WHOLE: Final[Box] = (0.0, 0.0, 1.0, 1.0)
+MOST_VIEWS: Final = 16
+LEAST_VIEW: Final = 0.1  # of the picture's sides
 BAND_PIXELS = 1 << 18  # that are converted at a time: a few MiB, which fit a processor's cache
+# A decoded picture up to this size is kept while its whole is judged; a larger one is decoded again
+KEPT_BYTES: Final = 2**24
 _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _FILTERS: Final = {
     "box": Image.Resampling.BOX,
@@ -48,6 +69,7 @@ _FILTERS: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+WIDEST_FILTER: Final = 3  # pixels of the result, to either side: Lanczos
 _TURNS: Final = {  # EXIF orientation → what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -104,6 +126,77 @@ DEFAULT: Final = Preprocessing()
 
 
 @dataclass(frozen=True)
+class Views:
+    """What of a picture a network looks at, and when; an artifact names it.
+
+    The whole is looked at first. Where its logit lies between the two of `unsure`, all the other
+    boxes are looked at too, and the picture's logit is the mean over all views.
+    """
+
+    boxes: tuple[Box, ...] = (WHOLE,)  # left, top, right, bottom of the upright picture, in [0, 1]
+    unsure: tuple[float, float] = (-3.0, 3.0)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.boxes) <= MOST_VIEWS or self.boxes[0] != WHOLE:
+            raise ValueError(
+                f"views: boxes must be 1 to {MOST_VIEWS}, the first {[*WHOLE]}, not {self.boxes!r}"
+            )
+        for left, top, right, bottom in self.boxes:
+            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1) or (
+                min(right - left, bottom - top) < LEAST_VIEW
+            ):
+                raise ValueError(
+                    "views: each box must be left, top, right, bottom in [0, 1], each side at "
+                    f"least {LEAST_VIEW}, not {[left, top, right, bottom]}"
+                )
+        low, high = self.unsure
+        if not (isfinite(low) and isfinite(high) and low < high):
+            raise ValueError(
+                f"views: unsure must be two logits, the lower first, not {[low, high]}"
+            )
+
+    def all_of(self, logit: float) -> bool:
+        """Whether a whole of this logit leaves the network unsure, and there are other views."""
+        return len(self.boxes) > 1 and self.unsure[0] < logit < self.unsure[1]
+
+    @property
+    def smallest_side(self) -> float:
+        """The shortest side of any box, as a part of the picture's."""
+        return min(min(right - left, bottom - top) for left, top, right, bottom in self.boxes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the views as JSON values."""
+        return {
+            "boxes": [[float(edge) for edge in box] for box in self.boxes],
+            "unsure": [float(bound) for bound in self.unsure],
+        }
+
+    @classmethod
+    def from_json(cls, values: object) -> Self:
+        """Read what to_json wrote; raises ValueError."""
+        match values:
+            case {"boxes": [*boxes], "unsure": [*unsure], **rest} if not rest:
+                if all(map(_is_box, boxes)) and len(unsure) == 2 and all(map(_is_number, unsure)):
+                    low, high = unsure
+                    return cls(tuple((a, b, c, d) for a, b, c, d in boxes), (low, high))
+        raise ValueError(
+            "views must be {'boxes': [[left, top, right, bottom], …], 'unsure': [logit, logit]},"
+            f" not {values!r:.200}"
+        )
+
+
+ONE_VIEW: Final = Views()
+
+
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture as the network sees it, and what it was."""
 
@@ -123,21 +216,46 @@ def read_picture(
     the header is within the limits. Of an animation, the first frame is taken.
     Raises InvalidImage; and MemoryError, after which a process with a limit should end.
     """
-    kind = recognise(data)
-    least = None if spec.jpeg_times is None else spec.side * spec.jpeg_times
-    decoded = decode(data, kind, least, limits)
-    width, height = decoded.width, decoded.height
-    tile, notes = _squeeze(decoded, spec)
-    if decoded.orientation in _TURNS:
-        tile = tile.transpose(_TURNS[decoded.orientation])
-        notes.append("it was turned upright as its EXIF orientation says")
-    if decoded.orientation >= 5:
-        width, height = height, width
-    if min(width, height) < spec.side:
-        notes.append(f"it is smaller than {spec.side} pixels a side and was enlarged")
-    if decoded.animated:
-        notes.append("only the first of several frames was used")
-    return Picture(np.asarray(tile), width, height, kind.value, tuple(notes))
+    return PictureReader(data, spec, limits).picture
+
+
+class PictureReader:
+    """Reads the whole of a picture, and its other views where they are wanted.
+
+    picture: the whole. Raises what `read_picture` raises.
+    """
+
+    def __init__(
+        self,
+        data: bytes | NDArray[np.uint8],
+        spec: Preprocessing = DEFAULT,
+        limits: Limits = DEFAULT_LIMITS,
+        views: Views = ONE_VIEW,
+    ) -> None:
+        """data: an encoded picture, or the pixels of an upright one, (height, width, 3) RGB."""
+        self._data, self._spec, self._limits, self._views = data, spec, limits, views
+        source = self._decode()
+        self.picture = source.whole()
+        self._source = source if source.bytes <= KEPT_BYTES else None
+
+    def other_views(self) -> NDArray[np.uint8]:
+        """Return what is in each box but the whole, upright and squeezed: (n, side, side, 3).
+
+        The decoded picture is let go.
+        """
+        source, self._source = self._source or self._decode(), None
+        return np.stack([np.asarray(source.tile(box)[0]) for box in self._views.boxes[1:]])
+
+    def _decode(self) -> "_Source":
+        if not isinstance(self._data, bytes):
+            height, width, _ = self._data.shape
+            image = Image.fromarray(self._data)
+            return _Source(Decoded(image, width, height, (0, 0, width, height)), None, self._spec)
+        kind, times = recognise(self._data), self._spec.jpeg_times
+        # For all views at once: a second time, larger, would cost more than what the whole saves.
+        least = ceil(self._spec.side / self._views.smallest_side)
+        decoded = decode(self._data, kind, None if times is None else least * times, self._limits)
+        return _Source(decoded, kind, self._spec)
 
 
 def to_vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -153,21 +271,63 @@ def to_vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 # --- Pixels of any kind squeezed to a square of RGB, on white, with little memory beside them -----
 
 
-def _squeeze(decoded: Decoded, spec: Preprocessing) -> tuple[Image.Image, list[str]]:
-    """Return the picture as side × side RGB, and what was done to it."""
-    image, notes = decoded.image, list(decoded.warnings)
-    if decoded.bits == 16:
-        notes.append("its 16 bits a channel were scaled to 8")
-    deep = image.mode.startswith("I;16")
-    white = 2**decoded.bits - 1
-    tile, any_transparent = _resize(image, _flattening(image, decoded.bits), spec, decoded.box)
-    if any_transparent:
-        notes.append("its transparent parts were put on white")
-    if deep:
-        # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
-        values = np.asarray(tile, np.float64) * (255 / white)
-        tile = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
-    return (tile if tile.mode == "RGB" else tile.convert("RGB")), notes
+class _Source:
+    """A decoded picture, of which tiles are squeezed."""
+
+    def __init__(self, decoded: Decoded, kind: Format | None, spec: Preprocessing) -> None:
+        self._decoded, self._kind, self._spec = decoded, kind, spec
+        self._flatten = _flattening(decoded.image, decoded.bits)
+        self.bytes = 4 * decoded.image.width * decoded.image.height
+
+    def whole(self) -> Picture:
+        """Squeeze all of it, and say what was done to it."""
+        decoded, notes = self._decoded, list(self._decoded.warnings)
+        tile, any_transparent = self.tile(WHOLE)
+        width, height = decoded.width, decoded.height
+        if decoded.bits == 16:
+            notes.append("its 16 bits a channel were scaled to 8")
+        if any_transparent:
+            notes.append("its transparent parts were put on white")
+        if decoded.orientation in _TURNS:
+            notes.append("it was turned upright as its EXIF orientation says")
+        if decoded.orientation >= 5:
+            width, height = height, width
+        if min(width, height) < self._spec.side:
+            notes.append(f"it is smaller than {self._spec.side} pixels a side and was enlarged")
+        if decoded.animated:
+            notes.append("only the first of several frames was used")
+        name = self._kind.value if self._kind else ""
+        return Picture(np.asarray(tile), width, height, name, tuple(notes))
+
+    def tile(self, box: Box) -> tuple[Image.Image, bool]:
+        """Return what is in a box of the upright picture as side × side RGB, upright, and whether
+        any of it was transparent."""
+        decoded = self._decoded
+        left, top, right, bottom = _as_stored(box, decoded.orientation)
+        _, _, width, height = decoded.box
+        pixels = (left * width, top * height, right * width, bottom * height)
+        tile, any_transparent = _resize(decoded.image, self._flatten, self._spec, pixels)
+        if decoded.image.mode.startswith("I;16"):
+            # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
+            values = np.asarray(tile, np.float64) * (255 / (2**decoded.bits - 1))
+            tile = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+        if tile.mode != "RGB":
+            tile = tile.convert("RGB")
+        if decoded.orientation in _TURNS:
+            tile = tile.transpose(_TURNS[decoded.orientation])
+        return tile, any_transparent
+
+
+def _as_stored(box: Box, orientation: int) -> Box:
+    """Return where a box of the upright picture lies in the picture as it is stored."""
+    left, top, right, bottom = box
+    if orientation >= 5:
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in (2, 3, 7, 8):
+        left, right = 1 - right, 1 - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = 1 - bottom, 1 - top
+    return left, top, right, bottom
 
 
 def _resize(
@@ -175,29 +335,40 @@ def _resize(
 ) -> tuple[Image.Image, bool]:
     """Return what is in the box, flattened, as side × side, and whether any was transparent.
 
-    A band of rows after the other, so that only a band is ever there flattened, is to the bit what
-    the whole would give: Pillow, too, first makes every row narrow, and then every column short.
+    A band of rows after the other, so that only a band is ever there flattened, gives what the
+    whole would give: Pillow, too, first makes every row narrow, and then every column short.
     """
     side, resample = spec.side, _FILTERS[spec.filter]
     if flatten is None:
         return image.resize((side, side), resample, box), False
-    rows = max(1, BAND_PIXELS // image.width)
-    if rows >= image.height:
-        flat, any_transparent = flatten(image)
-        return flat.resize((side, side), resample, box), any_transparent
-    left, upper, right, lower = box
+    x0, x1 = _reached(box[0], box[2], image.width, side)
+    y0, y1 = _reached(box[1], box[3], image.height, side)
+    left, top, right, bottom = box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0
+    rows = max(1, BAND_PIXELS // (x1 - x0))
+    if rows >= y1 - y0:
+        flat, any_transparent = flatten(_crop(image, (x0, y0, x1, y1)))
+        return flat.resize((side, side), resample, (left, top, right, bottom)), any_transparent
     narrow: Image.Image | None = None
     any_transparent = False
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        flat, transparent = flatten(band)
+    for y in range(y0, y1, rows):
+        flat, transparent = flatten(_crop(image, (x0, y, x1, min(y + rows, y1))))
         any_transparent |= transparent
         if narrow is None:
-            narrow = Image.new(flat.mode, (side, image.height))
+            narrow = Image.new(flat.mode, (side, y1 - y0))
         flat = flat.resize((side, flat.height), resample, (left, 0, right, flat.height))
-        narrow.paste(flat, (0, top))
+        narrow.paste(flat, (0, y - y0))
     assert narrow is not None
-    return narrow.resize((side, side), resample, (0, upper, side, lower)), any_transparent
+    return narrow.resize((side, side), resample, (0, top, side, bottom)), any_transparent
+
+
+def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def _reached(start: float, end: float, size: int, side: int) -> tuple[int, int]:
+    """Return from where to where the pixels lie that a filter takes for an interval."""
+    margin = ceil(WIDEST_FILTER * max(1, (end - start) / side)) + 1
+    return max(0, floor(start) - margin), min(size, ceil(end) + margin)
 
 
 def _flattening(image: Image.Image, bits: int) -> Flatten | None:

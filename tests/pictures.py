@@ -11,8 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from model.preprocessing import WHOLE, Views
+
 Turn = Callable[[Image.Image], Image.Image]
 
+SIX = Views(  # the whole, the middle and the corners
+    (
+        *(WHOLE, (0.2, 0.2, 0.8, 0.8), (0.0, 0.0, 0.6, 0.6)),
+        *((0.4, 0.0, 1.0, 0.6), (0.0, 0.4, 0.6, 1.0), (0.4, 0.4, 1.0, 1.0)),
+    )
+)
 LOSSLESS = ("PNG", "GIF", "BMP", "TIFF", "WEBP")
 FORMATS = ("JPEG", *LOSSLESS, "AVIF")
 

@@ -5,9 +5,15 @@ import pytest
 
 from model.network import Array, Layer, Linear, Scratch, forward, sigmoid
 from training.calibration import (
+    BY_CHANCE,
+    CLEARLY,
+    NOT,
     Calibration,
+    Comparison,
     calibrate,
     choose_threshold,
+    compare,
+    comparison_text,
     fold_calibration,
     logistic_fit,
     mean_balanced_accuracy,
@@ -160,11 +166,13 @@ def test_a_source_without_cats_sets_a_limit_that_the_threshold_keeps() -> None:
     assert few == pytest.approx(0.5)  # too few to tell 2 % from 4 %
 
 
-def test_limits_that_contradict_each_other_are_no_limits() -> None:
-    y = np.concatenate([PLATEAU_Y, np.zeros(200), np.ones(200)])
-    p = np.concatenate([PLATEAU_P, np.linspace(0.5, 0.99, 200), np.linspace(0.01, 0.5, 200)])
-    sources = ["a"] * 400 + ["only others"] * 200 + ["only cats"] * 200
-    assert 0.4 < choose_threshold(y, p, sources) < 0.6
+def test_look_alikes_set_no_limit() -> None:
+    y = np.concatenate([PLATEAU_Y, np.zeros(300)])
+    p = np.concatenate([PLATEAU_P, np.linspace(0.3, 0.9, 300)])  # foxes, many taken for cats
+    threshold = choose_threshold(y, p, ["a"] * 400 + ["wild"] * 300)
+    assert 0.4 < threshold < 0.61
+    as_rooms = choose_threshold(y, p, ["a"] * 400 + ["wild"] * 300, lookalikes=())
+    assert as_rooms > 0.85  # and half of the cats are missed
 
 
 def test_the_balanced_accuracy_is_that_of_sources_with_both_classes() -> None:
@@ -176,7 +184,40 @@ def test_the_balanced_accuracy_is_that_of_sources_with_both_classes() -> None:
     assert mean_balanced_accuracy(y[4:], p[4:], sources[4:], 0.5) == pytest.approx(1)
 
 
-def test_a_threshold_lies_between_0_and_1_for_answers_of_any_kind() -> None:
-    for value in (0.0, 0.5, 1.0):
-        threshold = choose_threshold(PLATEAU_Y, np.full(400, value), ["a"] * 400)
-        assert 0 < threshold < 1
+# --- whether training helped --------------------------------------------------------------------
+
+
+def verdict(before: Array, after: Array, y: Array, threshold: float = 0.5) -> Comparison:
+    return compare(before, after, y, ["a"] * len(y), (0.5, threshold))
+
+
+Y = np.repeat([1.0, 0.0], 200)
+Z = np.random.default_rng(7).normal(0, 1, 400) + 2 * Y - 1
+
+
+def test_a_network_that_answers_better_is_clearly_better() -> None:
+    found = verdict(Z, Z + 2 * Y - 1, Y)
+    assert found.verdict == CLEARLY
+    assert "clearly better than it was: log loss 0." in comparison_text(found, "it was")
+
+
+def test_a_little_better_may_be_chance() -> None:
+    after = Z.copy()
+    after[np.argmin(Z[:200])] += 3  # one cat is found
+    assert verdict(Z, after, Y).verdict == BY_CHANCE
+
+
+def test_a_lower_log_loss_with_a_threshold_that_misses_the_cats_is_no_better() -> None:
+    better = Z + 2 * Y - 1
+    found = verdict(Z, better, Y, threshold=0.99)
+    assert found.after["log_loss"] < found.before["log_loss"]
+    assert found.after["balanced_accuracy"] < found.before["balanced_accuracy"]
+    assert found.verdict == NOT
+
+
+def test_a_verdict_that_rests_on_nothing_says_so() -> None:
+    found = verdict(8 * (2 * Y - 1), 8.0001 * (2 * Y - 1), Y)
+    assert found.verdict == NOT
+    assert "no better than it was: log loss 0.000 before and after" in comparison_text(
+        found, "it was"
+    )

@@ -3,7 +3,6 @@
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any
 
 import h5py
@@ -14,7 +13,7 @@ from model.preprocessing import Preprocessing, read_picture
 from tests.data_folder import data_file
 from tests.pictures import encode, picture, scene, turned
 from training import Refused
-from training.data import NameParts, _room_for, list_pictures, name_parts, read_pictures
+from training.data import NameParts, name_parts, read_pictures
 
 Files = dict[str, bytes]
 
@@ -212,27 +211,6 @@ def test_one_class_is_enough_to_measure_with(tmp_path: Path) -> None:
     assert read_pictures([path], both_classes=False).labels.tolist() == [0]
 
 
-def test_progress_reaches_the_number_of_pictures(tmp_path: Path) -> None:
-    files = {f"{('cat', 'non-cat')[i % 2]}/{i}.png": view(i) for i in range(50)}
-    heard: list[tuple[int, int]] = []
-
-    def progress(done: int, total: int) -> None:
-        assert current_thread() is main_thread()
-        heard.append((done, total))
-
-    read_pictures([make_zip(tmp_path / "d", files)], progress=progress)
-    assert heard[-1] == (50, 50)
-    assert heard == sorted(heard)
-
-
-@make
-def test_a_listing_has_what_reading_gives(tmp_path: Path, make: Make) -> None:
-    path = make(tmp_path / "d", GOOD)
-    listing, data = list_pictures([path]), read_pictures([path])
-    assert [each.name for each in listing.pictures] == data.names
-    assert (listing.labels == data.labels).all()
-
-
 @make
 def test_pictures_can_be_chosen_by_name(tmp_path: Path, make: Make) -> None:
     chosen = {"cat/pets-cat-2.png", "non-cat/tiny-7.webp"}
@@ -305,11 +283,6 @@ def test_an_hdf5_of_more_pictures_than_memory_is_named(tmp_path: Path) -> None:
         read_pictures([path])
 
 
-def test_pictures_that_are_too_large_for_memory_are_named(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"mine: 1,[0,]+ pictures of .* do not fit into memory"):
-        _room_for(10**12, 64, [tmp_path / "mine"])
-
-
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -317,31 +290,14 @@ def test_pictures_that_are_too_large_for_memory_are_named(tmp_path: Path) -> Non
     ("datasets", "message"),
     [
         ({"images": pixels(2)}, "no datasets train_set_x and train_set_y.*it holds: images"),
-        ({}, "it holds: nothing"),
-        ({"train_set_x": pixels(2)}, "it holds: train_set_x"),
         ({"train_set_x": pixels(2), "train_set_y": [0, 1, 1]}, "2 pictures but 3 labels"),
-        ({"train_set_x": pixels(2), "train_set_y": [0, 2]}, "one 0 or 1 for each picture"),
         ({"train_set_x": pixels(4), "train_set_y": np.eye(2)}, "one 0 or 1 for each picture"),
         ({"train_set_x": pixels(2) / 255, "train_set_y": [0, 1]}, "float64; expected .* uint8"),
-        ({"train_set_x": pixels(2)[..., 0], "train_set_y": [0, 1]}, r"shape \(2, 64, 64\)"),
         ({"train_set_x": pixels(2)[:, 1:], "train_set_y": [0, 1]}, r"shape \(2, 63, 64, 3\)"),
-        ({"train_set_x": pixels(2), "train_set_y": [1, 1]}, "all 2 pictures are 'cat'"),
         ({"train_set_x": pixels(0), "train_set_y": np.zeros(0)}, "no pictures"),
         (
-            {"train_set_x": pixels(2), "train_set_y": [0, 1], "list_classes": [b"dog", b"fox"]},
-            "its classes are 'dog', 'fox', not 'cat', 'non-cat'.*--classes",
-        ),
-        (
-            {
-                "train_set_x": pixels(2),
-                "train_set_y": [0, 1],
-                "list_classes": [b"\xff\xfe", b"cat"],
-            },
-            "its classes are '\ufffd\ufffd', 'cat', not",
-        ),
-        (
-            {"train_set_x": pixels(2), "train_set_y": [0, 1], "list_classes": b"cat"},
-            "its classes are 'cat', not",
+            {"train_set_x": pixels(2), "train_set_y": [0, 1], "list_classes": [b"dog", b"\xff"]},
+            "its classes are 'dog', '\ufffd', not 'cat', 'non-cat'.*--classes",
         ),
     ],
 )
@@ -383,12 +339,6 @@ def test_a_long_list_of_bad_pictures_is_cut(tmp_path: Path) -> None:
         read_pictures([make_folder(tmp_path / "d", GOOD | files)])
 
 
-def test_where_all_pictures_are_bad_nothing_is_left(tmp_path: Path) -> None:
-    files = {"cat/1.jpg": b"", "non-cat/2.jpg": b""}
-    with pytest.raises(Refused, match="no pictures"):
-        read_pictures([make_folder(tmp_path / "d", files)], skip_bad=True)
-
-
 @make
 def test_a_class_folder_in_the_other_is_refused(tmp_path: Path, make: Make) -> None:
     path = make(tmp_path / "d", GOOD | {"cat/old/non-cat/1.jpg": view(1)})
@@ -417,20 +367,6 @@ def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, mess
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(Refused, match=f"{name} .*{message}"):
-        read_pictures([path])
-
-
-def test_a_zip_that_was_cut_off_is_refused(tmp_path: Path) -> None:
-    path = make_zip(tmp_path / "pets", GOOD)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(Refused, match=r"pets\.zip is a damaged or incomplete zip"):
-        read_pictures([path])
-
-
-def test_an_hdf5_that_was_cut_off_is_refused(tmp_path: Path) -> None:
-    path = make_hdf5(tmp_path / "d.h5", train_set_x=pixels(9), train_set_y=[0] * 8 + [1])
-    path.write_bytes(path.read_bytes()[:50_000])
-    with pytest.raises(Refused, match=r"d\.h5 is not an HDF5, or a damaged one"):
         read_pictures([path])
 
 

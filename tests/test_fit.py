@@ -1,10 +1,6 @@
 """`python -m training fit`, from folders of pictures to a file that the service loads."""
 
-import contextlib
 import json
-import os
-import pkgutil
-import pty
 import re
 import signal
 import subprocess
@@ -328,50 +324,6 @@ def test_a_finished_run_removes_its_own_files_alone(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_a_terminal_sees_loss_validation_speed_and_time_left(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "data", 20)
-    screen, terminal = pty.openpty()
-    arguments = (data, *SMALL, "--epochs", 2, "--output", tmp_path / "x.safetensors")
-    with start(arguments, terminal) as process:
-        os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError):  # the terminal is closed at the end
-            while more := os.read(screen, 4096):
-                shown += more
-        process.communicate(timeout=60)
-    os.close(screen)
-    assert process.returncode == 0
-    bar = [line for line in shown.decode().split("\r") if "loss" in line][-1]
-    assert re.search(r"100%.*\[\d\d:\d\d<\d\d:\d\d,.*pictures?/s, loss 0\.\d+", bar), bar
-    assert re.search(r"val \d+\.\d%", bar), bar
-
-
-@quick
-def test_other_pictures_are_not_the_same_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = make_data(tmp_path / "data", 20)
-    output = tmp_path / "model.safetensors"
-    arguments = (data, *SMALL, "--epochs", 1, "--output", output)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("training.fit._write", stop)  # Ctrl-C while the last file is being made
-        assert fit(*arguments) == 130
-    assert not output.exists()
-    first = next((data / "cat").iterdir())
-    content = first.read_bytes()
-    first.write_bytes(blot(np.random.default_rng(8), COLD, 70))
-    capsys.readouterr()
-    assert fit(*arguments, "--resume") == 1
-    assert "pictures was" in capsys.readouterr().err
-    first.write_bytes(content)
-    assert fit(*arguments, "--resume") == 0
-    assert output.exists()
-
-
 def test_there_must_be_something_to_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -403,20 +355,6 @@ def test_data_that_cannot_work_are_refused_before_any_training(
     assert not (tmp_path / "x.safetensors").exists()
 
 
-@quick
-def test_unreadable_pictures_are_named_or_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make_data(tmp_path / "data", 20)
-    (data / "cat" / "pets-0-003.png").write_bytes(b"no picture")
-    arguments = (data, *SMALL, "--epochs", 1, "--output", tmp_path / "x.safetensors")
-    assert fit(*arguments) == 1
-    told = capsys.readouterr().err
-    assert "cat/pets-0-003.png" in told
-    assert "--skip-bad" in told
-    assert fit(*arguments, "--skip-bad") == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -442,25 +380,6 @@ def test_arguments_that_do_not_go_together_are_refused(
     given = [each.format(weights=trained, data=data) for each in arguments]
     assert fit(data, "--output", tmp_path / "x.safetensors", *given) == 1
     assert message in capsys.readouterr().err
-
-
-def test_a_report_of_something_else_is_not_replaced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    arguments = ("--output", tmp_path / "x.safetensors", "--report", tmp_path / "mine")
-    assert fit(tmp_path, *arguments) == 1
-    assert "holds thesis.txt" in capsys.readouterr().err
-
-
-def test_the_page_about_training_names_what_exists() -> None:
-    text = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((\.\./[^)]+)\)", text):
-        assert (REPOSITORY / "docs" / link).exists(), link
-    for name in re.findall(r"`((?:model|training)(?:\.\w+)+)`", text):
-        if not name.endswith(".safetensors"):
-            pkgutil.resolve_name(name)
 
 
 # --- what is held back --------------------------------------------------------------------------
@@ -584,14 +503,3 @@ def test_settings_that_cannot_be_are_named(tmp_path: Path, text: str, message: s
     config.write_text(text)
     with pytest.raises(Refused, match=message):
         read_settings(config, {})
-
-
-def test_look_alikes_are_drawn_by_kind(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "data", 16)
-    for i in range(6):
-        kind = "fox" if i < 5 else "puma"
-        name = f"wild-place-{kind}-{i:04}.png"
-        (data / "non-cat" / name).write_bytes(blot(np.random.default_rng(i), GREEN, 70))
-    output = tmp_path / "w.safetensors"
-    assert fit(data, *SMALL, "--epochs", 1, "--output", output) == 0
-    assert Classifier.load(output).metadata["training"]["lookalike_share"] == pytest.approx(1 / 3)

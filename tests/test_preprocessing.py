@@ -19,7 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.formats import Format, accepted_formats, heic_is_installed, recognise
+from model.formats import accepted_formats, heic_is_installed
 from model.preprocessing import (
     Filter,
     InvalidImage,
@@ -34,6 +34,7 @@ from tests.pictures import FORMATS, LOSSLESS, encode, kinds, picture, scene, see
 
 PHOTO = scene(320, 240).resize((640, 480), Image.Resampling.NEAREST)
 END = b"\xff\xd9"  # of a JPEG
+ON_WHITE = "its transparent parts were put on white"
 NAMES = {"WEBP": "WebP"}  # Pillow's name → ours
 
 
@@ -69,14 +70,11 @@ def test_every_format_gives_the_whole_picture_squeezed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", get_args(Filter))
-def test_the_filter_is_the_one_that_the_specification_names(name: Filter) -> None:
+def test_the_filter_and_the_side_are_those_of_the_specification(name: Filter) -> None:
     expected = squeezed(scene(), Image.Resampling[name.upper()])
     actual = read_picture(picture("PNG"), Preprocessing(filter=name)).pixels
     np.testing.assert_array_equal(actual, expected)
-
-
-def test_the_side_is_the_one_that_the_specification_names() -> None:
-    assert read_picture(picture(), Preprocessing(side=96)).pixels.shape == (96, 96, 3)
+    assert read_picture(picture(), Preprocessing(96, name)).pixels.shape == (96, 96, 3)
 
 
 def test_a_vector_is_the_rows_of_the_pixels_over_255() -> None:
@@ -91,25 +89,21 @@ def test_a_vector_is_the_rows_of_the_pixels_over_255() -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
+    "change",
     [
-        Preprocessing().to_json() | {"filter": "nearest"},
-        Preprocessing().to_json() | {"filter": ["bilinear"]},
-        Preprocessing().to_json() | {"fit": "crop"},
-        Preprocessing().to_json() | {"background": "black"},
-        Preprocessing().to_json() | {"side": 0},
-        Preprocessing().to_json() | {"side": "64"},
-        Preprocessing().to_json() | {"jpeg_times": 0},
-        Preprocessing().to_json() | {"jpeg_times": 2.0},
-        Preprocessing().to_json() | {"jpeg_times": True},
-        {"side": 64, "filter": "bilinear", "fit": "squeeze", "background": "white"},
-        {"side": 64},
-        Preprocessing().to_json() | {"gamma": 2.2},
-        [],
-        None,
+        *({"filter": "nearest"}, {"filter": ["bilinear"]}, {"fit": "crop"}),
+        *({"background": "black"}, {"side": 0}, {"side": "64"}, {"gamma": 2.2}),
+        *({"jpeg_times": 0}, {"jpeg_times": 2.0}, {"jpeg_times": True}),
     ],
+    ids=str,
 )
-def test_a_specification_that_this_code_does_not_do_is_refused(values: object) -> None:
+def test_a_specification_that_this_code_does_not_do_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="preprocessing"):
+        Preprocessing.from_json(Preprocessing().to_json() | change)
+
+
+@pytest.mark.parametrize("values", [{"side": 64}, [], None])
+def test_half_a_specification_is_refused(values: object) -> None:
     with pytest.raises(ValueError, match="preprocessing"):
         Preprocessing.from_json(values)
 
@@ -125,55 +119,35 @@ def test_a_specification_survives_json() -> None:
 @pytest.mark.parametrize(
     ("width", "height", "times", "shrunk"),
     [
-        (1025, 1100, 2, 8),
-        (1023, 1100, 2, 4),
-        (512, 4000, 2, 4),
-        (511, 4000, 2, 2),
-        (257, 300, 2, 2),
-        (256, 255, 2, 1),
-        (513, 600, 1, 8),
-        (513, 600, 3, 2),
-        (2000, 2000, None, 1),
+        *((1025, 1100, 2, 8), (1023, 1100, 2, 4), (511, 700, 2, 2), (257, 300, 2, 2)),
+        *((256, 255, 2, 1), (513, 600, 1, 8), (513, 600, 3, 2), (600, 600, None, 1)),
+        *((333, 347, 1, 4), (129, 128, 1, 2), (160, 120, 1, 1), (100, 2000, 1, 1)),
     ],
 )
-def test_a_jpeg_is_shrunk_in_decoding_as_far_as_the_specification_allows(
-    width: int, height: int, times: int | None, shrunk: int
-) -> None:
-    data = encode(scene(width, height), "JPEG", progressive=height % 200 == 0)
-    result = read_picture(data, Preprocessing(jpeg_times=times))
-    assert (result.width, result.height, result.warnings) == (width, height, ())
-    decoded = pictures.decode(data)
-    box: tuple[float, float, float, float] = (0, 0, width / shrunk, height / shrunk)
-    if shrunk > 1:
-        decoded.draft(None, (width // shrunk, height // shrunk))
-    assert decoded.size == (-(-width // shrunk), -(-height // shrunk))
-    expected = decoded.resize((64, 64), Image.Resampling.BILINEAR, box)
-    np.testing.assert_array_equal(result.pixels, np.asarray(expected))
-    np.testing.assert_allclose(result.pixels, squeezed(scene(width, height)), atol=25)
-
-
-@pytest.mark.parametrize("size", [(160, 120), (129, 128), (333, 347), (1025, 1100), (100, 2000)])
 @pytest.mark.parametrize(
     "options",
     [
-        {"subsampling": 0},
-        {"subsampling": 1},
-        {"subsampling": 2},
+        *({"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}),
         {"subsampling": 2, "progressive": True},
         {"subsampling": 0, "progressive": True, "quality": 40},
         {"subsampling": 2, "restart_marker_blocks": 3},
     ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_has_the_pixels_that_pillow_gives(
-    size: tuple[int, int], options: dict[str, Any], mode: str
+def test_a_jpeg_is_shrunk_in_decoding_as_far_as_the_specification_allows_as_pillow_does_it(
+    width: int, height: int, times: int | None, shrunk: int, options: dict[str, Any], mode: str
 ) -> None:
-    data = encode(scene(*size, mode), "JPEG", **options)
-    drafted = pictures.decode(data)
-    _, box = drafted.draft(None, (64, 64)) or (None, (0, 0, *size))
-    flat = drafted if mode == "L" else drafted.convert("RGB")
+    data = encode(scene(width, height, mode), "JPEG", **options)
+    result = read_picture(data, Preprocessing(jpeg_times=times))
+    assert (result.width, result.height, result.warnings) == (width, height, ())
+    decoded = pictures.decode(data)
+    if shrunk > 1:
+        decoded.draft(None, (width // shrunk, height // shrunk))
+    assert decoded.size == (-(-width // shrunk), -(-height // shrunk))
+    flat = decoded if mode == "L" else decoded.convert("RGB")
+    box: tuple[float, float, float, float] = (0, 0, width / shrunk, height / shrunk)
     expected = flat.resize((64, 64), Image.Resampling.BILINEAR, box).convert("RGB")
-    np.testing.assert_array_equal(read_picture(data).pixels, np.asarray(expected))
+    np.testing.assert_array_equal(result.pixels, np.asarray(expected))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -261,22 +235,15 @@ def test_broken_exif_refuses_no_good_picture(exif: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-def test_grey_is_colour_of_equal_channels(name: str) -> None:
-    grey = scene(mode="L")
-    expected = squeezed(grey)
-    np.testing.assert_allclose(pixels(encode(grey, name)), expected, atol=1)
-
-
-@pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF", "GIF"])
-def test_black_and_white_is_antialiased(name: str) -> None:
-    image = scene(mode="1")
-    np.testing.assert_allclose(pixels(encode(image, name)), squeezed(image.convert("L")), atol=1)
-
-
-@pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF", "GIF"])
-def test_a_palette_is_looked_up_before_anything_is_averaged(name: str) -> None:
-    image = scene().quantize(32)
-    np.testing.assert_allclose(pixels(encode(image, name)), squeezed(image.convert("RGB")), atol=1)
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_grey_bits_and_palettes_are_colours_before_anything_is_averaged(
+    name: str, mode: str
+) -> None:
+    image = scene().quantize(32) if mode == "P" else scene(mode=mode)
+    if mode != "L" and name == "WEBP":
+        pytest.skip("which has colours alone")
+    expected = squeezed(image.convert("RGB"))
+    np.testing.assert_allclose(pixels(encode(image, name)), expected, atol=1)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -296,49 +263,24 @@ def test_16_bits_in_a_png_are_scaled_not_clipped(channels: int) -> None:
     assert result.warnings == ("its 16 bits a channel were scaled to 8",)
 
 
-def test_16_bit_colour_in_a_tiff_is_scaled() -> None:
-    values = np.asarray(scene()).astype("<u2") * 257
-    tags = [(258, "H", [16, 16, 16]), (262, "H", [2]), (277, "H", [3])]
-    result = read_picture(pictures.tiff(160, 120, values.tobytes(), tags=tags))
-    np.testing.assert_allclose(result.pixels, squeezed(scene()), atol=1)
-    assert result.warnings == ("its 16 bits a channel were scaled to 8",)
-
-
 def test_12_bits_in_a_tiff_are_scaled_by_their_own_white() -> None:
     data = pictures.tiff(80, 60, b"\xff" * (80 * 60 * 3 // 2), tags=[(258, "H", [12])])
     assert pixels(data).min() == 255
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        Image.new("F", (80, 80), 0.5),
-        Image.new("I", (80, 80), 70_000),
-        Image.new("I", (80, 80), 200),
-    ],
-)
-def test_numbers_without_a_known_white_are_refused(image: Image.Image) -> None:
-    error = refusal(encode(image, "TIFF"))
-    assert error.reason == Reason.FORMAT_NOT_ALLOWED
-    assert "8 or 16 bits" in str(error)
-
-
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize(("kind", "sample_format"), [("u4", 1), ("i4", 2), ("i2", 2), ("i1", 2)])
+@pytest.mark.parametrize(
+    ("kind", "sample_format"), [("u4", 1), ("i4", 2), ("i2", 2), ("i1", 2), ("f4", 3)]
+)
 @pytest.mark.parametrize("value", [0, 1, 100])
-def test_numbers_without_a_known_white_are_refused_whatever_they_are(
+def test_numbers_without_a_known_white_are_refused(
     order: str, kind: str, sample_format: int, value: int
 ) -> None:
     values = np.full((80, 80), value, f"{order}{kind}")
     tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample_format])]
     error = refusal(pictures.tiff(80, 80, values.tobytes(), order=order, tags=tags))
-    assert error.reason == Reason.FORMAT_NOT_ALLOWED, str(error)
-
-
-def test_cmyk_is_shown_in_its_colours() -> None:
-    inks = scene().convert("CMYK")
-    for data in (encode(inks, "TIFF"), encode(inks, "JPEG")):
-        np.testing.assert_allclose(pixels(data), squeezed(scene()), atol=14)
+    assert error.reason == Reason.FORMAT_NOT_ALLOWED
+    assert "8 or 16 bits" in str(error)
 
 
 def test_a_jpeg_of_inverted_and_transformed_inks_is_shown_in_its_colours() -> None:
@@ -389,34 +331,33 @@ def layout(
     tile: tuple[int, int] | None,
     compression: str | None,
     predictor: bool,
-) -> bytes:
-    """`scene` as a TIFF of that layout, written by another library."""
-    colour = np.asarray(scene(80, 70))
-    grey = colour[..., 1]
-    channels: dict[str, list[NDArray[np.uint8]]] = {
-        "RGB": [colour],
-        "RGBA": [colour, np.full((70, 80, 1), 255, np.uint8)],
-        "grey and alpha": [grey[..., None], np.full((70, 80, 1), 255, np.uint8)],
-        "CMYK": [np.asarray(scene(80, 70, "CMYK"))],
-    }
-    values = np.dstack(channels[kind]) if kind in channels else grey
-    if bits == 16:
-        values = values.astype(np.uint16) * 257
+) -> tuple[bytes, Image.Image]:
+    """`scene` as a TIFF of that layout, written by another library, and what it shows."""
+    colour, inks = np.asarray(scene(80, 70)), scene(80, 70, "CMYK")
+    grey, opaque = colour[..., 1], np.full((70, 80), 255, np.uint8)
+    values, photometric, shown = {
+        "grey": (grey, "minisblack", grey),
+        "white is 0": (grey, "miniswhite", 255 - grey),
+        "palette": (grey, "palette", 255 - grey),
+        "grey and alpha": (np.dstack([grey, opaque]), "minisblack", grey),
+        "RGB": (colour, "rgb", colour),
+        "RGBA": (np.dstack([colour, opaque]), "rgb", colour),
+        "CMYK": (np.asarray(inks), "separated", np.asarray(inks.convert("RGB"))),
+    }[kind]
     options: dict[str, Any] = {}
     if "alpha" in kind or kind == "RGBA":
         options["extrasamples"] = ["unassalpha"]
     if kind == "palette":
         options["colormap"] = np.arange(256, dtype=np.uint16)[None].repeat(3, 0)[:, ::-1] * 257
-    if planar:
-        values = np.moveaxis(values, -1, 0)
     if values.ndim == 3:
         options["planarconfig"] = "separate" if planar else "contig"
-    photometric = {"white is 0": "miniswhite", "palette": "palette", "CMYK": "separated"}
     file = io.BytesIO()
     tifffile.imwrite(
         file,
-        values,
-        photometric=photometric.get(kind, "rgb" if "RGB" in kind else "minisblack"),
+        (values.astype(np.uint16) * 257 if bits == 16 else values).transpose(
+            (2, 0, 1) if planar else range(values.ndim)
+        ),
+        photometric=photometric,
         byteorder=order,
         compression=compression,
         predictor=predictor,
@@ -424,56 +365,39 @@ def layout(
         rowsperstrip=None if tile else 30,
         **options,
     )
-    return file.getvalue()
-
-
-def as_tifffile_reads_it(data: bytes) -> Image.Image:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        values, page = file.asarray(), file.pages[0].aspage()
-        if page.planarconfig == 2 and values.ndim == 3:
-            values = np.moveaxis(values, 0, -1)
-        if page.colormap is not None:
-            values = page.colormap.T[values]
-        if values.dtype == np.uint16:
-            values = np.round(values / 257)
-        if page.photometric == 0:
-            values = 255 - values
-    values = values.astype(np.uint8)
-    if values.ndim == 2 or values.shape[2] == 2:
-        return Image.fromarray(values if values.ndim == 2 else values[..., 0])
-    mode = "CMYK" if page.photometric == 5 else "RGB" if values.shape[2] == 3 else "RGBA"
-    return Image.frombytes(mode, values.shape[1::-1], values.tobytes())
+    return file.getvalue(), Image.fromarray(shown)
 
 
 def test_every_tiff_layout_is_read_right_or_refused_by_name() -> None:
     answered, refused = 0, set()
     for each in TIFF_LAYOUTS:
-        data = layout(*each)
+        data, shown = layout(*each)
         try:
             actual = pixels(data)
         except InvalidImage:
             refused.add((each[0], each[1], "planar" if each[3] else "chunky"))
             continue
-        tolerance = 3 if each[5] == "jpeg" else 1
-        expected = squeezed(as_tifffile_reads_it(data))
-        np.testing.assert_allclose(actual, expected, atol=tolerance, err_msg=str(each))
+        difference = np.abs(actual - squeezed(shown))
+        assert difference.mean() < 6 if each[5] == "jpeg" else difference.max() <= 1, each
         answered += 1
     assert answered > 300
     assert refused == {
-        ("RGB", 16, "planar"),  # uncompressed
-        ("RGBA", 16, "planar"),
-        ("CMYK", 8, "planar"),
-        ("CMYK", 16, "planar"),
-        ("grey and alpha", 8, "planar"),
-        ("grey and alpha", 16, "planar"),
+        *(("RGB", 16, "planar"), ("RGBA", 16, "planar")),  # uncompressed
+        *(("CMYK", 8, "planar"), ("CMYK", 16, "planar")),
+        *(("grey and alpha", bits, "planar") for bits in (8, 16)),
         ("grey and alpha", 16, "chunky"),
     }
 
 
-def test_planes_of_16_bits_that_pillow_scrambles_are_refused_by_name() -> None:
-    error = refusal(layout("RGB", 16, "<", True, None, None, False))
-    assert error.reason == Reason.FORMAT_NOT_ALLOWED
-    assert "planes of 16 bits are stored apart" in str(error)
+def test_layouts_that_pillow_misreads_are_refused_by_name() -> None:
+    subsampled = [(258, "H", [8, 8, 8]), (262, "H", [6]), (277, "H", [3]), (530, "H", [2, 2])]
+    for data, words in (
+        (layout("RGB", 16, "<", True, None, None, False)[0], "planes of 16 bits are stored apart"),
+        (pictures.tiff(160, 120, bytes(160 * 120 * 3 // 2), tags=subsampled), "subsampled"),
+    ):
+        error = refusal(data)
+        assert error.reason == Reason.FORMAT_NOT_ALLOWED
+        assert words in str(error)
 
 
 def test_a_palette_of_8_bits_in_a_tiff_is_looked_up() -> None:
@@ -483,13 +407,6 @@ def test_a_palette_of_8_bits_in_a_tiff_is_looked_up() -> None:
     tags = [(262, "H", [3]), (320, "H", palette.T.reshape(-1).tolist())]
     data = pictures.tiff(160, 120, few.tobytes(), tags=tags)
     np.testing.assert_allclose(pixels(data), squeezed(few), atol=1)
-
-
-def test_uncompressed_subsampled_colours_in_a_tiff_are_a_variant_that_is_not_supported() -> None:
-    tags = [(258, "H", [8, 8, 8]), (262, "H", [6]), (277, "H", [3]), (530, "H", [2, 2])]
-    error = refusal(pictures.tiff(160, 120, bytes(160 * 120 * 3 // 2), tags=tags))
-    assert error.reason == Reason.FORMAT_NOT_ALLOWED
-    assert "subsampled" in str(error)
 
 
 def camera_raw(maker: bytes, tags: list[tuple[int, str, list[int]]]) -> bytes:
@@ -529,7 +446,7 @@ def test_a_camera_raw_is_never_answered_from_its_thumbnail(maker: bytes, name: s
 
 def test_a_tiff_of_half_a_directory_is_refused() -> None:
     """Pillow would take the tags that are there, and no predictor where that is not."""
-    data = layout("RGB", 8, "<", False, None, "lzw", True)
+    data, _ = layout("RGB", 8, "<", False, None, "lzw", True)
     (start,) = struct.unpack_from("<I", data, 4)
     moved = data + data[start : start + 2 + 12 * 9]
     half = moved[:4] + struct.pack("<I", len(data)) + moved[8:]
@@ -565,20 +482,16 @@ def test_transparency_is_put_on_white(name: str, mode: str) -> None:
     saved = encode(see_through(mode), name, **({"exact": True} if name == "WEBP" else {}))
     result = read_picture(saved)
     np.testing.assert_allclose(result.pixels, expected, atol=2)
-    assert result.warnings == ("its transparent parts were put on white",)
+    assert result.warnings == (ON_WHITE,)
 
 
-def test_opaque_alpha_is_nothing_to_warn_of() -> None:
+def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_through() -> None:
     image = scene(mode="RGBA")
     result = read_picture(encode(image, "PNG"))
     np.testing.assert_array_equal(result.pixels, squeezed(scene()))
     assert result.warnings == ()
-
-
-def test_hidden_colours_under_full_transparency_do_not_shine_through() -> None:
-    hidden = scene(mode="RGBA")
-    hidden.putalpha(0)
-    assert pixels(encode(hidden, "PNG")).min() == 255
+    image.putalpha(0)
+    assert pixels(encode(image, "PNG")).min() == 255
 
 
 @pytest.mark.parametrize("name", ["PNG", "GIF"])
@@ -589,7 +502,7 @@ def test_a_transparent_palette_colour_is_white(name: str) -> None:
     result = read_picture(encode(image, name, transparency=1))
     assert result.pixels[32, 5].tolist() == [255, 255, 255]
     assert result.pixels[32, 60].tolist() == [0, 0, 0]
-    assert result.warnings == ("its transparent parts were put on white",)
+    assert result.warnings == (ON_WHITE,)
 
 
 def test_palette_colours_of_half_transparency_are_mixed_with_white() -> None:
@@ -601,44 +514,29 @@ def test_palette_colours_of_half_transparency_are_mixed_with_white() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "colour", "key", "row"),
+    ("depth", "colour", "key", "row", "found"),
     [
-        (1, 0, [1], b"\0" + b"\xf0" * 10),
-        (2, 0, [3], b"\0" + b"\xff\xff\0\0" * 5),
-        (4, 0, [15], b"\0" + b"\xff\xff\0\0" * 10),
-        (8, 0, [200], b"\0" + b"\xc8" * 40 + b"\0" * 40),
-        (16, 0, [0x1234], b"\0" + b"\x12\x34" * 40 + b"\0\0" * 40),
-        (8, 2, [9, 8, 7], b"\0" + b"\x09\x08\x07" * 40 + b"\0" * 120),
-        (16, 2, [0x1234, 0, 0xFFFF], b"\0" + b"\x12\x34\0\0\xff\xff" * 40 + b"\0" * 240),
+        (1, 0, [1], b"\0" + b"\xf0" * 10, True),
+        (2, 0, [3], b"\0" + b"\xff\xff\0\0" * 5, True),
+        (4, 0, [15], b"\0" + b"\xff\xff\0\0" * 10, True),
+        (8, 0, [200], b"\0" + b"\xc8" * 40 + b"\0" * 40, True),
+        (8, 0, [200], b"\0" + b"\xc9" * 80, False),
+        (16, 0, [0x1234], b"\0" + b"\x12\x34" * 40 + b"\0\0" * 40, True),
+        (16, 0, [0x1234], b"\0" + b"\x12\x35" * 80, False),
+        (8, 2, [9, 8, 7], b"\0" + b"\x09\x08\x07" * 40 + b"\0" * 120, True),
+        (8, 2, [9, 8, 7], b"\0" + b"\x09\x08\x06" * 80, False),
+        (16, 2, [0x1234, 0, 0xFFFF], b"\0" + b"\x12\x34\0\0\xff\xff" * 40 + b"\0" * 240, True),
     ],
 )
 def test_the_transparent_colour_of_a_png_is_found_at_every_depth(
-    depth: int, colour: int, key: list[int], row: bytes
+    depth: int, colour: int, key: list[int], row: bytes, found: bool
 ) -> None:
     transparency = (b"tRNS", struct.pack(f">{len(key)}H", *key))
     data = pictures.png(80, 80, row * 80, depth=depth, colour=colour, before=[transparency])
     result = read_picture(data)
-    assert "its transparent parts were put on white" in result.warnings
-    assert result.pixels.max() == 255
-    assert result.pixels.min() == 0 or depth == 1
-
-
-@pytest.mark.parametrize(
-    ("depth", "colour", "key", "row"),
-    [
-        (8, 0, [200], b"\0" + b"\xc9" * 80),
-        (16, 0, [0x1234], b"\0" + b"\x12\x35" * 80),
-        (8, 2, [9, 8, 7], b"\0" + b"\x09\x08\x06" * 80),
-    ],
-)
-def test_a_transparent_colour_that_the_picture_does_not_have_is_nothing_to_warn_of(
-    depth: int, colour: int, key: list[int], row: bytes
-) -> None:
-    transparency = (b"tRNS", struct.pack(f">{len(key)}H", *key))
-    data = pictures.png(80, 80, row * 80, depth=depth, colour=colour, before=[transparency])
-    result = read_picture(data)
-    assert "its transparent parts were put on white" not in result.warnings
-    assert result.pixels.max() < 255
+    assert (ON_WHITE in result.warnings) == found
+    assert (result.pixels.max() == 255) == found
+    assert result.pixels.min() == 0 or depth == 1 or not found
 
 
 def test_the_transparent_colour_of_16_bits_is_compared_by_its_high_bytes() -> None:
@@ -668,9 +566,6 @@ def test_a_picture_smaller_than_the_network_sees_is_mentioned() -> None:
     result = read_picture(picture("PNG", 63, 200))
     assert result.warnings == ("it is smaller than 64 pixels a side and was enlarged",)
     assert read_picture(picture("PNG", 64, 64)).warnings == ()
-
-
-def test_a_single_pixel_is_a_picture() -> None:
     assert (pixels(encode(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG")) == [9, 8, 7]).all()
 
 
@@ -724,13 +619,10 @@ def test_what_follows_a_picture_changes_nothing(name: str, rest: bytes) -> None:
     assert np.array_equal(read_picture(data + rest).pixels, read_picture(data).pixels)
 
 
-def test_a_side_may_be_limited_alone() -> None:
+def test_a_side_may_be_limited_alone_and_the_decoders_own_limits_do_not_hold() -> None:
     data = picture("PNG", 300, 10)
     assert refusal(data, Limits(max_side=299)).reason == Reason.TOO_MANY_PIXELS
     assert read_picture(data, limits=Limits(max_side=300, max_pixels=3000)).width == 300
-
-
-def test_limits_larger_than_those_of_the_decoding_library_hold() -> None:
     flat = encode(Image.new("1", (9_700, 9_700)), "PNG")  # 94 million: Pillow would warn
     assert read_picture(flat, limits=Limits(max_pixels=100_000_000)).width == 9_700
 
@@ -782,7 +674,8 @@ print(sorted(set(sys.modules) - before))
 
 
 def test_a_process_that_may_open_nothing_answers_every_kind_of_picture() -> None:
-    samples = [*kinds().values(), pictures.mpo(), layout("RGB", 8, "<", False, None, "jpeg", False)]
+    jpeg_in_tiff, _ = layout("RGB", 8, "<", False, None, "jpeg", False)
+    samples = [*kinds().values(), pictures.mpo(), jpeg_in_tiff]
     samples += [encode(PHOTO, "JPEG", progressive=True), encode(PHOTO.quantize(9), "PNG")]
     assert in_a_limited_process(ANSWER_WITHOUT_FILES, samples) == ["[]"]
 
@@ -901,55 +794,53 @@ def test_odd_metadata_are_nobodys_warnings() -> None:
 # --- What is no picture --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("data", "what"),
-    [
-        (b"<!DOCTYPE html><html>", "HTML"),
-        (b"\n <html><body>404", "HTML"),
-        (b'{"error": "not found"}', "JSON"),
-        (b"<?xml version='1.0'?><error/>", "XML"),
-        ("Plain wörds".encode(), "text"),
-        (b"PK\3\4" + bytes(50), "zip"),
-        (b"\x89HDF\r\n\x1a\n", "HDF5"),
-        (b"/9j/4AAQSkZJRgABAQ", "base64"),
-        (b"data:image/png;base64,iVBOR", "base64"),
-        (b"--x\r\nContent-Disposition: form-data", "multipart"),
-        (b"BM, said the text", "text"),
-        (b"\x93\xff\xfe\0\1\2", "not a picture;"),
-    ],
-)
-def test_what_is_no_picture_is_named(data: bytes, what: str) -> None:
-    error = refusal(data)
-    assert error.reason == Reason.NOT_A_PICTURE
-    assert what in str(error)
-    assert "JPEG" in str(error)
+NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
 
 
 @pytest.mark.parametrize(
-    ("data", "what"),
+    ("reason", "data", "what"),
     [
-        (b"\0\0\1\0\1\0\x10\x10", "ICO"),
-        (b"\0\0\2\0\1\0\x10\x10", "CUR"),
-        (encode(scene(), "TGA"), "TGA"),
-        (b"%PDF-1.7", "PDF"),
-        (b"%!PS-Adobe-3.0 EPSF", "EPS"),
-        (b"8BPS\0\1", "PSD"),
-        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-        (b"\xff\x4f\xff\x51", "JPEG 2000"),
-        (b"\xff\x0a\0", "JPEG XL"),
-        (b"P6 2 2 255 ", "PNM"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
-        (b"<?xml version='1.0'?>\n<svg/>", "SVG"),
-        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "MP4"),
-        (b"II*\0\x10\0\0\0CR\2\0", "CR2"),
-        (pictures.tiff(8, 8, bytes(64), tags=[(50706, "B", [1, 4, 0, 0])]), "DNG"),
-        (b"IIRO\x08\0\0\0", "ORF"),
-        (b"IIU\0\x18\0\0\0", "RW2"),
+        (Reason.EMPTY, b"", "No bytes arrived; send"),
+        (NOT_A_PICTURE, b"\xfe", "What arrived, 1 byte, is not a picture;"),
+        (NOT_A_PICTURE, b"\xfe" * 2000, "What arrived, 2,000 bytes, is not"),
+        (NOT_A_PICTURE, b"\x93\xff\xfe\0\1\2", "not a picture;"),
+        (NOT_A_PICTURE, b"<!DOCTYPE html><html>", "HTML"),
+        (NOT_A_PICTURE, b"\n <html><body>404", "HTML"),
+        (NOT_A_PICTURE, b'{"error": "not found"}', "JSON"),
+        (NOT_A_PICTURE, b"<?xml version='1.0'?><error/>", "XML"),
+        (NOT_A_PICTURE, "Plain wörds".encode(), "text"),
+        (NOT_A_PICTURE, b"BM, said the text", "text"),
+        (NOT_A_PICTURE, b"PK\3\4" + bytes(50), "zip"),
+        (NOT_A_PICTURE, b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (NOT_A_PICTURE, b"/9j/4AAQSkZJRgABAQ", "base64"),
+        (NOT_A_PICTURE, b"data:image/png;base64,iVBOR", "base64"),
+        (NOT_A_PICTURE, b"--x\r\nContent-Disposition: form-data", "multipart"),
+        (NOT_A_PICTURE, encode(scene(), "PCX"), "JPEG"),
+        (NOT_A_PICTURE, encode(scene(), "SGI"), "JPEG"),
+        (NOT_ALLOWED, b"\0\0\1\0\1\0\x10\x10", "ICO"),
+        (NOT_ALLOWED, b"\0\0\2\0\1\0\x10\x10", "CUR"),
+        (NOT_ALLOWED, encode(scene(), "TGA"), "TGA"),
+        (NOT_ALLOWED, b"%PDF-1.7", "PDF"),
+        (NOT_ALLOWED, encode(scene(), "EPS"), "EPS"),
+        (NOT_ALLOWED, b"8BPS\0\1", "PSD"),
+        (NOT_ALLOWED, encode(scene(), "JPEG2000"), "JPEG 2000"),
+        (NOT_ALLOWED, b"\xff\x4f\xff\x51", "JPEG 2000"),
+        (NOT_ALLOWED, b"\xff\x0a\0", "JPEG XL"),
+        (NOT_ALLOWED, encode(scene(), "PPM"), "PNM"),
+        (NOT_ALLOWED, b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (NOT_ALLOWED, b"<?xml version='1.0'?>\n<svg/>", "SVG"),
+        (NOT_ALLOWED, b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "MP4"),
+        (NOT_ALLOWED, b"II*\0\x10\0\0\0CR\2\0", "CR2"),
+        (NOT_ALLOWED, pictures.tiff(8, 8, bytes(64), tags=[(50706, "B", [1, 4, 0, 0])]), "DNG"),
+        (NOT_ALLOWED, b"IIRO\x08\0\0\0", "ORF"),
+        (NOT_ALLOWED, b"IIU\0\x18\0\0\0", "RW2"),
     ],
 )
-def test_a_format_that_is_not_decoded_is_named_with_those_that_are(data: bytes, what: str) -> None:
+def test_what_is_not_decoded_is_named_with_what_would_be(
+    reason: Reason, data: bytes, what: str
+) -> None:
     error = refusal(data)
-    assert error.reason == Reason.FORMAT_NOT_ALLOWED
+    assert error.reason == reason
     assert what in str(error)
     assert "JPEG" in str(error)
 
@@ -992,26 +883,6 @@ def test_what_was_done_to_a_picture_on_its_way_is_named(
     error = refusal(change(encode(Image.fromarray(noise), name)))
     assert error.reason in (Reason.NOT_A_PICTURE, Reason.DAMAGED)
     assert what in str(error)
-
-
-@pytest.mark.parametrize("name", ["ICO", "PPM", "TGA", "PCX", "EPS", "JPEG2000", "SGI", "DDS"])
-def test_no_other_decoder_is_ever_tried(name: str) -> None:
-    error = refusal(encode(scene(), name))
-    assert error.reason in (Reason.FORMAT_NOT_ALLOWED, Reason.NOT_A_PICTURE)
-
-
-def test_one_byte_is_called_one_byte() -> None:
-    assert str(refusal(b"\xfe")).startswith("What arrived, 1 byte, is not a picture;")
-    assert str(refusal(b"\xfe" * 2000)).startswith("What arrived, 2,000 bytes, is not")
-
-
-def test_nothing_is_refused_as_empty() -> None:
-    assert refusal(b"").reason == Reason.EMPTY
-
-
-def test_the_first_bytes_decide_not_the_claims() -> None:
-    assert recognise(b"\xff\xd8\xff\xe0") is Format.JPEG
-    assert recognise(b"\0\0\0\x20ftypmif1\0\0\0\0mif1avif") is Format.AVIF
 
 
 def test_heic_is_accepted_with_its_decoder_and_named_without() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,12 +19,11 @@ from training.robustness import (
     blur,
     changed,
     crop,
-    dark,
     fill,
     grey,
     infrared,
     jpeg,
-    noise,
+    light,
     squeeze,
     turn,
 )
@@ -87,48 +87,44 @@ def test_a_change_is_decided_by_the_seed(originals: PictureSet, change: Change) 
     assert all(difference(a, b) > 0.3 for a, b in zip(one, plain, strict=True))
 
 
-def test_names_of_changes_are_distinct() -> None:
-    assert len({change.name for change in CHANGES}) == len(CHANGES)
-
-
 def test_a_quarter_turn_moves_pixels_to_where_they_belong() -> None:
-    turned = run(turn(90))
+    turned = run(partial(turn, degrees=90))
     assert min(difference(turned, np.rot90(PICTURE, k)) for k in (1, -1)) < 2
 
 
 def test_a_turn_shows_no_black_corners() -> None:
-    assert run(turn(30), WHITE).min() > 250
+    assert run(partial(turn, degrees=30), WHITE).min() > 250
 
 
 def test_a_crop_is_a_part_of_the_picture_enlarged() -> None:
     ramp = np.broadcast_to(np.linspace(0, 255, 96)[None, :, None], (96, 96, 3)).astype(np.uint8)
-    cropped = run(crop(0.25), ramp)
+    cropped = run(partial(crop, area=0.25), ramp)
     width = float(cropped[48, -1, 0]) - float(cropped[48, 0, 0])
     assert width == pytest.approx(255 * 0.25**0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("area", [0.5, 0.25, 0.1])
 def test_the_picture_fills_that_share_of_the_frame(area: float) -> None:
-    frame = run(fill(area), WHITE, BLACK)
+    frame = run(partial(fill, area=area), WHITE, BLACK)
     assert (frame > 127).mean() == pytest.approx(area, rel=0.15)
-
-
-def test_the_background_is_around_the_picture() -> None:
-    assert run(fill(0.25), BLACK, WHITE).mean() == pytest.approx(255 * 0.75, rel=0.05)
 
 
 def test_blur_takes_detail_away() -> None:
     fine = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
-    assert run(blur(2 / 64), fine).std() < run(blur(1 / 64), fine).std() < fine.std() / 2
+    assert (
+        run(partial(blur, radius=2 / 64), fine).std()
+        < run(partial(blur, radius=1 / 64), fine).std()
+        < fine.std() / 2
+    )
 
 
 def test_noise_has_the_deviation_that_is_asked_for() -> None:
     middle = np.full((96, 96, 3), 128, np.uint8)
-    assert run(noise(0.05), middle).std() == pytest.approx(255 * 0.05, rel=0.03)
+    assert run(partial(light, noise=0.05), middle).std() == pytest.approx(255 * 0.05, rel=0.03)
 
 
 def test_darkness_is_a_share_of_the_light() -> None:
-    assert run(dark(0.2)).mean() == pytest.approx(0.2 * PICTURE.mean(), rel=0.1)
+    assert run(partial(light, gain=0.2)).mean() == pytest.approx(0.2 * PICTURE.mean(), rel=0.1)
 
 
 @pytest.mark.parametrize("apply", [grey, infrared])
@@ -144,8 +140,10 @@ def test_an_infrared_lamp_lights_the_middle() -> None:
 
 
 def test_a_lower_jpeg_quality_does_more_harm() -> None:
-    losses = [difference(run(jpeg(quality)), PICTURE) for quality in (90, 50, 20, 8)]
+    losses = [
+        difference(run(partial(jpeg, quality=quality)), PICTURE) for quality in (90, 50, 20, 8)
+    ]
     assert losses == sorted(losses)
     file = io.BytesIO()
     Image.fromarray(PICTURE).save(file, "JPEG", quality=20)
-    np.testing.assert_array_equal(run(jpeg(20)), np.asarray(Image.open(file)))
+    np.testing.assert_array_equal(run(partial(jpeg, quality=20)), np.asarray(Image.open(file)))

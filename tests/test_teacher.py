@@ -75,13 +75,6 @@ def test_a_source_of_one_class_is_calibrated_with_the_others() -> None:
     assert 0.001 < probabilities[3000:].mean() < 0.1  # not a blank 0
 
 
-def test_a_teacher_without_a_mistake_gives_probabilities_all_the_same() -> None:
-    labels = (np.arange(100) % 2).astype(np.float32)
-    probabilities = calibrated(8 * labels - 4, labels, ["a"] * 100)
-    assert np.isfinite(probabilities).all()
-    assert ((probabilities > 0.5) == (labels == 1)).all()
-
-
 def test_targets_are_a_mix_of_label_and_teacher() -> None:
     labels, probabilities = np.array([1.0, 0.0], np.float32), np.array([0.6, 0.1])
     targets = soften(labels, probabilities, 0.25)

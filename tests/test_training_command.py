@@ -154,27 +154,6 @@ def test_the_same_seed_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_another_seed_draws_another_golden_picture(trained: Path, tmp_path: Path) -> None:
-    output = tmp_path / "w.safetensors"
-    assert main(course(trained / "train.h5", output, "--seed", 8)) == 0
-    drawn = [Classifier.load(path).golden for path in (output, trained / "out/mine.safetensors")]
-    assert drawn[0] != drawn[1]
-
-
-def test_the_classifier_answers_in_the_words_it_was_trained_with(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name, dark in (("dog", 0), ("no dog", 120)):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for i in range(4):
-            noise = rng.integers(dark, dark + 100, (70, 80, 3)).astype(np.uint8)
-            Image.fromarray(noise).save(tmp_path / "pets" / name / f"{i}.png")
-    output = tmp_path / "dogs.safetensors"
-    assert main(course(tmp_path / "pets", output, "--classes", "dog", "no dog")) == 0
-    classifier = Classifier.load(output)
-    assert classifier.class_names == ("dog", "no dog")
-    assert classifier.predict((tmp_path / "pets/dog/0.png").read_bytes()).label == "dog"
-
-
 def test_learning_rates_draws_the_comparison_and_writes_no_weights(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,15 +293,6 @@ def test_what_cannot_be_done_is_refused_in_one_message(
     assert files_in(tmp_path) == {"home/train.h5"}
 
 
-def test_a_report_takes_the_place_of_an_earlier_one(data: Path, tmp_path: Path) -> None:
-    output, folder = tmp_path / "w.safetensors", tmp_path / "w-report"
-    folder.mkdir()
-    for name in ("report.html", "learning-rates.png", ".DS_Store"):
-        (folder / name).write_bytes(b"before")
-    assert main(course(data, output)) == 0
-    assert files_in(folder) == REPORT
-
-
 @pytest.mark.parametrize("foreign", ["thesis.txt", "photos/1.jpg", "cost.png/1.jpg"])
 @pytest.mark.parametrize(
     "command",
@@ -423,16 +393,6 @@ def test_a_full_disk_leaves_weights_and_report_of_before(
         r"error: \S+w-report/report\.html: File too large\.\n", capsys.readouterr().err
     )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_no_report_without_its_weights(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # The name fits, that of the temporary file beside it does not.
-    output = tmp_path / f"{'w' * 240}.safetensors"
-    assert main(course(data, output, "--report", tmp_path / "r")) == 1
-    assert f"{output}: File name too long" in capsys.readouterr().err
-    assert files_in(tmp_path) == {"home/train.h5"}
 
 
 def test_a_report_that_cannot_take_its_place_leaves_the_one_of_before(tmp_path: Path) -> None:

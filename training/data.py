@@ -325,27 +325,68 @@ def _check_classes(
 def _list_hdf5(path: Path, class_names: tuple[str, str]) -> list[Listed]:
     try:
         with h5py.File(path) as file:
-            prefix = _prefix(path, file)
-            pictures = _hdf5_pictures(path, file[f"{prefix}_set_x"])
-            y = np.asarray(file[f"{prefix}_set_y"][()])
-            classes = file.get("list_classes")
-            listed = np.asarray(classes[()]) if isinstance(classes, h5py.Dataset) else None
+            found = {name: each for name, each in file.items() if isinstance(each, h5py.Dataset)}
+            prefix = next(
+                (p for p in ("train", "test") if {f"{p}_set_x", f"{p}_set_y"} <= set(found)), ""
+            )
+            if not prefix:
+                raise Refused(
+                    f"{path} has no datasets train_set_x and train_set_y, nor test_set_x and "
+                    f"test_set_y; it holds: {', '.join(sorted(file)) or 'nothing'}."
+                )
+            x = found[f"{prefix}_set_x"]
+            if len(x.shape) != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or x.dtype != "u1":
+                raise Refused(
+                    f"{path}: {prefix}_set_x has shape {x.shape} of {x.dtype}; expected (m, side, "
+                    "side, 3) of uint8, one RGB picture each."
+                )
+            pictures = _values(path, x)
+            y = np.asarray(found[f"{prefix}_set_y"][()])
+            names = (
+                [_text(name) for name in np.ravel(found["list_classes"][()])]
+                if "list_classes" in found
+                else None
+            )
     except OSError as error:
         raise Refused(f"{path} is not an HDF5, or a damaged one: {error}.") from error
-    labels = _hdf5_labels(path, f"{prefix}_set_y", y, listed, class_names)
-    if len(pictures) != len(labels):
-        raise Refused(f"{path}: {len(pictures)} pictures but {len(labels)} labels.")
+    if y.size != max(y.shape, default=0) or not np.isin(y, (0, 1)).all():
+        raise Refused(
+            f"{path}: {prefix}_set_y of shape {y.shape} should hold one 0 or 1 for each picture."
+        )
+    if len(pictures) != y.size:
+        raise Refused(f"{path}: {len(pictures)} pictures but {y.size} labels.")
+    if names and sorted(names) != sorted(class_names):
+        raise Refused(
+            f"{path}: its classes are {quoted(names)}, not {quoted(class_names)}. "
+            "Name them with --classes, the one to look for first."
+        )
+    first = y.reshape(-1) == (1 if not names or names[1] == class_names[0] else 0)
     return [
         Listed(
-            f"{class_names[0 if label else 1]}/course-{i:05d}",
+            f"{class_names[0 if is_first else 1]}/course-{i:05d}",
             "course",
-            label,
+            float(is_first),
             path,
             partial(as_png, picture),
             picture,
         )
-        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        for i, (picture, is_first) in enumerate(zip(pictures, first.tolist(), strict=True))
     ]
+
+
+def _values(path: Path, x: h5py.Dataset) -> Pixels:
+    try:
+        pictures: Pixels = x[()]
+    except (MemoryError, ValueError):  # ValueError: more than there are addresses
+        raise Refused(
+            f"{path}: {x.name[1:]} has shape {x.shape}, which does not fit into memory. Use fewer "
+            "pictures; if there should not be so many, the file is damaged."
+        ) from None
+    return pictures
+
+
+def _text(name: object) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 def as_png(pixels: Pixels) -> bytes:
@@ -353,62 +394,6 @@ def as_png(pixels: Pixels) -> bytes:
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
-
-
-def _prefix(path: Path, file: h5py.File) -> str:
-    """Which of the course's two files this is: "train" or "test"."""
-    for prefix in ("train", "test"):
-        names = (f"{prefix}_set_x", f"{prefix}_set_y")
-        if all(isinstance(file.get(name), h5py.Dataset) for name in names):
-            return prefix
-    found = ", ".join(sorted(file)) or "nothing"
-    raise Refused(
-        f"{path} has no datasets train_set_x and train_set_y, nor test_set_x and test_set_y; "
-        f"it holds: {found}."
-    )
-
-
-def _hdf5_pictures(path: Path, x: h5py.Dataset) -> Pixels:
-    name: str = x.name.removeprefix("/")
-    shape: tuple[int, ...] = x.shape or ()
-    if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or x.dtype != np.uint8:
-        raise Refused(
-            f"{path}: {name} has shape {shape} of {x.dtype}; expected (m, side, side, 3) of "
-            "uint8, one RGB picture each."
-        )
-    try:
-        pictures: Pixels = x[()]
-    except (MemoryError, ValueError):  # ValueError: more than there are addresses
-        raise Refused(
-            f"{path}: {name} has shape {shape}, which does not fit into memory. Use fewer "
-            "pictures; if there should not be so many, the file is damaged."
-        ) from None
-    return pictures
-
-
-def _hdf5_labels(
-    path: Path,
-    name: str,
-    y: npt.NDArray[np.generic],
-    listed: npt.NDArray[np.generic] | None,
-    class_names: tuple[str, str],
-) -> list[float]:
-    """y as 1 for the first class and 0 for the second; `listed` names the classes of 0 and 1."""
-    if y.size != max(y.shape, default=0) or not np.isin(y, (0, 1)).all():
-        raise Refused(f"{path}: {name} of shape {y.shape} should hold one 0 or 1 for each picture.")
-    ones = y.reshape(-1) == 1
-    if listed is None:
-        return [float(one) for one in ones]
-    names = [
-        each.decode(errors="replace") if isinstance(each, bytes) else str(each)
-        for each in listed.flat
-    ]
-    if sorted(names) != sorted(class_names):
-        raise Refused(
-            f"{path}: its classes are {quoted(names)}, not {quoted(class_names)}. "
-            "Name them with --classes, the one to look for first."
-        )
-    return [float(one) for one in (ones if names[1] == class_names[0] else ~ones)]
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ import platform
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from io import BytesIO
@@ -60,8 +59,8 @@ from training.metrics import (
     roc_auc,
     summary,
 )
-from training.report import Say, check_output, counted, progress_bar
-from training.robustness import CHANGES, PLAIN, Change, changed
+from training.report import Say, check_output, counted
+from training.robustness import CHANGES, PLAIN, Change, changed, squeeze
 
 FORMAT = 1  # of the JSON
 THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)  # at which precision and recall are given
@@ -334,40 +333,49 @@ class Originals:
     backgrounds: Pixels
     seed: int
 
-    @classmethod
-    def of(cls, classifier: Classifier, pictures: PictureSet, seed: int) -> "Originals":
-        """The pictures; they are put on rooms, or else on what is not the first class."""
+    def changed(self, i: int, change: Change, classifier: Classifier) -> bytes:
+        """Picture i under the change, as a file."""
         spec = classifier.preprocessing
-        plain = np.stack(
-            [
-                read_picture(as_png(pictures.pictures[i, :side, :side]), spec).pixels
-                for i, side in enumerate(pictures.sides)
-            ]
-        )
-        rooms = np.array([part.source == ROOMS for part in pictures.parts])
-        without = rooms if rooms.any() else pictures.labels != 1
-        return cls(pictures, plain[without] if without.any() else plain, seed)
-
-    def changed(self, i: int, change: Change, classifier: Classifier) -> Pixels:
-        """Picture i under the change."""
-        spec = classifier.preprocessing
-        return changed(self.pictures, i, change, spec, self.backgrounds, self.seed)
+        return as_png(changed(self.pictures, i, change, spec, self.backgrounds, self.seed))
 
     def answers(self, change: Change, classifier: Classifier) -> Array:
         """The probabilities (m,) of the pictures under the change."""
-
         own = _OfThread([classifier])
+        results, _ = on_all_cores(
+            lambda i: own.classifiers[0].predict(self.changed(i, change, classifier)),
+            len(self.pictures),
+        )
+        return np.array([results[i].cat_probability for i in range(len(results))])
 
-        def ask(i: int) -> float:
-            picture = as_png(self.changed(i, change, classifier))
-            return own.classifiers[0].predict(picture).cat_probability
 
-        results, _ = on_all_cores(ask, len(self.pictures))
-        return np.array([results[i] for i in range(len(results))])
+def _originals(
+    classifier: Classifier, files: Sequence[Path], names: set[str], seed: int, skip_bad: bool
+) -> Originals:
+    """The pictures of these names. They are put on rooms, else on what is not the first class."""
+    spec = classifier.preprocessing
+    pictures = read_pictures(
+        files,
+        2 * spec.side,
+        classifier.class_names,
+        smallest=spec.side,
+        names=names,
+        preprocessing=spec,
+        both_classes=False,
+        skip_bad=skip_bad,
+    )
+    rooms = np.array([part.source == ROOMS for part in pictures.parts])
+    without = rooms if rooms.any() else pictures.labels != 1
+    if not without.any():
+        without[:] = True
+    backgrounds = [
+        squeeze(pictures.pictures[i, : pictures.sides[i], : pictures.sides[i]], spec)
+        for i in np.flatnonzero(without)
+    ]
+    return Originals(pictures, np.stack(backgrounds), seed)
 
 
 def robustness(
-    classifier: Classifier, originals: Originals, sources: Sequence[str], begin: Say
+    classifier: Classifier, originals: Originals, sources: Sequence[str], say: Say
 ) -> list[dict[str, Any]]:
     """For the pictures as they are, and under each change: ROC AUC and balanced accuracy, the means
     over the sources that have both classes, and of the other sources the share called the first
@@ -375,7 +383,7 @@ def robustness(
     y = originals.pictures.labels
     rows = []
     for change in (PLAIN, *CHANGES):
-        begin(change.name)
+        say(change.name)
         p = originals.answers(change, classifier)
         aucs, accuracies, called = [], [], {}
         for source, own in by_source(sources).items():
@@ -404,10 +412,9 @@ def speed(classifier: Classifier, pictures: Pixels) -> dict[str, Any]:
     from it, decoding and squeezing a small JPEG and a photograph of 12 megapixels."""
     X = to_vector(pictures[:_BATCH])
     width, height = PHOTO
-    side = pictures.shape[1]
-    across, down = -(-width // side), -(-height // side)  # a photograph's detail: side by side
-    tiles = pictures[np.arange(across * down) % len(pictures)].reshape(down, across, side, side, 3)
-    mosaic = tiles.transpose(0, 2, 1, 3, 4).reshape(down * side, across * side, 3)[:height, :width]
+    across, down = -(-width // pictures.shape[1]), -(-height // pictures.shape[1])
+    tiles = [pictures[i % len(pictures)] for i in range(across)]  # a photograph's detail
+    mosaic = np.tile(np.concatenate(tiles, axis=1), (down, 1, 1))[:height, :width]
     small, photo = _jpeg(pictures[0]), _jpeg(mosaic)
     spec = classifier.preprocessing
     return {
@@ -440,11 +447,11 @@ def _jpeg(pixels: Pixels) -> bytes:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        lines = []  # not Linux
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        text = ""  # not Linux
+    name = re.search(r"^model name\s*:\s*(.+)", text, re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 # --- everything ---------------------------------------------------------------------------------
@@ -489,21 +496,11 @@ def evaluate(
     y, p = pictures.labels, probabilities[0]
     originals, changes = None, []
     if robustness_pictures:
-        chosen = read_pictures(
-            files,
-            2 * classifier.preprocessing.side,
-            classifier.class_names,
-            smallest=classifier.preprocessing.side,
-            names=sample(pictures, robustness_pictures, seed),
-            preprocessing=classifier.preprocessing,
-            both_classes=False,
-            skip_bad=skip_bad,
-        )
-        originals = Originals.of(classifier, chosen, seed)
+        names = sample(pictures, robustness_pictures, seed)
+        originals = _originals(classifier, files, names, seed, skip_bad)
         source_of = dict(zip(pictures.names, sources, strict=True))
-        own = [source_of[name] for name in chosen.names]
-        with _steps(1 + len(CHANGES), say) as begin:
-            changes = robustness(classifier, originals, own, begin)
+        own = [source_of[name] for name in originals.pictures.names]
+        changes = robustness(classifier, originals, own, say)
     results = {
         "format": FORMAT,
         "split": split,
@@ -529,20 +526,6 @@ def evaluate(
         "speed": speed(classifier, pictures.pictures),
     }
     return Evaluation(results, pictures, p, originals)
-
-
-@contextmanager
-def _steps(total: int, say: Say) -> Iterator[Say]:
-    """A bar on a terminal, elsewhere a line for each step; yields what is called as one begins."""
-    with progress_bar("measuring", "change", total) as bar:
-
-        def begin(step: str) -> None:
-            if bar.disable:
-                say(step)
-            bar.set_postfix_str(step, refresh=False)
-            bar.update()
-
-        yield begin
 
 
 def _describe(subject: Subject) -> dict[str, Any]:

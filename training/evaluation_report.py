@@ -38,7 +38,6 @@ from training.metrics import Bin
 from training.report import (
     PAGE,
     Say,
-    Table,
     check_folder,
     check_output,
     load,
@@ -72,7 +71,7 @@ _KINDS = 24  # bars of a chart
 _WORST, _HARD = 8, 5  # kinds, and changes, in the card's list of failures
 
 
-# --- tables -------------------------------------------------------------------------------------
+# --- numbers -------------------------------------------------------------------------------------
 
 
 def number(value: float | None, metric: str) -> str:
@@ -82,7 +81,7 @@ def number(value: float | None, metric: str) -> str:
     return percent(value, 1) if metric in _SHARES else f"{value:.3f}"
 
 
-def _with_interval(source: Mapping[str, Any], metric: str) -> str:
+def with_interval(source: Mapping[str, Any], metric: str) -> str:
     """A metric of a source with its 95 % interval, "0.983 (0.978 to 0.988)"."""
     value, interval = source[metric], source["intervals"].get(metric)
     if value is None or interval is None:
@@ -91,75 +90,23 @@ def _with_interval(source: Mapping[str, Any], metric: str) -> str:
     return f"{number(value, metric)} " + f"({low.removesuffix(' %')} to {high})".replace(" ", NBSP)
 
 
-def tables(results: Mapping[str, Any]) -> dict[str, Table]:
-    """The tables that page and card share, by name: lists of rows."""
-    first, models, speed = results["class_names"][0], results["models"], results["speed"]
-    sources, mean = models[0]["sources"], models[0]["mean"]
-    ranked, others = _ranked(models[0]), [n for n in sources if n not in _ranked(models[0])]
-    called = [f"{name}: called {first}" for name in others]
-    beside = [["", *(f"{name}: AUC / balanced accuracy" for name in ranked), *called]]
-    beside[0] += ["calibration error", "parameters"]
-    for model in models:
-        row = [_label(model, models)]
-        row += [_pair(model["sources"][name], "roc_auc", "balanced_accuracy") for name in ranked]
-        row += [number(model["sources"][name]["called_first"], "called_first") for name in others]
-        row += [number(model["mean"].get("expected_calibration_error"), "calibration")]
-        beside.append([*row, f"{model['parameters']:,}"])
-    thresholds = [
-        [f"{row['threshold']:g}", *row["sources"].values()] for row in results["at_thresholds"]
-    ]
-    changes = results["robustness"]["changes"] if results["robustness"] else []
-    rooms = list(changes[0]["called_first"]) if changes else []
-    megapixels = speed["photo_pixels"][0] * speed["photo_pixels"][1] / 1e6
+def _shared(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What page and card share."""
+    models = results["models"]
+    ranked = [n for n, each in models[0]["sources"].items() if each["roc_auc"] is not None]
     return {
-        "sources": [
-            ["", *sources, "mean of sources"],
-            ["pictures", *(f"{each['pictures']:,}" for each in sources.values()), ""],
-            *(
-                [
-                    words.format(first=first),
-                    *(_with_interval(each, metric) for each in sources.values()),
-                    number(mean[metric], metric) if metric in mean else "",
-                ]
-                for metric, words in METRICS.items()
-            ),
-        ],
-        "beside": beside,
-        "thresholds": [
-            ["threshold", *(f"{name}: precision / recall" for name in ranked)],
-            *([t, *(_pair(each, "precision", "recall") for each in its)] for t, *its in thresholds),
-        ],
-        "robustness": [
-            ["", "ROC AUC", "balanced accuracy", *(f"{name}: called {first}" for name in rooms)],
-            *(
-                [
-                    row["change"],
-                    *(number(row[metric], metric) for metric in ("roc_auc", "balanced_accuracy")),
-                    *(number(row["called_first"][name], "called_first") for name in rooms),
-                ]
-                for row in changes
-            ),
-        ],
-        "speed": [
-            ["", "milliseconds"],
-            ["network, one picture", f"{speed['network_ms']:.2f}"],
-            [f"network, each of {speed['batch']} at once", f"{speed['network_ms_in_batch']:.2f}"],
-            ["decoding and squeezing a small JPEG", f"{speed['small_jpeg_ms']:.2f}"],
-            [
-                f"decoding and squeezing a JPEG of {megapixels:.0f} megapixels",
-                f"{speed['photo_jpeg_ms']:.2f}",
-            ],
-        ],
+        "results": results,
+        "model": models[0],
+        "first": results["class_names"][0],
+        "ranked": ranked,
+        "others": [name for name in models[0]["sources"] if name not in ranked],
+        "labels": [_label(model, models) for model in models],
+        "summary": summary_sentences(results),
+        "split": SPLITS[results["split"]],
+        "metrics": METRICS,
+        "number": number,
+        "with_interval": with_interval,
     }
-
-
-def _pair(values: Mapping[str, Any], one: str, other: str) -> str:
-    return f"{number(values[one], one)} / {number(values[other], other)}"
-
-
-def _ranked(model: Mapping[str, Any]) -> list[str]:
-    """The sources that have both classes."""
-    return [n for n, each in model["sources"].items() if each["roc_auc"] is not None]
 
 
 def _label(model: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> str:
@@ -171,43 +118,8 @@ def _label(model: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> str
 
 def summary_sentences(results: Mapping[str, Any]) -> str:
     """Three sentences: what was measured, how good it is, and where it is worst."""
-    model, first = results["models"][0], results["class_names"][0]
-    mean = model["mean"]
-    files = ", ".join(results["data"]["files"])
-    asked = (
-        f"{model['name']} was asked whether {results['data']['pictures']:,} {results['split']} "
-        f"pictures ({files}) show the class {first}."
-    )
-    called = ", ".join(
-        f"{percent(each['called_first'], 1)} of {name}"
-        for name, each in model["sources"].items()
-        if each["roc_auc"] is None
-    )
-    good = (
-        f"Its balanced accuracy is {percent(mean['balanced_accuracy'], 1)} and its ROC AUC "
-        f"{mean['roc_auc']:.3f}, means of the sources"
-        + (f", and it calls {called} {first}." if called else ".")
-        if mean
-        else f"It calls {called} {first}."
-    )
-    false, missed = (wrong(results, key)[:1] for key in ("false", "missed"))
-    worst = [
-        text.format(row["kind"], percent(row["share"], 1))
-        for rows, text in (
-            (false, f"{{}}, of which it calls {{}} {first}"),
-            (missed, f"{first} of {{}}, of which it misses {{}}"),
-        )
-        for row in rows
-    ]
-    return " ".join(
-        [
-            asked,
-            good,
-            f"It is worst at {' and at '.join(worst)}."
-            if worst
-            else "No kind of picture with enough examples stands out as worse than the others.",
-        ]
-    )
+    worst = {key: wrong(results, key)[:1] for key in ("false", "missed")}
+    return render("summary.txt", results=results, worst=worst).strip()
 
 
 def wrong(results: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
@@ -226,19 +138,14 @@ def evaluation_page(evaluation: Evaluation, classifier: Classifier) -> str:
     model = results["models"][0]
     bins = {n: [Bin(**row) for row in s["reliability"]] for n, s in model["sources"].items()}
     figures = {"reliability": plots.reliability(bins, results["class_names"][0])}
-    if ranked := _ranked(model):
+    if ranked := [n for n, each in model["sources"].items() if each["roc_auc"] is not None]:
         own = by_source(sources_of(evaluation.pictures.parts))
         y, p = evaluation.pictures.labels, evaluation.probabilities
         answers = {name: (y[own[name]], p[own[name]]) for name in ranked}
         figures["curves"] = plots.roc_and_precision(answers, model["threshold"])
     return render(
         "evaluation.html",
-        results=results,
-        model=model,
-        first=results["class_names"][0],
-        summary=summary_sentences(results),
-        split=SPLITS[results["split"]],
-        tables=tables(results),
+        **_shared(results),
         pictures={name: plots.png(figure) for name, figure in figures.items()},
         most_kinds=_KINDS,
         examples=_examples(evaluation.originals, classifier),
@@ -254,9 +161,7 @@ def _examples(originals: Originals | None, classifier: Classifier) -> list[dict[
     p = np.where(labels == labels.max(), originals.answers(PLAIN, classifier), -1)
     tiles = []
     for change in (PLAIN, *CHANGES):
-        prediction = classifier.predict(
-            as_png(originals.changed(int(np.argmax(p)), change, classifier))
-        )
+        prediction = classifier.predict(originals.changed(int(np.argmax(p)), change, classifier))
         lines = [change.name, percent(prediction.cat_probability, 0)]
         tiles.append({"picture": as_png(prediction.picture.pixels), "lines": lines})
     return tiles
@@ -378,7 +283,6 @@ def model_card(weights: Path, results: Mapping[str, Any]) -> str:
         megabytes=weights.stat().st_size / 1e6,
         architecture=_architecture(classifier.layers),
         parameters=sum(value.size for value in parameters(classifier.layers).values()),
-        summary=summary_sentences(results),
         house_cat=classifier.class_names == CLASS_NAMES,
         facts=facts,
         sets=sets,
@@ -387,9 +291,7 @@ def model_card(weights: Path, results: Mapping[str, Any]) -> str:
         teachers=TEACHERS,
         training=training,
         settings={k: v for k, v in training.items() if k in known and v is not None},
-        results=results,
-        split=SPLITS[results["split"]],
-        tables=tables(results),
+        **_shared(results),
         errors={
             name: number(source["expected_calibration_error"], "expected_calibration_error")
             for name, source in model["sources"].items()

@@ -9,8 +9,8 @@ import copy
 import hashlib
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -62,7 +62,6 @@ from training.report import (
     PAGE,
     Say,
     load,
-    metrics_table,
     naming,
     outputs,
     progress_bar,
@@ -302,8 +301,7 @@ def fit(
             run = _begin(task, trainer, unfinished / CHECKPOINT if resumed else None)
             stopped: KeyboardInterrupt | None = None
             try:
-                with _shown(trainer, say) as show:
-                    _run_epochs(trainer, task.validation, run, unfinished, show)
+                _run_epochs(trainer, task.validation, run, unfinished, say)
             except KeyboardInterrupt as interrupt:
                 stopped = interrupt
         if not run.curve:
@@ -341,50 +339,62 @@ def _begin(task: Task, trainer: Trainer, checkpoint: Path | None) -> Run:
     return run
 
 
-@dataclass(frozen=True)
-class Show:
-    """Where a run shows how it goes."""
-
-    step: Callable[[float], None]  # called with a batch's mean loss
-    epoch: Callable[[dict[str, Any]], None]  # called with a row of the learning curve
-
-
-def _run_epochs(
-    trainer: Trainer, validation: Validation, run: Run, folder: Path, show: Show
-) -> None:
+def _run_epochs(trainer: Trainer, validation: Validation, run: Run, folder: Path, say: Say) -> None:
     """Train to the end of the run from wherever the trainer is, adding to `run` after each epoch.
 
     The checkpoint and the log in `folder` are those of the last complete epoch at any time; an
     interruption loses the epoch that was going on, and `run` is then good for what is in it.
     """
     config = trainer.config
+    each = trainer.steps_per_epoch * config.batch
     if run.curve:  # a run that died between checkpoint and log left the log behind
         with naming(folder / LOG):
             (folder / LOG).write_text(_log_text(run.curve), encoding="utf-8")
-    while trainer.epoch < config.epochs:
-        began = monotonic()
-        losses = []
-        for loss in trainer.run_epoch():
-            losses.append(loss)
-            show.step(loss)
-        trained = monotonic() - began
-        layers = trainer.folded()
-        row = {
-            "epoch": trainer.epoch,
-            "loss": sum(losses) / len(losses),
-            **validation.epoch_figures(validation.logits(layers, config.threads)),
-            "pictures_per_second": len(losses) * config.batch / trained,
-            "seconds": monotonic() - began,
-        }
-        if run.best is None or row["log_loss"] < run.best.log_loss:
-            run.best = Best(trainer.epoch, row["log_loss"], layers)
-        run.curve.append(row)
-        folder.mkdir(parents=True, exist_ok=True)
-        with naming(folder / CHECKPOINT):
-            save_checkpoint(folder / CHECKPOINT, trainer, run)
-        with naming(folder / LOG), (folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(_log_text([row]))
-        show.epoch(row)
+    latest = ""
+    with progress_bar("", "picture", each * config.epochs) as bar:  # 80 columns are few
+        bar.initial = bar.n = trainer.epoch * each
+        bar.unit_scale = True
+        while trainer.epoch < config.epochs:
+            began, losses = monotonic(), []
+            for loss in trainer.run_epoch():
+                losses.append(loss)
+                bar.set_postfix_str(f"loss {loss:.3f}{latest}", refresh=False)
+                bar.update(config.batch)
+            trained = monotonic() - began
+            layers = trainer.folded()
+            row = {
+                "epoch": trainer.epoch,
+                "loss": sum(losses) / len(losses),
+                **validation.epoch_figures(validation.logits(layers, config.threads)),
+                "pictures_per_second": len(losses) * config.batch / trained,
+                "seconds": monotonic() - began,
+            }
+            if run.best is None or row["log_loss"] < run.best.log_loss:
+                run.best = Best(trainer.epoch, row["log_loss"], layers)
+            run.curve.append(row)
+            _keep(folder, trainer, run)
+            latest = f", val {row['balanced_accuracy']:.1%}"
+            with tqdm.external_write_mode():
+                say(_epoch_line(row, config.epochs))
+
+
+def _keep(folder: Path, trainer: Trainer, run: Run) -> None:
+    """Write the checkpoint, then the log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder / CHECKPOINT):
+        save_checkpoint(folder / CHECKPOINT, trainer, run)
+    with naming(folder / LOG), (folder / LOG).open("a", encoding="utf-8") as file:
+        file.write(_log_text(run.curve[-1:]))
+
+
+def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    minutes, seconds = divmod(round((epochs - row["epoch"]) * row["seconds"]), 60)
+    return (
+        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.4f}; validation: "
+        f"log loss {row['log_loss']:.4f}, balanced accuracy {row['balanced_accuracy']:.1%}; "
+        f"{row['pictures_per_second']:,.0f} pictures/s, "
+        f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+    )
 
 
 def _log_text(curve: Sequence[Mapping[str, Any]]) -> str:
@@ -400,43 +410,6 @@ def remove_progress(folder: Path) -> None:
             file.unlink()
     with suppress(OSError):
         folder.rmdir()
-
-
-@contextmanager
-def _shown(trainer: Trainer, say: Say) -> Iterator[Show]:
-    """A progress bar with loss, validation, pictures per second and time left, where there is a
-    terminal; a line for each epoch anywhere."""
-    config = trainer.config
-    each = trainer.steps_per_epoch * config.batch
-    with progress_bar("", "picture", each * config.epochs) as bar:  # 80 columns are few
-        bar.initial = bar.n = trainer.epoch * each
-        bar.unit_scale = True
-        latest = ""
-
-        def step(loss: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.3f}{latest}", refresh=False)
-            bar.update(config.batch)
-
-        def epoch(row: dict[str, Any]) -> None:
-            nonlocal latest
-            latest = f", val {row['balanced_accuracy']:.1%}"
-            left = _time((config.epochs - row["epoch"]) * row["seconds"])
-            with tqdm.external_write_mode():
-                say(
-                    f"epoch {row['epoch']}/{config.epochs}: loss {row['loss']:.4f}; validation: "
-                    f"log loss {row['log_loss']:.4f}, balanced accuracy "
-                    f"{row['balanced_accuracy']:.1%}; {row['pictures_per_second']:,.0f} "
-                    f"pictures/s, {left} left"
-                )
-
-        yield Show(step, epoch)
-
-
-def _time(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
 # --- what is written ----------------------------------------------------------------------------
@@ -525,12 +498,6 @@ def as_stored(layers: Sequence[Layer]) -> list[Layer]:
     return build(describe(layers), rounded)
 
 
-_ROWS = (
-    *("pictures", "accuracy", "balanced_accuracy", "recall", "precision"),
-    *("roc_auc", "log_loss", "expected_calibration_error"),
-)
-
-
 def fit_report(
     classifier: Classifier, held: Validation, curve: Sequence[Mapping[str, Any]]
 ) -> dict[str, bytes]:
@@ -544,14 +511,10 @@ def fit_report(
         "reliability": plots.reliability({"": reliability_table(held.labels, p)}, first),
     }
     pictures = {name: plots.png(figure) for name, figure in drawn.items()}
-    comparison = facts.get("comparison")
-    sets = {when: comparison[when] for when in ("before", "after")} if comparison else {}
     page = render(
         "fit.html",
         classifier=classifier,
         facts=facts,
-        table=metrics_table(facts["metrics"]["validation"], _ROWS),
-        comparison_table=metrics_table(sets, ("log_loss", "balanced_accuracy", "roc_auc")),
         pictures=pictures,
     )
     own = {

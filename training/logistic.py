@@ -42,7 +42,6 @@ from training.report import (
     PAGE,
     Say,
     check_folder,
-    metrics_table,
     outputs,
     percent,
     progress_bar,
@@ -170,7 +169,6 @@ def _course_report(classifier: Classifier, measured: dict[str, _Measured]) -> di
         threshold=THRESHOLD,
         last=last,
         accuracies=[_accuracy(name, each) for name, each in measured.items()],
-        table=metrics_table({name: each.metrics for name, each in measured.items()}),
         pictures=pictures,
     )
     return report_files(page, facts, pictures)

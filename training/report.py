@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Never
@@ -23,7 +23,6 @@ from training import Refused
 from training.plots import DPI
 
 Say = Callable[[str], None]  # prints a line for the person at the terminal
-Table = list[list[str]]  # the first row and the first column are headings
 
 PAGE = "report.html"  # the page of every report folder
 # What reports may hold. A folder that holds anything else is not replaced by one.
@@ -98,38 +97,6 @@ _TEMPLATES.filters |= {"image": _image, "percent": percent, "cell": _cell}
 def render(template: str, **values: Any) -> str:
     """The page that a template of templates/ makes of the values."""
     return _TEMPLATES.get_template(template).render(**values)
-
-
-METRICS = {  # of `training.metrics.summary` → (its row in a table, shown as a share)
-    "pictures": ("pictures", False),
-    "accuracy": ("accuracy", True),
-    "balanced_accuracy": ("balanced accuracy", True),
-    "precision": ("precision", True),
-    "recall": ("recall", True),
-    "f1": ("F1", True),
-    "roc_auc": ("ROC AUC", False),
-    "average_precision": ("average precision", False),
-    "brier_score": ("Brier score", False),
-    "log_loss": ("log loss", False),
-    "expected_calibration_error": ("expected calibration error", False),
-}
-
-
-def metrics_table(
-    sets: Mapping[str, Mapping[str, Any]], metrics: Iterable[str] = tuple(METRICS)
-) -> Table:
-    """A row for each of the metrics, a column for each of the sets."""
-    table = [["", *sets]]
-    for metric in metrics:
-        name, is_share = METRICS[metric]
-        table.append([name, *(_number(each[metric], is_share) for each in sets.values())])
-    return table
-
-
-def _number(value: float | None, is_share: bool) -> str:
-    if is_share or value is None:
-        return percent(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def json_text(values: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ picture): it is the same whatever else is measured.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -18,7 +19,6 @@ from PIL import Image, ImageFilter
 from model.preprocessing import Preprocessing, read_picture
 from training.data import PictureSet, Pixels
 
-Values = npt.NDArray[Any]  # pixels as floats, 0 to 255
 # (picture, background, generator) → the picture, changed; all of one size (s, s, 3)
 Apply = Callable[[Pixels, Pixels, np.random.Generator], Pixels]
 
@@ -66,87 +66,54 @@ def squeeze(picture: Pixels, spec: Preprocessing) -> Pixels:
     return np.asarray(Image.fromarray(picture).resize((spec.side, spec.side), resampling))
 
 
-# --- the changes --------------------------------------------------------------------------------
-
-
-def turn(degrees: float) -> Apply:
+def turn(picture: Pixels, _: Pixels, rng: np.random.Generator, *, degrees: float) -> Pixels:
     """Turned about the middle, to the left or to the right; the corners show the mirrored edge."""
-
-    def apply(picture: Pixels, _: Pixels, rng: np.random.Generator) -> Pixels:
-        side = len(picture)
-        margin = side // 4  # more than a corner turns out by, (√2 − 1) / 2
-        edge = np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
-        image = Image.fromarray(edge).resize((len(edge) * _FINER,) * 2, Image.Resampling.BICUBIC)
-        image = image.rotate(degrees * rng.choice((-1, 1)), Image.Resampling.BICUBIC)
-        inner = (margin * _FINER, margin * _FINER, *((margin + side) * _FINER,) * 2)
-        return np.asarray(image.resize((side, side), Image.Resampling.BOX, box=inner))
-
-    return apply
+    side = len(picture)
+    margin = side // 4  # more than a corner turns out by, (√2 − 1) / 2
+    edge = np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
+    image = Image.fromarray(edge).resize((len(edge) * _FINER,) * 2, Image.Resampling.BICUBIC)
+    image = image.rotate(degrees * rng.choice((-1, 1)), Image.Resampling.BICUBIC)
+    inner = (margin * _FINER, margin * _FINER, *((margin + side) * _FINER,) * 2)
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX, box=inner))
 
 
-def crop(area: float) -> Apply:
+def crop(picture: Pixels, _: Pixels, rng: np.random.Generator, *, area: float) -> Pixels:
     """A square of that share of the area, from a random place, enlarged to the whole frame."""
-
-    def apply(picture: Pixels, _: Pixels, rng: np.random.Generator) -> Pixels:
-        side = len(picture)
-        kept = side * area**0.5
-        left, top = rng.uniform(0, side - kept, 2)
-        box = (left, top, left + kept, top + kept)
-        image = Image.fromarray(picture)
-        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
-
-    return apply
+    side = len(picture)
+    kept = side * area**0.5
+    left, top = rng.uniform(0, side - kept, 2)
+    box = (left, top, left + kept, top + kept)
+    return np.asarray(
+        Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC, box=box)
+    )
 
 
-def fill(area: float) -> Apply:
+def fill(picture: Pixels, background: Pixels, rng: np.random.Generator, *, area: float) -> Pixels:
     """The picture fills that share of the frame, at a random place; around it the background, out
     of focus. The same is done to pictures without a cat: a pasted edge says nothing."""
-
-    def apply(picture: Pixels, background: Pixels, rng: np.random.Generator) -> Pixels:
-        side = len(picture)
-        small = max(1, round(side * area**0.5))
-        left, top = rng.integers(0, side - small + 1, 2).tolist()
-        image = Image.fromarray(background).filter(ImageFilter.GaussianBlur(side / 64))
-        pasted = Image.fromarray(picture).resize((small, small), Image.Resampling.BILINEAR)
-        image.paste(pasted, (left, top), _fading_edge(small))
-        return np.asarray(image)
-
-    return apply
-
-
-def _fading_edge(side: int) -> Image.Image:
-    """A mask (side, side): 255 inside, falling towards the edge."""
-    distance = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5  # to the edge, in pixels
-    inside = np.clip(distance / max(1.0, side * _FEATHER), 0, 1)
-    return Image.fromarray((np.minimum.outer(inside, inside) * 255).astype(np.uint8))
+    side = len(picture)
+    small = max(1, round(side * area**0.5))
+    left, top = rng.integers(0, side - small + 1, 2).tolist()
+    image = Image.fromarray(background).filter(ImageFilter.GaussianBlur(side / 64))
+    pasted = Image.fromarray(picture).resize((small, small), Image.Resampling.BILINEAR)
+    distance = np.minimum(np.arange(small), np.arange(small)[::-1]) + 0.5  # to the edge, in pixels
+    inside = np.clip(distance / max(1.0, small * _FEATHER), 0, 1)
+    mask = Image.fromarray((np.minimum.outer(inside, inside) * 255).astype(np.uint8))
+    image.paste(pasted, (left, top), mask)
+    return np.asarray(image)
 
 
-def blur(radius: float) -> Apply:
+def blur(picture: Pixels, _: Pixels, __: np.random.Generator, *, radius: float) -> Pixels:
     """Out of focus: a Gaussian whose deviation is that share of the side."""
-
-    def apply(picture: Pixels, _: Pixels, __: np.random.Generator) -> Pixels:
-        image = Image.fromarray(picture)
-        return np.asarray(image.filter(ImageFilter.GaussianBlur(radius * len(picture))))
-
-    return apply
+    image = Image.fromarray(picture)
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius * len(picture))))
 
 
-def noise(deviation: float) -> Apply:
-    """Noise of a sensor, in every pixel and colour, of that deviation where white is 1."""
-
-    def apply(picture: Pixels, _: Pixels, rng: np.random.Generator) -> Pixels:
-        return _bytes(picture + rng.normal(0, 255 * deviation, picture.shape))
-
-    return apply
-
-
-def dark(gain: float) -> Apply:
-    """Less light: every value times the gain, with the noise that a sensor then has."""
-
-    def apply(picture: Pixels, _: Pixels, rng: np.random.Generator) -> Pixels:
-        return _bytes(picture * gain + rng.normal(0, 255 * 0.01, picture.shape))
-
-    return apply
+def light(
+    picture: Pixels, _: Pixels, rng: np.random.Generator, *, gain: float = 1, noise: float = 0.01
+) -> Pixels:
+    """Every value times the gain, with a sensor's noise of that deviation where white is 1."""
+    return _bytes(picture * gain + rng.normal(0, 255 * noise, picture.shape))
 
 
 def grey(picture: Pixels, _: Pixels, __: np.random.Generator) -> Pixels:
@@ -159,52 +126,40 @@ def infrared(picture: Pixels, _: Pixels, rng: np.random.Generator) -> Pixels:
     bright as they are in red, a lit middle and dark corners, soft, grainy."""
     side = len(picture)
     soft = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(side / 128)))
-    light = soft @ np.array([0.7, 0.2, 0.1])
-    light = 255 * (light / 255) ** 0.7  # skin and fur reflect infrared well
+    lit = soft @ np.array([0.7, 0.2, 0.1])
+    lit = 255 * (lit / 255) ** 0.7  # skin and fur reflect infrared well
     place = np.linspace(-1, 1, side)
-    light *= np.exp(-0.7 * (place**2 + place[:, None] ** 2))  # the lamp's cone
-    light += rng.normal(0, 255 * 0.03, light.shape)
-    return np.repeat(_bytes(light)[..., None], 3, axis=2)
+    lit *= np.exp(-0.7 * (place**2 + place[:, None] ** 2))  # the lamp's cone
+    lit += rng.normal(0, 255 * 0.03, lit.shape)
+    return np.repeat(_bytes(lit)[..., None], 3, axis=2)
 
 
-def jpeg(quality: int) -> Apply:
+def jpeg(picture: Pixels, _: Pixels, __: np.random.Generator, *, quality: int) -> Pixels:
     """Saved as a JPEG of that quality at the size that it has, and read again."""
-
-    def apply(picture: Pixels, _: Pixels, __: np.random.Generator) -> Pixels:
-        file = BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=quality)
-        return read_picture(file.getvalue(), Preprocessing(side=len(picture))).pixels
-
-    return apply
+    file = BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    return read_picture(file.getvalue(), Preprocessing(side=len(picture))).pixels
 
 
-def _bytes(values: Values) -> Pixels:
+def _bytes(values: npt.NDArray[Any]) -> Pixels:
     return np.clip(values + 0.5, 0, 255).astype(np.uint8)
 
 
-def _unchanged(picture: Pixels, _: Pixels, __: np.random.Generator) -> Pixels:
-    return picture
-
-
-PLAIN = Change("as it is", _unchanged)
+PLAIN = Change("as it is", lambda picture, _, __: picture)
 CHANGES = (
-    Change("turned by 10°", turn(10)),
-    Change("turned by 30°", turn(30)),
-    Change("turned by 90°", turn(90)),
-    Change("cropped to 70 % of the area", crop(0.7)),
-    Change("cropped to 40 % of the area", crop(0.4)),
-    Change("fills half of the frame", fill(0.5)),
-    Change("fills a quarter of the frame", fill(0.25)),
-    Change("fills a tenth of the frame", fill(0.1)),
-    Change("slightly out of focus", blur(1 / 64)),
-    Change("far out of focus", blur(2 / 64)),
-    Change("some noise", noise(0.05), squeezed_first=True),
-    Change("much noise", noise(0.12), squeezed_first=True),
-    Change("half as bright", dark(0.5), squeezed_first=True),
-    Change("a fifth as bright", dark(0.2), squeezed_first=True),
+    *(Change(f"turned by {d}°", partial(turn, degrees=d)) for d in (10, 30, 90)),
+    Change("cropped to 70 % of the area", partial(crop, area=0.7)),
+    Change("cropped to 40 % of the area", partial(crop, area=0.4)),
+    Change("fills half of the frame", partial(fill, area=0.5)),
+    Change("fills a quarter of the frame", partial(fill, area=0.25)),
+    Change("fills a tenth of the frame", partial(fill, area=0.1)),
+    Change("slightly out of focus", partial(blur, radius=1 / 64)),
+    Change("far out of focus", partial(blur, radius=2 / 64)),
+    Change("some noise", partial(light, noise=0.05), squeezed_first=True),
+    Change("much noise", partial(light, noise=0.12), squeezed_first=True),
+    Change("half as bright", partial(light, gain=0.5), squeezed_first=True),
+    Change("a fifth as bright", partial(light, gain=0.2), squeezed_first=True),
     Change("grey", grey),
     Change("infrared look", infrared, squeezed_first=True),
-    Change("JPEG of quality 50", jpeg(50)),
-    Change("JPEG of quality 20", jpeg(20)),
-    Change("JPEG of quality 8", jpeg(8)),
+    *(Change(f"JPEG of quality {q}", partial(jpeg, quality=q)) for q in (50, 20, 8)),
 )

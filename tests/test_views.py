@@ -1,0 +1,280 @@
+"""Several views of a picture: what is in them, when they are looked at, and what the file says."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from model import classifier, preprocessing
+from model.archive import row
+from model.artifact import unpack
+from model.classifier import BadArtifact, Classifier, default_weights
+from model.convolution import Convolution
+from model.network import (
+    GlobalAverage,
+    Layer,
+    Linear,
+    Mirrored,
+    Relu,
+    Scratch,
+    Standardise,
+    forward,
+    sigmoid,
+    unmirrored,
+)
+from model.preprocessing import (
+    WHOLE,
+    Box,
+    PictureReader,
+    Preprocessing,
+    Views,
+    read_picture,
+    to_vector,
+)
+from tests import pictures
+from tests.pictures import SIX, encode, kinds, picture, scene
+from tests.test_classifier import logistic
+from tests.test_classifier import unsure as unsure_of_its_golden_pictures
+
+ALWAYS, NEVER = (-1e9, 1e9), (1e8, 1e9)
+
+
+def cut(image: Image.Image, box: Box, width: float = 0, height: float = 0) -> NDArray[np.int64]:
+    """What Pillow makes of a box of the image, whose picture has these sides."""
+    sides = (width or image.width, height or image.height) * 2
+    scaled = tuple(edge * side for edge, side in zip(box, sides, strict=True))
+    tile = image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR, scaled)  # type: ignore[arg-type]
+    return np.asarray(tile).astype(int)
+
+
+# --- What is in them ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in sorted(kinds()) if "group4" not in name and name[:2] != "1 "]
+)
+def test_every_view_of_every_kind_of_picture_is_what_is_in_its_box(name: str) -> None:
+    data = kinds()[name]
+    reader = PictureReader(data, views=SIX)
+    np.testing.assert_array_equal(reader.picture.pixels, read_picture(data).pixels)
+    large = Image.fromarray(read_picture(data, Preprocessing(side=320)).pixels)
+    for view, box in zip(reader.other_views(), SIX.boxes[1:], strict=True):
+        assert np.abs(view - cut(large, box)).mean() < 2, box
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF"])
+def test_the_boxes_are_those_of_the_upright_picture(name: str, orientation: int) -> None:
+    boxes = (WHOLE, (0.1, 0.25, 0.3, 0.85), (0.6, 0.0, 1.0, 0.5))
+    reader = PictureReader(pictures.turned(orientation, name), views=Views(boxes))
+    for view, box in zip(reader.other_views(), boxes[1:], strict=True):
+        np.testing.assert_allclose(view, cut(scene(), box), atol=14 if name == "JPEG" else 1)
+
+
+@pytest.mark.parametrize(
+    ("side", "shrunk"), [(856, 8), (855, 4), (428, 4), (427, 2), (214, 2), (213, 1)]
+)
+def test_a_jpeg_is_shrunk_no_further_than_its_smallest_view_allows(side: int, shrunk: int) -> None:
+    data = picture("JPEG", side, side + 90)
+    image = pictures.decode(data)
+    if shrunk > 1:
+        image.draft(None, (side // shrunk, (side + 90) // shrunk))
+    reader = PictureReader(data, views=SIX)
+    views = [reader.picture.pixels, *reader.other_views()]
+    for view, box in zip(views, SIX.boxes, strict=True):
+        expected = cut(image, box, side / shrunk, (side + 90) / shrunk)
+        np.testing.assert_array_equal(view, expected)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "see-through grey PNG", "turned JPEG"])
+def test_a_large_picture_is_decoded_again_and_in_bands_for_the_same_views(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = PictureReader(kinds()[name], views=SIX).other_views()
+    monkeypatch.setattr(preprocessing, "KEPT_BYTES", 0)
+    monkeypatch.setattr(preprocessing, "BAND_PIXELS", 160 * 7)
+    actual = PictureReader(kinds()[name], views=SIX).other_views().astype(int)
+    np.testing.assert_allclose(actual, expected, atol=1)
+
+
+def test_pixels_are_read_as_a_file_of_them() -> None:
+    image = scene(96, 96)
+    ours, file = (PictureReader(each, views=SIX) for each in (np.asarray(image), encode(image)))
+    np.testing.assert_array_equal(ours.picture.pixels, file.picture.pixels)
+    np.testing.assert_array_equal(ours.other_views(), file.other_views())
+
+
+# --- What is made of them -------------------------------------------------------------------------
+
+
+def gentle() -> Classifier:
+    """Logistic regression on small weights, whose rounding errors are small too."""
+    return logistic(scale=0.005)
+
+
+def convolutional() -> Classifier:
+    """A small network that looks in the mirror too, unsure of most pictures."""
+    rng = np.random.default_rng(3)
+    kernels = rng.normal(size=(3, 3, 3, 8)).astype(np.float32)
+    seeing: list[Layer] = [Convolution(kernels, np.zeros(8, np.float32), 2), Relu()]
+    seeing += [Convolution(rng.normal(size=(3, 3, 8, 8)).astype(np.float32) / 8, None), Relu()]
+    layers: list[Layer] = [
+        Standardise([0.5, 0.5, 0.5], [0.25, 0.25, 0.25]),
+        Mirrored([*seeing, GlobalAverage()]),
+        Linear(rng.normal(size=(8, 1)).astype(np.float32), np.array([-0.9], np.float32)),
+    ]
+    return replace(logistic(), layers=layers)
+
+
+MAKES = [gentle, convolutional]
+Make = Callable[[], Classifier]
+
+
+def looking(make: Make, unsure: tuple[float, float] = ALWAYS) -> Classifier:
+    return replace(make(), views=replace(SIX, unsure=unsure))
+
+
+def logit(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> float:
+    return float(forward(layers, to_vector(pixels[None]), Scratch())[-1][0, 0])
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_the_logit_is_the_mean_over_the_views_of_which_the_whole_alone_is_seen_in_the_mirror(
+    make: Make,
+) -> None:
+    tested, data = looking(make), pictures.turned(6)
+    reader = PictureReader(data, views=SIX)
+    whole = logit(tested.layers, reader.picture.pixels)
+    others = [logit(unmirrored(tested.layers), view) for view in reader.other_views()]
+    prediction = tested.predict(data)
+    assert prediction.views == len(prediction.view_pixels) == 6
+    np.testing.assert_allclose(prediction.view_logits, [whole, *others], atol=1e-5)
+    expected = 1 / (1 + np.exp(-np.mean([whole, *others])))
+    assert prediction.cat_probability == pytest.approx(expected, abs=1e-6)
+    np.testing.assert_array_equal(prediction.view_pixels[0], prediction.picture.pixels)
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_the_others_are_looked_at_where_the_whole_lies_between_the_bounds(make: Make) -> None:
+    data = picture()
+    (whole,) = looking(make, NEVER).predict(data).view_logits
+    for low, high, views in ((-1, 1, 6), (-1, 0, 1), (0, 1, 1), (-2, -1, 1), (-1e-3, 1e-3, 6)):
+        tested = looking(make, (whole + low, whole + high))
+        assert tested.predict(data).views == views
+        alone = tested.predict(data, views="one")
+        assert (alone.views, *alone.view_logits) == (1, whole)
+        assert alone.cat_probability == float(sigmoid(whole))
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_every_way_to_ask_for_a_picture_gives_its_one_answer(make: Make) -> None:
+    stored = [scene(96, 96).rotate(20 * i) for i in range(14)]
+    files = [encode(image, ("PNG", "JPEG")[i % 2]) for i, image in enumerate(stored)]
+    wholes = make().logits(map(make().read, files))
+    tested = looking(make, (float(np.median(wholes)), 1e9))
+    alone = [tested.predict(data) for data in files]
+    assert {prediction.views for prediction in alone} == {1, 6}
+    expected = [prediction.cat_probability for prediction in alone]
+    together = tested.answers([tested.read(data) for data in files])
+    assert [each.cat_probability for each in together] == pytest.approx(expected, abs=1e-6)
+    decoded = [np.asarray(pictures.decode(data)) for data in files]
+    for readers in (map(tested.read, files), map(tested.read, decoded)):
+        np.testing.assert_allclose(sigmoid(tested.logits(readers)), expected, atol=1e-6)
+    np.testing.assert_array_equal(tested.logits(map(tested.read, files), "one"), wholes)
+    rows = [row(tested, "name", data)["cat_probability"] for data in files]
+    assert rows == expected
+
+
+# --- What the file says of them -------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "weights.safetensors"
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_a_file_keeps_its_views_which_are_part_of_its_version(make: Make, path: Path) -> None:
+    plain = make().save(path)
+    assert "views" not in unpack(path.read_bytes())[0]
+    versions = {plain.version}
+    for unsure, boxes in ((ALWAYS, SIX.boxes), ((-3, 3), SIX.boxes), ((-3, 3), SIX.boxes[:2])):
+        saved = replace(make(), views=Views(boxes, unsure)).save(path)
+        assert saved.views == Classifier.load(path).views == Views(boxes, unsure)
+        assert saved.save(path).version == saved.version
+        versions.add(saved.version)
+    assert len(versions) == 4
+
+
+def test_the_weights_that_shipped_without_views_are_read_as_before() -> None:
+    values, _ = unpack(default_weights().read_bytes())
+    if "views" in values:
+        pytest.skip("they have views")
+    assert Classifier.load(default_weights()).views.boxes == (WHOLE,)
+
+
+WRONG: dict[str, tuple[object, str, Any]] = {
+    "boxes of the picture as it is stored": (preprocessing, "_as_stored", lambda box, _: box),
+    "boxes from the right": (
+        preprocessing,
+        "_as_stored",
+        lambda box, _: (1 - box[2], box[1], 1 - box[0], box[3]),
+    ),
+    "the whole each time": (
+        PictureReader,
+        "other_views",
+        lambda reader: reader.picture.pixels[None],
+    ),
+    "the whole alone": (Views, "all_of", lambda *_: False),
+    "all in the mirror": (classifier, "unmirrored", lambda layers: layers),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+@pytest.mark.parametrize("make", MAKES)
+def test_code_that_looks_at_views_differently_refuses_the_file(
+    make: Make, mistake: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = Views((WHOLE, (0.0, 0.1, 0.4, 0.6)))  # which lie otherwise in a mirror, unlike six
+    tested = replace(unsure_of_its_golden_pictures(make()), views=views).save(path)
+    assert all(tested.predict(golden.picture).views == 2 for golden in tested.golden)
+    if make is gentle and "mirror" in mistake:
+        pytest.skip("which looks in no mirror")
+    monkeypatch.setattr(*WRONG[mistake])
+    with pytest.raises(BadArtifact, match="differently"):
+        Classifier.load(path)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "unsure"),
+    [
+        ([], [-3, 3]),
+        ([[0, 0, 0.6, 0.6]], [-3, 3]),  # the first is not the whole
+        ([[0, 0, 1, 1]] * 17, [-3, 3]),
+        *(
+            ([[0, 0, 1, 1], box], [-3, 3])
+            for box in (
+                *([0, 0, 1.1, 1], [-0.1, 0, 1, 1], [0.5, 0, 0.4, 1], [0, 0.5, 1, 0.55]),
+                *([0, 0, 1], [0, 0, "1", 1], [0, 0, True, 1], [0, 0, float("nan"), 1], None),
+            )
+        ),
+        *(
+            ([[0, 0, 1, 1], [0, 0, 0.6, 0.6]], unsure)
+            for unsure in ([3, -3], [1, 1], [-3], [-3, float("inf")], [float("nan"), 3], "34", None)
+        ),
+    ],
+)
+def test_views_that_cannot_be_are_refused(boxes: Any, unsure: Any) -> None:
+    with pytest.raises(ValueError, match="views"):
+        Views.from_json({"boxes": boxes, "unsure": unsure})
+
+
+def test_views_survive_json() -> None:
+    assert Views.from_json(SIX.to_json()) == SIX
+    with pytest.raises(ValueError, match="views"):
+        Views.from_json(SIX.to_json() | {"mirror": True})
