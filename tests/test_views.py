@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model import classifier, preprocessing
-from model.archive import row
+from model import archive, classifier, preprocessing
 from model.artifact import unpack
 from model.classifier import BadArtifact, Classifier, default_weights
 from model.convolution import Convolution
@@ -36,6 +35,7 @@ from model.preprocessing import (
     read_picture,
     to_vector,
 )
+from model.worker import Job
 from tests import pictures
 from tests.pictures import SIX, encode, kinds, picture, scene
 from tests.test_classifier import logistic
@@ -171,8 +171,13 @@ def test_the_others_are_looked_at_where_the_whole_lies_between_the_bounds(make: 
         assert alone.cat_probability == float(sigmoid(whole))
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "weights.safetensors"
+
+
 @pytest.mark.parametrize("make", MAKES)
-def test_every_way_to_ask_for_a_picture_gives_its_one_answer(make: Make) -> None:
+def test_every_way_to_ask_for_a_picture_gives_its_one_answer(make: Make, path: Path) -> None:
     stored = [scene(96, 96).rotate(20 * i) for i in range(14)]
     files = [encode(image, ("PNG", "JPEG")[i % 2]) for i, image in enumerate(stored)]
     wholes = make().logits(map(make().read, files))
@@ -186,16 +191,13 @@ def test_every_way_to_ask_for_a_picture_gives_its_one_answer(make: Make) -> None
     for readers in (map(tested.read, files), map(tested.read, decoded)):
         np.testing.assert_allclose(sigmoid(tested.logits(readers)), expected, atol=1e-6)
     np.testing.assert_array_equal(tested.logits(map(tested.read, files), "one"), wholes)
-    rows = [row(tested, "name", data)["cat_probability"] for data in files]
-    assert rows == expected
+    tested.save(path)
+    _, handle = archive.load(str(path))
+    rows = [handle([Job({}, data)])[0].head["cat_probability"] for data in files]
+    assert rows == pytest.approx(expected, abs=1e-6)
 
 
 # --- What the file says of them -------------------------------------------------------------------
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "weights.safetensors"
 
 
 @pytest.mark.parametrize("make", MAKES)
