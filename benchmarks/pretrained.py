@@ -3,8 +3,8 @@
     python -m benchmarks.pretrained ../shared/data
 
 The folder holds `*-val.zip` (and `*-test.zip`), as scripts/get_data.py makes them. The other one
-answers with the sum of ImageNet's five house-cat classes, from the same 64×64 picture that this
-project gets, enlarged to its own size, and from the picture at full size. Its threshold, one for
+answers with the sum of ImageNet's five house-cat classes, from the whole picture at 64×64 pixels,
+enlarged to its own size, and from the picture at full size. Its threshold, one for
 all sources, is chosen on the validation pictures by the rule that this project's came from, which
 is the one stored with its weights. Validation pictures are judged unless --test is given.
 """
@@ -30,11 +30,11 @@ from benchmarks.machine import describe
 from benchmarks.serving.pictures import SIZES, jpeg
 from model.classifier import Classifier, default_weights
 from model.network import Array, pieces, sigmoid
-from model.preprocessing import Preprocessing, read_picture, to_vector
+from model.preprocessing import Preprocessing, read_picture
 from training import Refused
 from training.calibration import calibrate
 from training.calibration import choose_threshold as training_threshold
-from training.data import PictureSet, read_pictures
+from training.data import PictureSet, list_pictures, read_pictures
 from training.metrics import confusion, roc_auc
 
 OURS = "this project"
@@ -52,11 +52,11 @@ def score(files: Sequence[Path], ours: Classifier, other: Lite) -> tuple[Array, 
         small = _read(file, ours.preprocessing)
         labels.append(small.labels)
         sources += [part.source for part in small.parts]
+        listed = list_pictures([file], both_classes=False).pictures
+        scores[OURS].append(ours.logits(ours.read(each.load()) for each in listed))
         for part in pieces(len(small), 64):
-            pixels = small.pictures[part]
-            p = np.clip(ours.probabilities(to_vector(pixels)), 1e-15, 1 - 1e-15)
-            scores[OURS].append(np.log(p / (1 - p)))
-            scores["64×64"].append(other.cat_log_odds(_enlarged(pixels, other.side)))
+            pixels = _enlarged(small.pictures[part], other.side)
+            scores["64×64"].append(other.cat_log_odds(pixels))
         scores["full size"].append(other.cat_log_odds(_read(file, other.preprocessing).pictures))
         print(f"{file.name}: {len(small):,} pictures", file=sys.stderr)
     joined = {way: np.concatenate(parts) for way, parts in scores.items()}
