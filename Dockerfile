@@ -1,7 +1,7 @@
 # The service in a container: the rooms app and model with their locked dependencies, nothing else.
 #
 #   docker build -t cat .
-#   docker run -p 8000:8000 --read-only --tmpfs /tmp --cap-drop ALL --memory 256m cat
+#   docker run -p 8000:8000 --read-only --cap-drop ALL --memory 256m cat
 
 FROM python:3.13-slim AS build
 

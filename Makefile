@@ -1,4 +1,4 @@
-# Each target is one or two plain commands; the README shows them for those without make.
+# Each target is one or two plain commands; CONTRIBUTING.md shows them for those without make.
 # `make setup PYTHON=python3.13` builds the environment with another Python.
 
 PYTHON ?= python3

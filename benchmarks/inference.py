@@ -64,7 +64,7 @@ def _compare(engines: dict[str, Process], rounds: int, repetitions: int) -> list
     for number in range(rounds + 1):
         for batch in BATCHES:
             for name, engine in engines.items():
-                seconds = engine.ask("run", batch, max(1, repetitions // batch))
+                seconds = engine.ask(batch, max(1, repetitions // batch))
                 if number:  # the first round fills caches and buffers
                     times.setdefault((name, batch), []).extend(seconds)
     print("milliseconds a picture, median (and 95th percentile); megabytes beside NumPy's own:\n")

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.network import Array, pieces
+from model.preprocessing import Preprocessing
 
 VARIANTS: Final = {"lite0": (224, 1.0), "lite2": (260, 1.2)}  # side, and how much deeper
 STAGES: Final = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # blocks, stride
@@ -51,6 +52,7 @@ class Lite:
         with Path(getattr(files, name).get_model_file_path()).open("rb") as file:
             tensors = read_tensors(file)
         self.side, depth = VARIANTS[variant]
+        self.preprocessing = Preprocessing(side=self.side, filter="bicubic")  # as in its training
         self.model = build(tensors, self.side, depth)
         self._run = session(self.model, threads).run
 
@@ -100,15 +102,14 @@ class _Network:
 
     def block(self, x: str, name: str, stride: int) -> str:
         """Expand, filter each channel alone, project; add the input where the shape allows."""
-        y, expand = x, f"{name}_expand_conv"
-        if f"{expand}.weight" in self.tensors:
-            y = self.unit(y, expand, f"{name}_bn0")
+        y, project = x, self.tensors[f"{name}_project_conv.weight"]
+        expand = self.tensors.get(f"{name}_expand_conv.weight")
+        if expand is not None:
+            y = self.unit(y, f"{name}_expand_conv", f"{name}_bn0")
         y = self.unit(y, f"{name}_depthwise_conv", f"{name}_bn1", stride)
         y = self.unit(y, f"{name}_project_conv", f"{name}_bn2", linear=True)
-        c_out = len(self.tensors[f"{name}_project_conv.weight"])
-        first = expand if f"{expand}.weight" in self.tensors else f"{name}_project_conv"
-        c_in = self.tensors[f"{first}.weight"].shape[1]
-        return self.graph.add("Add", y, x) if stride == 1 and c_in == c_out else y
+        c_in = (project if expand is None else expand).shape[1]
+        return self.graph.add("Add", y, x) if stride == 1 and c_in == len(project) else y
 
     def unit(self, x: str, name: str, norm: str, stride: int = 1, linear: bool = False) -> str:
         """Convolution with its batch normalisation folded in, and ReLU6 unless linear."""
@@ -168,13 +169,10 @@ def read_tensors(file: BinaryIO) -> dict[str, Array]:
     for key in map(str, _Reader(data).load()):
         count = int.from_bytes(data.read(8), "little")
         numbers[key] = np.frombuffer(data.read(count * dtypes[key].itemsize), dtypes[key], count)
-    return {
-        name: _tensor(numbers[str(storage[2])], offset, shape, strides)
-        for name, (storage, offset, shape, strides, *_) in tensors.items()
-    }
-
-
-def _tensor(flat: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    """Offset and strides count numbers. Raises ValueError for what lies outside of its storage."""
-    size = flat.dtype.itemsize
-    return np.ndarray(shape, flat.dtype, flat, offset * size, [size * n for n in strides])
+    found = {}
+    for name, (storage, offset, shape, strides, *_) in tensors.items():
+        flat = numbers[str(storage[2])]
+        size = flat.itemsize  # offset and strides count numbers; NumPy refuses what lies outside
+        places = [size * n for n in strides]
+        found[name] = np.ndarray(shape, flat.dtype, flat, offset * size, places)
+    return found

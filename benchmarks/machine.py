@@ -27,13 +27,3 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()} ({platform.machine()})"
-
-
-def memory_mb() -> tuple[float, float]:
-    """(now, at most so far): this process's resident memory in megabytes (10⁶ bytes); Linux."""
-    fields = dict(
-        line.split(":", 1)
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    )
-    now, most = (int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))
-    return now, most

@@ -3,8 +3,8 @@
     python -m benchmarks.pretrained ../shared/data
 
 The folder holds `*-val.zip` (and `*-test.zip`), as scripts/get_data.py makes them. The other one
-answers with the sum of ImageNet's five house-cat classes, from the same 64×64 picture that this
-project gets, enlarged to its own size, and from the picture at full size. Its threshold, one for
+answers with the sum of ImageNet's five house-cat classes, from the whole picture at 64×64 pixels,
+enlarged to its own size, and from the picture at full size. Its threshold, one for
 all sources, is chosen on the validation pictures by the rule that this project's came from, which
 is the one stored with its weights. Validation pictures are judged unless --test is given.
 """
@@ -30,11 +30,11 @@ from benchmarks.machine import describe
 from benchmarks.serving.pictures import SIZES, jpeg
 from model.classifier import Classifier, default_weights
 from model.network import Array, pieces, sigmoid
-from model.preprocessing import Preprocessing, read_picture, to_vector
+from model.preprocessing import Preprocessing, read_picture
 from training import Refused
 from training.calibration import calibrate
 from training.calibration import choose_threshold as training_threshold
-from training.data import PictureSet, read_pictures
+from training.data import PictureSet, list_pictures, read_pictures
 from training.metrics import confusion, roc_auc
 
 OURS = "this project"
@@ -52,19 +52,15 @@ def score(files: Sequence[Path], ours: Classifier, other: Lite) -> tuple[Array, 
         small = _read(file, ours.preprocessing)
         labels.append(small.labels)
         sources += [part.source for part in small.parts]
+        listed = list_pictures([file], both_classes=False).pictures
+        scores[OURS].append(ours.logits(ours.read(each.load()) for each in listed))
         for part in pieces(len(small), 64):
-            pixels = small.pictures[part]
-            p = np.clip(ours.probabilities(to_vector(pixels)), 1e-15, 1 - 1e-15)
-            scores[OURS].append(np.log(p / (1 - p)))
-            scores["64×64"].append(other.cat_log_odds(_enlarged(pixels, other.side)))
-        scores["full size"].append(other.cat_log_odds(_read(file, _preprocessing(other)).pictures))
+            pixels = _enlarged(small.pictures[part], other.side)
+            scores["64×64"].append(other.cat_log_odds(pixels))
+        scores["full size"].append(other.cat_log_odds(_read(file, other.preprocessing).pictures))
         print(f"{file.name}: {len(small):,} pictures", file=sys.stderr)
     joined = {way: np.concatenate(parts) for way, parts in scores.items()}
     return np.concatenate(labels), np.array(sources), joined
-
-
-def _preprocessing(other: Lite) -> Preprocessing:
-    return Preprocessing(side=other.side, filter="bicubic")  # what it was trained and tested with
 
 
 def _read(file: Path, spec: Preprocessing) -> PictureSet:
@@ -113,7 +109,7 @@ def write_teacher(files: Sequence[Path], other: Lite, out: Path) -> None:
     training takes as a teacher's answers."""
     lines = ["name,cat_log_odds"]
     for file in files:
-        read = _read(file, _preprocessing(other))
+        read = _read(file, other.preprocessing)
         mirrored = other.cat_log_odds(read.pictures[:, :, ::-1])
         odds = (other.cat_log_odds(read.pictures) + mirrored) / 2
         lines += [f"{name},{value:.3f}" for name, value in zip(read.names, odds, strict=True)]
@@ -129,10 +125,7 @@ def main(
     weights: Annotated[Path, typer.Option(help="of this project")] = DEFAULT,
     test: Annotated[bool, typer.Option(help="judge the test pictures")] = False,
     threads: Annotated[int, typer.Option(help="for the other one's scores")] = os.cpu_count() or 1,
-    teacher: Annotated[
-        Path | None,
-        typer.Option(help="compare nothing; write log-odds for *-train.zip to this CSV"),
-    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="only write a teacher's CSV there")] = None,
 ) -> None:
     """Compare and print; the exit status is 2 where a package or the pictures are missing."""
     if absent := missing(variant):
@@ -157,13 +150,12 @@ def _files(folder: Path, split: str) -> list[Path]:
 
 
 def _compare(data: Path, weights: Path, other: Lite, test: bool) -> None:
-    judged_files = _files(data, "test") if test else []
     ours = Classifier.load(weights)
     labels, sources, scores = score(_files(data, "val"), ours, other)
     thresholds = {way: choose_threshold(labels, sources.tolist(), scores[way]) for way in scores}
     thresholds[OURS] = _logit(ours.threshold)
     if test:
-        labels, sources, scores = score(judged_files, ours, other)
+        labels, sources, scores = score(_files(data, "test"), ours, other)
     print(f"{describe()}\n\n{'test' if test else 'validation'} pictures:\n")
     print("source       cats   others  way                AUC   balanced  others said cat")
     print(*judge(labels, sources, scores, thresholds), sep="\n")
@@ -182,11 +174,11 @@ def _print_costs(weights: Path, ours: Classifier, other: Lite) -> None:
     rng = np.random.default_rng(0)
     row = rng.random((1, 64 * 64 * 3), dtype=np.float32)
     pixels = rng.integers(256, size=(1, other.side, other.side, 3), dtype=np.uint8)
-    photo, spec = jpeg(SIZES[1]), _preprocessing(other)
+    photo, spec = jpeg(SIZES[1]), other.preprocessing
     with TemporaryDirectory() as scratch:
         file = Path(scratch, "lite.onnx")
         file.write_bytes(other.model)
-        memory = [_memory_mb(OURS, weights), _memory_mb("Lite", file)]
+        memory = [_memory_mb(OURS, weights), _memory_mb("ONNX Runtime", file)]
     rows = {
         "size on disk, MB": (weights.stat().st_size / 1e6, len(other.model) / 1e6),
         "memory beside NumPy's own, MB": memory,

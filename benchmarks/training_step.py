@@ -12,13 +12,15 @@ weights and averages. In that check this project's batch is one part, as PyTorch
 is split over the threads, and batch normalisation sees each part alone.
 """
 
-import os
+import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain, pairwise
 from multiprocessing import get_context
 from statistics import median
 from time import perf_counter
@@ -27,16 +29,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.machine import describe, memory_mb
-from model.network import (
-    Array,
-    Composite,
-    Gradients,
-    Layer,
-    Scratch,
-    parameters,
-    prepare,
-)
+from benchmarks.machine import describe
+from model.network import Array, Composite, Gradients, Layer, Scratch, parameters, prepare
 from training.architecture import convolutional
 from training.course import forward_backward
 from training.loop import Optimizer
@@ -112,9 +106,6 @@ class Ours:
         means = {name: value / len(self.X) for name, value in gradients.items()}
         return Step(loss, means, own, averages)
 
-    def describe(self) -> str:
-        return describe()
-
     def _step(self, parts: int) -> tuple[list[Gradients], float]:
         rows = np.array_split(np.arange(len(self.X)), parts)
 
@@ -177,18 +168,10 @@ class Theirs:
         averages = map(array, self.averages)
         return Step(loss, gradients, weights, dict(zip(self.own, averages, strict=True)))
 
-    def describe(self) -> str:
-        torch = self.torch
-        return (
-            f"PyTorch {torch.__version__} with {torch.get_num_threads()} threads, "
-            f"{torch.backends.cpu.get_cpu_capability()}, "
-            f"oneDNN {'on' if torch.backends.mkldnn.is_available() else 'off'}"
-        )
 
+# --- the comparison -----------------------------------------------------------------------------
 
-# --- processes ----------------------------------------------------------------------------------
-
-_side: Any  # of a child
+_side: Ours | Theirs  # of a process
 
 
 def _start(side: type[Ours | Theirs], task: Task) -> None:
@@ -196,34 +179,40 @@ def _start(side: type[Ours | Theirs], task: Task) -> None:
     _side = side(task)
 
 
-def _call(method: str) -> Any:
-    return memory_mb()[1] if method == "memory" else getattr(_side, method)()
+def _first_step() -> Step:
+    return _side.first_step()
 
 
 def _seconds(steps: int) -> list[float]:
-    seconds = []
+    moments = [perf_counter()]
     for _ in range(steps):
-        start = perf_counter()
         _side.step()
-        seconds.append(perf_counter() - start)
-    return seconds
+        moments.append(perf_counter())
+    return [after - before for before, after in pairwise(moments)]
+
+
+def _memory_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # of Linux
 
 
 @contextmanager
-def both(task: Task) -> Iterator[tuple[ProcessPoolExecutor, ProcessPoolExecutor]]:
-    """A process for PyTorch and one for this project; neither has what the other loaded."""
+def both(task: Task) -> Iterator[Callable[..., tuple[Any, Any]]]:
+    """A process for PyTorch and one for this project, neither with what the other loaded. Each
+    runs a function in turn."""
     context = get_context("spawn")
     with (
         ProcessPoolExecutor(1, context, _start, (Theirs, task)) as theirs,
         ProcessPoolExecutor(1, context, _start, (Ours, task)) as ours,
     ):
-        yield theirs, ours
+
+        def ask(function: Callable[..., Any], *arguments: object) -> tuple[Any, Any]:
+            other = theirs.submit(function, *arguments).result()
+            return other, ours.submit(function, *arguments).result()
+
+        yield ask
 
 
-# --- the comparison -----------------------------------------------------------------------------
-
-
-def compare(ours: Step, theirs: Step) -> dict[str, float]:
+def compare(theirs: Step, ours: Step) -> dict[str, float]:
     """Relative differences: of the loss, and the worst of each kind of vector."""
     differences = {"loss": abs(ours.loss - theirs.loss) / theirs.loss}
     for what in ("gradients", "parameters", "averages"):
@@ -231,7 +220,6 @@ def compare(ours: Step, theirs: Step) -> dict[str, float]:
         differences[what] = max(
             float(np.linalg.norm(own[name] - value) / np.linalg.norm(value))
             for name, value in other.items()
-            if np.any(value)
         )
     return differences
 
@@ -248,45 +236,27 @@ def main(
         print("PyTorch is not installed: python -m pip install torch==2.13.0.", file=sys.stderr)
         sys.exit(2)
     task = Task(batch, threads, seed)
-    with both(replace(task, dtype="float64")) as (theirs, ours):
-        print(*(side.submit(_call, "describe").result() for side in (ours, theirs)), sep="\n")
-        first = [side.submit(_call, "first_step").result() for side in (ours, theirs)]
-    differences = compare(*first)
+    print(describe())
+    with both(replace(task, dtype="float64")) as ask:
+        differences = compare(*ask(_first_step))
     print("\nthe same step on the same batch in float64, relative difference:")
     print(*(f"  {what:<12}{difference:.1e}" for what, difference in differences.items()), sep="\n")
     if max(differences.values()) > TOLERANCE:
         sys.exit(f"More than {TOLERANCE}: these are not the same network.")
-    with both(task) as (theirs, ours):
-        _measure(theirs, ours, batch, rounds, steps)
-
-
-def _measure(
-    theirs: ProcessPoolExecutor, ours: ProcessPoolExecutor, batch: int, rounds: int, steps: int
-) -> None:
-    print(f"\nmilliseconds for a step of {batch} pictures, median of {steps}:\n")
-    print("round    PyTorch   this project")
-    taken: dict[str, list[float]] = {"theirs": [], "ours": []}
-    ratios = []
-    for number in range(rounds + 1):
-        other, own = (side.submit(_seconds, steps).result() for side in (theirs, ours))
-        if number == 0:
-            continue  # caches, buffers and threads are there afterwards
-        taken["theirs"] += other
-        taken["ours"] += own
-        ratios.append(median(other) / median(own))
+    with both(task) as ask:
+        print(f"\nmilliseconds for a step of {batch} pictures, PyTorch {version('torch')}:\n")
+        print("round    PyTorch   this project")
+        ask(_seconds, steps)  # caches, buffers and threads are there afterwards
+        taken = [ask(_seconds, steps) for _ in range(rounds)]
+        memory = ask(_memory_mb)
+    for number, (other, own) in enumerate(taken, 1):
         print(f"{number:>5}   {median(other) * 1e3:8.1f}   {median(own) * 1e3:12.1f}")
-    other, own = taken["theirs"], taken["ours"]
+    other, own = (list(chain(*side)) for side in zip(*taken, strict=True))
     print(f"median  {median(other) * 1e3:8.1f}   {median(own) * 1e3:12.1f}")
     print(f"fastest {min(other) * 1e3:8.1f}   {min(own) * 1e3:12.1f}")
-    print(f"memory  {_mb(theirs):5.0f} MB   {_mb(ours):9.0f} MB")
-    print(
-        f"\nspeed of PyTorch    {median(other) / median(own):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f} over the rounds); load {os.getloadavg()[0]:.1f}"
-    )
-
-
-def _mb(side: ProcessPoolExecutor) -> float:
-    return float(side.submit(_call, "memory").result())
+    print(f"memory  {memory[0]:5.0f} MB   {memory[1]:9.0f} MB")
+    ratios = [median(other) / median(own) for other, own in taken]
+    print(f"\n{median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":

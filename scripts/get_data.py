@@ -175,10 +175,8 @@ def write(chosen: Sequence[Found], out: Path) -> tuple[Counter[tuple[str, str]],
 
 def main(
     out: Annotated[Path, typer.Argument(help="a folder to write to")],
-    pets_archive: Annotated[Path | None, typer.Option("--pets", help="PetImages, a zip")] = None,
-    tiny_archive: Annotated[
-        Path | None, typer.Option("--tiny", help="Tiny ImageNet, a zip")
-    ] = None,
+    pets_zip: Annotated[Path | None, typer.Option("--pets", help="PetImages, a zip")] = None,
+    tiny_zip: Annotated[Path | None, typer.Option("--tiny", help="Tiny ImageNet, a zip")] = None,
     others: Annotated[int, typer.Option(help="pictures of each ordinary class")] = 125,
     lookalikes: Annotated[int, typer.Option(help="pictures of each class like a cat")] = 425,
 ) -> None:
@@ -186,27 +184,17 @@ def main(
     found: list[Found] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for file, read in ((pets_archive, pets), (tiny_archive, tiny)):
-            if file is None:
-                continue
-            print(f"reading {file}", file=sys.stderr)
-            pictures = list(read(ZipFile(file)))
-            if not pictures:
-                _refuse(f"{file} holds no pictures as --{read.__name__} has them.")
-            found += pictures
+        for file, read in ((pets_zip, pets), (tiny_zip, tiny)):
+            if file is not None:
+                print(f"reading {file}", file=sys.stderr)
+                found += read(ZipFile(file))
         if not found:
-            _refuse("Give --pets, --tiny or both.")
+            raise BadZipFile("no pictures as --pets or --tiny has them")
         chosen, left_out = choose(found, others, lookalikes)
         _report(*write(chosen, out), left_out)
-    except BadZipFile as error:
-        _refuse(f"{file} is not a whole zip ({error}). Download it again.")
-    except OSError as error:
-        _refuse(str(error))
-
-
-def _refuse(message: str) -> None:
-    print(message, file=sys.stderr)
-    raise typer.Exit(2)
+    except (BadZipFile, OSError) as error:
+        print(f"{file or 'No archive'}: {error}. Is it whole, and the right one?", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 def _report(counts: Counter[tuple[str, str]], refused: Sequence[str], left_out: int) -> None:
@@ -215,9 +203,7 @@ def _report(counts: Counter[tuple[str, str]], refused: Sequence[str], left_out: 
     for split in SPLITS:
         print(f"{split:<6}" + "".join(f"{counts[split, kind]:>15,}" for kind in kinds))
     print(f"\n{left_out} were there twice, or as both classes, and were left out")
-    if refused:
-        print(f"\n{len(refused)} cannot be read and were left out:")
-        print(*(f"  {line}" for line in refused), sep="\n")
+    print(f"{len(refused)} cannot be read and were left out", *refused, sep="\n  ")
 
 
 if __name__ == "__main__":

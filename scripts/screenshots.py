@@ -17,21 +17,16 @@ from tests.data_folder import REPOSITORY
 from tests.server import UVICORN, running
 
 FOLDER = REPOSITORY / "docs" / "screenshots"
+LARGE, SMALL = {"width": 1000, "height": 700}, {"width": 390, "height": 844}
 VIEWS: dict[str, dict[str, Any]] = {
-    "light": {"color_scheme": "light", "viewport": {"width": 1000, "height": 700}},
-    "dark": {"color_scheme": "dark", "viewport": {"width": 1000, "height": 700}},
-    "phone": {
-        "color_scheme": "light",
-        "viewport": {"width": 390, "height": 844},
-        "has_touch": True,
-        "is_mobile": True,
-    },
+    "light": {"color_scheme": "light", "viewport": LARGE},
+    "dark": {"color_scheme": "dark", "viewport": LARGE},
+    "phone": {"color_scheme": "light", "viewport": SMALL, "has_touch": True, "is_mobile": True},
 }
 EXAMPLES = {"light": "A tabby cat", "dark": "A cup of coffee", "phone": "A tabby cat"}
 
 
 def main() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
     with running(UVICORN) as server, chromium() as browser:
         for name, options in VIEWS.items():
             page = browser.new_page(reduced_motion="reduce", **options)
@@ -43,7 +38,6 @@ def main() -> None:
                 page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
             page.mouse.move(0, 0)
             _save(page.screenshot(), FOLDER / f"{name}.png")
-            page.close()
 
 
 def _save(png: bytes, path: Path) -> None:

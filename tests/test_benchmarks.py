@@ -70,7 +70,7 @@ def test_engines_answer_as_the_classifier_does(name: str) -> None:
     expected = Classifier.load(weights).probabilities(X)
     with engine.Process(name, weights, core=max(os.sched_getaffinity(0))) as process:
         assert process.ask("probabilities") == pytest.approx(expected, abs=1e-4)
-        assert all(seconds > 0 for seconds in process.ask("run", 8, 2))
+        assert all(seconds > 0 for seconds in process.ask(8, 2))
         memory = process.ask("memory").values()
     assert all(5 < before <= after < 2000 for before, after in pairwise(memory))
 
@@ -88,7 +88,7 @@ def test_the_timed_step_is_the_same_network_as_pytorchs() -> None:
     assert 0 < ours.step() < 10
     if find_spec("torch") is None:
         pytest.skip("needs PyTorch: benchmarks/README.md")
-    differences = training_step.compare(step, training_step.Theirs(task).first_step())
+    differences = training_step.compare(training_step.Theirs(task).first_step(), step)
     assert max(differences.values()) < training_step.TOLERANCE
 
 

@@ -98,8 +98,8 @@ def test_so_many_of_each_class_are_taken(tmp_path: Path, archives: tuple[Path, P
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a zip", "is not a whole zip"),
-        (b"PK\5\6" + bytes(18), "holds no pictures as --pets has them"),
+        (b"not a zip", "File is not a zip file"),
+        (b"PK\5\6" + bytes(18), "no pictures as --pets or --tiny has them"),
         (None, "No such file or directory"),
     ],
     ids=["no zip", "empty", "missing"],

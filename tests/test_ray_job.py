@@ -4,8 +4,11 @@
 """
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,8 @@ from model.archive import Row
 from model.classifier import Classifier
 from model.workers import Workers
 from tests import pictures
-from tests.test_archive import PNG, expected
+from tests.data_folder import REPOSITORY
+from tests.test_archive import PNG, expected, zipped
 
 pytest.importorskip("ray", reason="needs requirements/ray.txt: `make test-ray` has it")
 pytest.importorskip("pyarrow", reason="needs requirements/ray.txt: `make test-ray` has it")
@@ -23,17 +27,16 @@ pytest.importorskip("pyarrow", reason="needs requirements/ray.txt: `make test-ra
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.cluster_utils import Cluster
 
 from deploy.ray import job
-from deploy.ray.job import Answer, main, read_rows
+from deploy.ray.job import Answer, main
 
 # Ray's own: its sockets and processes are closed when Python ends.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("ResourceWarning", "DeprecationWarning", "FutureWarning")
+] + [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 @pytest.fixture(autouse=True)
@@ -42,33 +45,28 @@ def stopped_after() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Good and bad pictures, in folders and zips."""
+def rows(folder: Path) -> dict[str, Row]:
+    """What the job wrote, by name, without empty columns; no name comes twice."""
+    every = pq.read_table(folder).to_pylist()
+    found = {row["picture"]: {k: v for k, v in row.items() if v is not None} for row in every}
+    assert len(found) == len(every)
+    return found
+
+
+def test_the_rows_are_those_of_the_command(tmp_path: Path, weights_path: Path) -> None:
     root = tmp_path / "pictures"
     (root / "deep").mkdir(parents=True)
     (root / "turned.jpg").write_bytes(pictures.turned(6))
     (root / "cut.png").write_bytes(PNG[:-200])
     (root / "deep" / "empty.png").write_bytes(b"")
     (root / "broken.zip").write_bytes(b"PK\3\4")
-    with zipfile.ZipFile(root / "some.zip", "w") as archive:
-        archive.writestr("a/ö.png", PNG)
-        archive.writestr("inner.zip", b"")
-    return root
-
-
-def by_name(rows: Iterable[Row]) -> dict[str, Row]:
-    return {row["picture"]: row for row in rows}
-
-
-def test_the_rows_are_those_of_the_command(folder: Path, weights_path: Path) -> None:
-    lines, rows = folder.with_name("rows.jsonl"), folder.with_name("rows")
-    arguments = ["--weights", str(weights_path), str(folder), "--output"]
-    assert model_command([*arguments, str(lines)]) == 1
-    assert main([*arguments, str(rows)]) == 1
-    found = by_name(read_rows(rows))
-    assert found == by_name(map(json.loads, lines.read_text("utf-8").splitlines()))
-    assert len(found) == 6
+    (root / "some.zip").write_bytes(zipped({"a/ö.png": PNG, "inner.zip": b""}))
+    arguments = ["--weights", str(weights_path), str(root), "--output"]
+    assert model_command([*arguments, str(tmp_path / "rows.jsonl")]) == 1
+    assert main([*arguments, str(tmp_path / "rows")]) == 1
+    lines = map(json.loads, (tmp_path / "rows.jsonl").read_text("utf-8").splitlines())
+    assert rows(tmp_path / "rows") == {row["picture"]: row for row in lines}
+    assert len(rows(tmp_path / "rows")) == 6
 
 
 def test_pictures_in_parquet_give_the_same_rows(
@@ -79,29 +77,30 @@ def test_pictures_in_parquet_give_the_same_rows(
     arguments = [str(tmp_path / "in.parquet"), "--names", "path", "--bytes", "jpeg"]
     arguments += ["--output", str(tmp_path / "rows")]
     assert main([*arguments, "--weights", str(weights_path)]) == 1
-    rows = by_name(read_rows(tmp_path / "rows"))
-    assert rows["ö.png"] == expected(classifier, "ö.png", PNG)
-    errors = {name: row["error"]["reason"] for name, row in rows.items() if "error" in row}
+    found = rows(tmp_path / "rows")
+    assert found["ö.png"] == expected(classifier, "ö.png", PNG)
+    errors = {name: row["error"]["reason"] for name, row in found.items() if "error" in row}
     assert errors == {"\\xff.png": "damaged", "none": "unreadable"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["pictures", "--output", "pictures"], "is there already"),
-        (["pictures", "pictures/deep", "--output", "rows"], "would have two rows"),
-        (["pictures", "--output", "rows", "--names", "path"], "belong together"),
-        (["pictures", "--output", "rows", "--weights", "pictures/cut.png"], "cannot be used"),
+        (["there", "--output", "there"], "is there already"),
+        (["there", "there/deep", "--output", "rows"], "would have two rows"),
+        (["there", "--output", "rows", "--names", "path"], "belong together"),
+        (["there", "--output", "rows", "--weights", "no/weights"], "cannot be used"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_ray_starts(
     arguments: list[str],
     says: str,
-    folder: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(folder.parent)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there" / "deep").mkdir(parents=True)
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
@@ -121,8 +120,29 @@ def test_a_picture_that_ends_its_process_is_a_row_and_the_actor_goes_on(
     for _ in range(2):
         good, fatal, again = actor(batch).to_pylist()
         assert fatal["error"]["reason"] == "crashes-decoder"
-        assert (
-            good["cat_probability"]
-            == again["cat_probability"]
-            == (classifier.predict(PNG).cat_probability)
+        assert good["cat_probability"] == classifier.predict(PNG).cat_probability
+        assert again == good
+
+
+def test_a_lost_nodes_pictures_are_answered_by_another(tmp_path: Path) -> None:
+    count = 6000  # many enough that the job is not done when a node is lost
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(count):
+            archive.writestr(f"{number}.png", PNG)
+    arguments = [str(tmp_path / "a.zip"), "--output", str(tmp_path / "rows")]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        lost = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.ray.job", *arguments],
+            cwd=REPOSITORY,
+            env={**os.environ, "RAY_ADDRESS": cluster.address},
         )
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(10)
+        cluster.remove_node(lost, allow_graceful=False)
+        assert process.wait(300) == 0
+    finally:
+        cluster.shutdown()
+    assert len(rows(tmp_path / "rows")) == count

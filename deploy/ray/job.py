@@ -64,20 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = [] if options.names else list(_blocks(Pictures(options.sources)))
     except (BadArtifact, Refused) as error:
         parser.error(str(error))
+    if not (options.names or found):
+        print("no pictures found")
+        return 1
     _connect()
     started = time.monotonic()
     if options.names:
-        sources = [_absolute(each) for each in options.sources]
-        data = ray.data.read_parquet(sources, num_cpus=0)
+        data = ray.data.read_parquet(list(map(_absolute, options.sources)), num_cpus=0)
         data = data.select_columns([options.names, options.bytes])
         data = data.rename_columns({options.names: "picture", options.bytes: "bytes"})
-        count = _write(data, options.weights.read_bytes(), output)
-    elif found:
-        count = _write(ray.data.from_arrow(found), options.weights.read_bytes(), output)
     else:
-        count = Counter()
+        data = ray.data.from_arrow(found)
+    count = _write(data, options.weights.read_bytes(), output)
     seconds, total = time.monotonic() - started, count.total()
-    what = ", ".join(f"{number:,} {label}" for label, number in count.most_common()) or "none"
+    what = ", ".join(f"{number:,} {label}" for label, number in count.most_common())
     print(f"{total:,} pictures in {seconds:.1f} s, {total / seconds:.1f}/s: {what}")
     return 1 if not total or count["error"] else 0
 
@@ -169,13 +169,6 @@ def _write(data: "ray.data.Dataset", weights: bytes, output: str) -> Counter[str
         for value in batch["label"].value_counts().to_pylist():
             count[value["values"] or "error"] += value["counts"]
     return count
-
-
-def read_rows(folder: str | os.PathLike[str]) -> Iterator[Row]:
-    """The rows in a folder that the job wrote, as `python -m model` has them."""
-    for batch in dataset(folder).to_batches():
-        for columns in batch.to_pylist():
-            yield {name: value for name, value in columns.items() if value is not None}
 
 
 if __name__ == "__main__":
