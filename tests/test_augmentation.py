@@ -11,7 +11,7 @@ from PIL import Image
 
 from model.network import Array
 from model.preprocessing import read_picture
-from training.augmentation import Augmentation, _rotate, augment, compress, mix, whole
+from training.augmentation import Augmentation, augment, compress, mix, whole
 from training.data import read_pictures
 
 NOTHING = Augmentation(**{field.name: 0.0 for field in fields(Augmentation)})
@@ -116,21 +116,6 @@ def test_a_crop_shows_a_part_larger() -> None:
     assert seen.max() / whole(pictures[:1], sides[:1]).sum() == pytest.approx(4, rel=0.02)
 
 
-def test_a_rotation_turns_a_line_by_its_angle() -> None:
-    x = np.zeros((1, 3, 64, 64), np.float32)
-    x[0, :, 31:33] = 1
-    limits = Augmentation(rotation=8, rotated=1)
-    angles = []
-    for seed in range(12):
-        turned = x.copy()
-        _rotate(turned, np.random.default_rng(seed), 1, limits)
-        rows, columns = np.nonzero(turned[0, 0] > 0.5)
-        angles.append(np.degrees(np.arctan(np.polyfit(columns, rows, 1)[0])))
-    assert max(np.abs(angles)) <= 8.3
-    assert min(angles) < -2
-    assert max(angles) > 2
-
-
 def only(**chosen: float) -> Augmentation:
     return Augmentation(**{**vars(STILL), **chosen})
 
@@ -141,10 +126,7 @@ def is_grey(row: Array) -> bool:
 
 EFFECTS: dict[str, tuple[Augmentation, Callable[[Array, Array], bool]]] = {
     "grey": (only(grey=1.0), lambda row, _: is_grey(row)),
-    "tint": (
-        only(tint=0.1),
-        lambda row, plain: 0.001 < np.abs(row - plain).mean() < 0.1,
-    ),
+    "tint": (only(tint=0.1), lambda row, plain: 0.001 < np.abs(row - plain).mean() < 0.1),
     "brightness": (only(brightness=0.3), lambda row, plain: abs(row.mean() - plain.mean()) > 1e-3),
     "contrast": (only(contrast=0.25), lambda row, plain: abs(row.std() / plain.std() - 1) > 1e-3),
     "saturation": (

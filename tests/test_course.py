@@ -18,7 +18,6 @@ from tests.data_folder import REPOSITORY, data_file
 from training import Refused
 from training.course import (
     Derivatives,
-    Nodes,
     gradient_descent,
     graph_backward,
     graph_forward,
@@ -31,10 +30,6 @@ from training.course import (
 # --- the computation graph ------------------------------------------------------------------------
 
 numbers = st.floats(-100, 100)
-
-
-def test_the_forward_pass_gives_the_course_s_33() -> None:
-    assert graph_forward(a=5, b=3, c=2) == Nodes(u=6, v=11, J=33)
 
 
 def test_the_backward_pass_gives_the_course_s_derivatives() -> None:
@@ -140,19 +135,6 @@ def test_blocks_of_rows_give_the_same_gradients(rows_at_once: int) -> None:
     assert blocks_cost == pytest.approx(whole_cost)
     for name, gradient in whole.items():
         np.testing.assert_allclose(blocks[name], gradient, rtol=1e-12, atol=1e-14)
-
-
-def test_pictures_give_the_gradients_of_their_vectors() -> None:
-    rng = np.random.default_rng(2)
-    pictures = rng.integers(0, 256, (5, 4, 4, 3), np.uint8)
-    vectors = (pictures.reshape(5, -1) / 255).astype(np.float32)
-    y = np.array([0, 1, 1, 0, 1], np.float32)
-    layers = initialize_with_zeros(48)
-    from_pictures, _ = propagate(layers, pictures, y, rows_at_once=2)
-    from_vectors, _ = propagate(layers, vectors, y)
-    np.testing.assert_allclose(
-        from_pictures["0.weights"], from_vectors["0.weights"], rtol=1e-5, atol=1e-7
-    )
 
 
 @pytest.mark.parametrize(("examples", "labels"), [(3, 2), (0, 0)])

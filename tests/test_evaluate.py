@@ -32,12 +32,7 @@ from training.evaluation import (
     wrong_by_kind,
 )
 from training.evaluation_report import headlines
-from training.metrics import (
-    average_precision,
-    brier_score,
-    expected_calibration_error,
-    roc_auc,
-)
+from training.metrics import average_precision, brier_score, expected_calibration_error, roc_auc
 
 # How many pictures of each kind the test data holds, by the beginning of their names
 PICTURES = {
@@ -214,20 +209,6 @@ def test_the_report_tells_every_part(evaluated: Path) -> None:
         *("The worst mistakes", "network, one picture", "rooms", "Its balanced accuracy is"),
     ):
         assert words in page
-
-
-def test_the_numbers_are_json_and_tell_what_they_are_of(
-    evaluated: Path, classifier: Classifier
-) -> None:
-    results = results_of(evaluated)
-    assert results["split"] == "validation"
-    assert results["data"]["files"] == ["cats-val.zip"]
-    assert [model["version"] for model in results["models"]] == [classifier.version] * 2
-    assert list(results["models"][0]["sources"]) == ["pets", "tiny", "rooms"]
-    changes = results["robustness"]["changes"]
-    assert changes[0]["change"] == "as it is"
-    assert all(set(row["called_first"]) == {"rooms"} for row in changes)
-    assert all(results["speed"][key] > 0 for key in ("network_ms", "photo_jpeg_ms"))
 
 
 def test_pictures_of_one_class_are_measured_too(weights_path: Path, tmp_path: Path) -> None:

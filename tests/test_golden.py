@@ -14,8 +14,7 @@ from training.golden import choose_golden
 
 SHIPPED = Classifier.load(default_weights())
 LINEAR = replace(
-    SHIPPED,
-    layers=[Linear(np.random.default_rng(1).normal(0, 0.01, (12288, 1)), np.zeros(1))],
+    SHIPPED, layers=[Linear(np.random.default_rng(1).normal(0, 0.01, (12288, 1)), np.zeros(1))]
 )
 MISTAKES: tuple[dict[str, Any], ...] = (
     *({"filter": name} for name in ("box", "hamming", "bicubic", "lanczos")),

@@ -161,16 +161,6 @@ def test_a_run_that_diverges_ends_with_a_message() -> None:
         run(t, 3)
 
 
-def test_what_is_folded_stays_as_it_is_while_training_goes_on() -> None:
-    with trainer() as t:
-        run(t, 1)
-        layers = t.folded()
-        before = {name: value.copy() for name, value in parameters(layers).items()}
-        run(t, 1)
-        for name, value in parameters(layers).items():
-            np.testing.assert_array_equal(value, before[name])
-
-
 def test_an_anchor_keeps_weights_on_the_way_back_to_the_start() -> None:
     with trainer() as t:
         run(t, 1)
@@ -290,18 +280,6 @@ def test_a_step_is_nesterov_momentum_with_decay_and_an_average(n_x: int) -> None
     np.testing.assert_allclose(optimizer.average, flat(reference.average), atol=1e-12)
     # The layers see the new numbers: their parameters are views.
     np.testing.assert_array_equal(flat(parameters(layers)), optimizer.theta)
-
-
-def test_the_number_of_threads_changes_no_bit() -> None:
-    results = []
-    for threads in (1, 3):
-        layers = layers_of(1, NUMBERS)
-        optimizer = Optimizer(layers)
-        with ThreadPoolExecutor(threads) as pool:
-            for step in range(3):
-                optimizer.step([gradients_of(layers, step)], 4, 0.1, pool)
-        results.append(optimizer.theta)
-    np.testing.assert_array_equal(results[0], results[1])
 
 
 def test_binding_reaches_layers_within_layers_and_keeps_the_order() -> None:

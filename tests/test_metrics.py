@@ -40,17 +40,6 @@ def labelled(draw: st.DrawFn) -> tuple[Array, Array]:
     return y, p
 
 
-def test_confusion_counts_and_what_follows_from_them() -> None:
-    counts = confusion(Y, P, 0.5)
-    assert counts == Confusion(true_positive=3, false_negative=1, false_positive=1, true_negative=3)
-    assert counts.accuracy == 0.75
-    assert confusion(Y, P, 0.35).precision == pytest.approx(3 / 5)
-    assert confusion(Y, P, 0.35).recall == pytest.approx(3 / 4)
-    assert confusion(Y, P, 0.35).specificity == pytest.approx(2 / 4)
-    assert confusion(Y, P, 0.35).balanced_accuracy == pytest.approx(5 / 8)
-    assert confusion(Y, P, 0.35).f1 == pytest.approx(6 / 9)
-
-
 @given(labelled(), st.sampled_from([0.0, 0.05, 0.5, 0.9, 1.0]))
 def test_confusion_is_a_count_of_each_case(data: tuple[Array, Array], threshold: float) -> None:
     cases = [(bool(y), bool(p >= threshold)) for y, p in zip(*data, strict=True)]
@@ -110,15 +99,6 @@ def test_reliability_table_and_calibration_error_by_hand() -> None:
     assert first.mean_probability == pytest.approx(0.15)
     assert second == Bin(0.5, 1, 2, 0.75, 1)
     assert expected_calibration_error(y, p, bins=2) == pytest.approx(0.5 * 0.35 + 0.5 * 0.25)
-
-
-def test_an_empty_bin_has_no_rate_and_no_weight() -> None:
-    y, p = np.array([1, 0]), np.array([1.0, 0.0])
-    middle = reliability_table(y, p, bins=3)[1]
-    assert middle.count == 0
-    assert isnan(middle.mean_probability)
-    assert isnan(middle.positive_rate)
-    assert expected_calibration_error(y, p, bins=3) == 0
 
 
 def test_what_is_undefined_is_nan_and_in_json_null() -> None:

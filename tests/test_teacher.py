@@ -1,6 +1,7 @@
 """Soft labels: read from a CSV, calibrated by source, mixed with the labels."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,30 @@ def table(folder: Path, text: str) -> Path:
 def test_log_odds_come_in_the_order_of_the_pictures(tmp_path: Path) -> None:
     path = table(tmp_path, "name,cat_log_odds,more\ncat/b.jpg,1.5,x\ncat/a.jpg,-2,y\n")
     np.testing.assert_array_equal(read_teacher(path, ["cat/a.jpg", "cat/b.jpg"]), [-2, 1.5])
+
+
+def test_an_npz_of_names_and_logits_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.npz"
+    names, logits = np.array([b"cat/b.jpg", b"cat/a.jpg"]), np.array([1.5, -2], np.float16)
+    np.savez(path, name=names, logit=logits)
+    np.testing.assert_array_equal(read_teacher(path, ["cat/a.jpg", "cat/b.jpg"]), [-2, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"name": np.array([b"a"])}, "has the arrays name; expected name and logit"),
+        ({"name": np.array([b"a"]), "logit": np.array([1.0, 2.0])}, "one floating-point number"),
+        ({"name": np.array([b"a"]), "logit": np.array([np.nan])}, "the logit of a is no number"),
+        ({"name": np.array([None]), "logit": np.array([1.0])}, "is no NPZ of names and numbers"),
+    ],
+)
+def test_an_npz_that_holds_something_else_is_refused(
+    arrays: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "teacher.npz", **arrays)
+    with pytest.raises(Refused, match=message):
+        read_teacher(tmp_path / "teacher.npz", ["a"])
 
 
 def test_pictures_that_it_lacks_are_counted_and_named(tmp_path: Path) -> None:

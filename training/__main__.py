@@ -259,12 +259,10 @@ def _evaluate(
     seed: Seed = 1,
     skip_bad: SkipBad = False,
     output: Annotated[
-        Path | None,
-        _option("--output", "FOLDER", "report to write (default: runs/WEIGHTS-SPLIT)"),
+        Path | None, _option("--output", "FOLDER", "report to write (default: runs/WEIGHTS-SPLIT)")
     ] = None,
     log: Annotated[
-        Path,
-        _option("--log", "FILE", "where opening the test split is logged", show_default=False),
+        Path, _option("--log", "FILE", "where opening the test split is logged", show_default=False)
     ] = LOG,
 ) -> Work:
     """Measure a trained classifier on labelled pictures.
@@ -386,12 +384,7 @@ def _learning_rates(
           the course's comparison: 0.01, 0.001 and 0.0001, 1,500 iterations each
     """
     return lambda: run_learning_rates(
-        _data(data, classes, skip_bad),
-        test or (),
-        output,
-        say,
-        rates=rates,
-        iterations=iterations,
+        _data(data, classes, skip_bad), test or (), output, say, rates=rates, iterations=iterations
     )
 
 

@@ -233,11 +233,7 @@ class Comparison:
 
 
 def compare(
-    before: Array,
-    after: Array,
-    y: Array,
-    sources: Sequence[str],
-    thresholds: tuple[float, float],
+    before: Array, after: Array, y: Array, sources: Sequence[str], thresholds: tuple[float, float]
 ) -> Comparison:
     """before, after: logits (m,) of the held-back pictures, as training left them: a calibration
     that is fitted to these very pictures must not take part. thresholds: of both, for them.

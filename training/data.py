@@ -151,10 +151,7 @@ class Listing:
 
 
 def list_pictures(
-    paths: Sequence[Path],
-    class_names: tuple[str, str] = CLASS_NAMES,
-    *,
-    both_classes: bool = True,
+    paths: Sequence[Path], class_names: tuple[str, str] = CLASS_NAMES, *, both_classes: bool = True
 ) -> Listing:
     """The pictures of all paths, in the order of the paths and, within one, of the names; for the
     parameters see `read_pictures`. Raises Refused but for single files."""

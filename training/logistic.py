@@ -31,13 +31,7 @@ from training.data import PictureSet, as_png
 from training.fit import describe_data
 from training.golden import choose_golden
 from training.held_back import Data, read_aloud
-from training.metrics import (
-    accuracy_at,
-    bootstrap_interval,
-    confusion,
-    reliability_table,
-    summary,
-)
+from training.metrics import accuracy_at, bootstrap_interval, confusion, reliability_table, summary
 from training.report import (
     PAGE,
     Say,
