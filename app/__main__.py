@@ -6,6 +6,7 @@ import sys
 
 from app.capacity import workers_for
 from app.settings import BadSettings, Settings, describe, in_force
+from model.workers import CannotStart
 
 
 def main() -> None:
@@ -29,7 +30,10 @@ def main() -> None:
         print("\n".join(in_force(settings, os.environ)))
         return
     workers = workers_for(settings)
-    workers.launch()  # so that the weights are loaded while this process imports its libraries
+    try:
+        workers.launch()  # so that the weights are loaded while this process imports its libraries
+    except CannotStart as error:
+        sys.exit(str(error))
     from app.main import app
     from app.server import CannotListen, run
 

@@ -34,6 +34,7 @@ def about(classifier: Classifier) -> dict[str, Any]:
         "threshold_rule": rule if isinstance(rule, str) else None,
         "bands": [{"from": band.start, "words": band.words} for band in classifier.all_bands],
         "preprocessing": classifier.preprocessing.to_json(),
+        "views": classifier.views.to_json(),
         "network": {
             "summary": summary(classifier.layers),
             "parameters": sum(value.size for value in parameters(classifier.layers).values()),

@@ -15,7 +15,9 @@ class ModelName(BaseModel):
     version: str = Field(description="12 hex digits that change with whatever decides the answers.")
 
 
-class PredictionAnswer(BaseModel):
+class _Answer(BaseModel):
+    """What /predict and /explain both say."""
+
     cat_probability: float = Field(
         ge=0, le=1, description="The probability of the model's first class, for ours: cat."
     )
@@ -25,6 +27,14 @@ class PredictionAnswer(BaseModel):
     model: ModelName
     warnings: list[str] = Field(
         description="What was done to the picture that its owner may not expect."
+    )
+
+
+class PredictionAnswer(_Answer):
+    views: int = Field(
+        ge=1,
+        description="How many views of the picture were looked at: the whole, and other parts of it"
+        " where that left the model unsure.",
     )
 
 
@@ -52,21 +62,34 @@ class OriginalAnswer(BaseModel):
     format: str
 
 
-class ExplanationAnswer(PredictionAnswer):
+class ViewAnswer(BaseModel):
+    """A part of the picture that the model looked at."""
+
+    box: list[float] = Field(
+        description="Left, top, right and bottom, as fractions of the upright picture's sides."
+    )
+    cat_probability: float = Field(ge=0, le=1, description="What this view alone would have given.")
+    picture_png: str = Field(description=f"What the model saw of it. {PNG}")
+
+
+class ExplanationAnswer(_Answer):
     logit: float = Field(
         description="z; the probability is σ(z) = 1 / (1 + e⁻ᶻ). It is `sum` + `bias`."
     )
     bias: float = Field(description="The part of the logit that has no place in the picture.")
     sum: float = Field(description="The sum of the heat map.")
     heat: list[list[float]] = Field(
-        description="The heat map: rows of numbers, one for each pixel that the model saw, in"
+        description="The heat map: rows of numbers, one for each pixel of `picture_png`, in"
         " logit units. Above 0 a pixel speaks for the first class, below 0 against it."
     )
     method: MethodAnswer
+    views: list[ViewAnswer] = Field(
+        description="What was looked at, the whole first. The logit is the mean over the views."
+    )
     original: OriginalAnswer
-    picture_png: str = Field(description=f"What the model saw. {PNG}")
+    picture_png: str = Field(description=f"What the model saw of the whole. {PNG}")
     overlay_png: str = Field(
-        description="The heat map over what the model saw, in grey and enlarged: orange speaks"
+        description="The heat map over `picture_png`, in grey and enlarged: orange speaks"
         f" for the first class, blue against it. {PNG}"
     )
     full_colour: float = Field(
@@ -93,6 +116,11 @@ class ModelAnswer(BaseModel):
     threshold_rule: str | None = Field(description="How the threshold was chosen.")
     bands: list[dict[str, Any]] = Field(description="From which probability on which words.")
     preprocessing: dict[str, Any]
+    views: dict[str, Any] = Field(
+        description="`boxes`, what of a picture is looked at: left, top, right and bottom, as"
+        " fractions of its sides; the others beside the whole where its logit lies between the two"
+        " of `unsure`."
+    )
     network: NetworkAnswer
     explanation: MethodAnswer
     data: dict[str, Any] = Field(description="What it was trained on and measured with.")

@@ -183,7 +183,7 @@ async def model_metadata(request: Request, _: Served) -> ModelMetadataAnswer:
     first, second = model["class_names"]
     meaning = {
         "image": "picture files, JPEG, PNG and others; in JSON as base64",
-        "pixels": "upright RGB pictures, squeezed to this size",
+        "pixels": "upright RGB pictures, squeezed to this size: one view of each",
         "vector": "pixels in that order, divided by 255: from 0 to 1",
         "cat_probability": f"of the first class, {first}",
         "label": f"{first} from the threshold on, else {second}",
@@ -247,6 +247,7 @@ async def infer(request: Request, _: Served) -> Response:
             "header_length": request.headers.get(HEADER_LENGTH),
             "encoding": request.headers.get("content-encoding", "").strip().lower(),
             "threshold": settings.threshold,
+            "views": settings.views,
             "max_pixels": settings.max_pixels,
             "max_bytes": settings.max_upload_bytes,
             "max_body_bytes": most,

@@ -140,6 +140,7 @@ async def _work_on_picture(
             "kind": kind,
             "content_type": request.headers.get("content-type", ""),
             "threshold": settings.threshold,
+            "views": settings.views,
             "max_pixels": settings.max_pixels,
             "max_bytes": settings.max_upload_bytes,
             **options,
@@ -161,7 +162,8 @@ async def get_model(request: Request) -> Response:
     """Data, training, measurements and limits are what the artifact holds; one of your own may
     leave any of them out."""
     queue: Queue = request.app.state.queue
-    head = {"kind": "about", "threshold": request.app.state.settings.threshold}
+    settings: Settings = request.app.state.settings
+    head = {"kind": "about", "threshold": settings.threshold, "views": settings.views}
     reply = await queue.work(request, head, b"")
     return Response(reply.body, media_type="application/json")
 

@@ -175,6 +175,15 @@ class Settings:
             "the artifact's own",
         ),
     ] = None
+    views: Annotated[
+        str,
+        Setting(
+            _one_of("all", "one"),
+            "where the whole picture leaves the model unsure, look at all the views that the"
+            " artifact names (all), or never at more than the whole (one)",
+            "all",
+        ),
+    ] = "all"
     max_upload_bytes: Annotated[
         int, Setting(_whole_number(1), "the largest picture that is accepted, in bytes", "33554432")
     ] = 32 * 2**20

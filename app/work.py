@@ -22,11 +22,13 @@ from app.forms import picture_of
 from app.inference_schema import MODEL, OUTPUTS, inputs
 from app.tensors import Inference
 from model.classifier import BadArtifact, Classifier, Prediction
-from model.explanation import explain, overlay
+from model.explanation import explain_views, overlay
+from model.network import sigmoid
 from model.preprocessing import (
+    ONE_VIEW,
     InvalidImage,
     Limits,
-    Picture,
+    PictureReader,
     Reason,
     accepted_formats,
     preload,
@@ -49,7 +51,8 @@ def load(weights: str) -> tuple[dict[str, Any], Handle]:
         raise CannotLoad(f"There is too little memory to load {weights}.") from None
     preload()
     work = Work(classifier)
-    head = {"threshold": None, "max_pixels": 10**8, "header_length": "0", "max_body_bytes": 2**30}
+    head = {"threshold": None, "views": "all", "max_pixels": 10**8}
+    head |= {"header_length": "0", "max_body_bytes": 2**30}
     for kind in work.kinds:
         work([Job({**head, "kind": kind}, classifier.golden[0].picture)])
     return work.description(), work
@@ -105,13 +108,13 @@ class Work:
     def predict(self, job: Job) -> Reply:
         """The answer for a picture, which is the body or a form's file."""
         classifier = self._classifier(job)
-        picture = classifier.read(_picture(job), _limits(job))
-        return self._answer(classifier, *classifier.answers([picture]))
+        prediction = classifier.predict(_picture(job), _limits(job), job.head["views"])
+        return self._answer(classifier, prediction)
 
     def predict_together(self, jobs: Sequence[Job]) -> list[Reply]:
-        """The same for several small pictures, which go through the network together."""
+        """The same for several small pictures, whose wholes go through the network together."""
         replies: dict[int, Reply] = {}
-        read: dict[int, Picture] = {}
+        read: dict[int, PictureReader] = {}
         for index, job in enumerate(jobs):
             try:
                 read[index] = self._classifier(job).read(_picture(job), _limits(job))
@@ -120,7 +123,7 @@ class Work:
             except InvalidImage as error:
                 replies[index] = _refusal(_problem(error, job))
         classifier = self._classifier(jobs[0])
-        answers = classifier.answers(list(read.values())) if read else []
+        answers = classifier.answers(list(read.values()), jobs[0].head["views"]) if read else []
         for index, prediction in zip(read, answers, strict=True):
             replies[index] = self._answer(classifier, prediction)
         return [replies[index] for index in range(len(jobs))]
@@ -149,11 +152,11 @@ class Work:
     def explain(self, job: Job) -> Reply:
         """The answer, and what in the picture speaks for and against it: JSON, or a PNG."""
         classifier = self._classifier(job)
-        prediction = classifier.predict(_picture(job), _limits(job))
+        prediction = classifier.predict(_picture(job), _limits(job), job.head["views"])
         facts = self._facts(prediction.label, prediction)
-        pixels = prediction.picture.pixels
-        explanation = explain(classifier.layers, pixels)
-        over, full_colour = overlay(pixels, explanation.heat)
+        pixels, boxes = prediction.view_pixels, classifier.views.boxes[: prediction.views]
+        explanation = explain_views(classifier.layers, pixels, boxes)
+        over, full_colour = overlay(pixels[0], explanation.heat)
         if job.head.get("format") == "png":
             return Reply({"type": "image/png", **facts}, png(over))
         heat = explanation.heat.astype(float)
@@ -165,13 +168,19 @@ class Work:
             "sum": float(heat.sum()),
             "heat": heat.round(6).tolist(),
             "method": {"name": method.name, "description": method.description},
+            "views": [
+                {"box": box, "cat_probability": probability, "picture_png": _png(view)}
+                for box, probability, view in zip(
+                    boxes, sigmoid(prediction.view_logits).tolist(), pixels, strict=True
+                )
+            ],
             "original": {
                 "width": picture.width,
                 "height": picture.height,
                 "format": picture.format,
             },
-            "picture_png": base64.b64encode(png(pixels)).decode(),
-            "overlay_png": base64.b64encode(png(over)).decode(),
+            "picture_png": _png(pixels[0]),
+            "overlay_png": _png(over),
             "full_colour": full_colour,
         }
         return _json(content, **facts)
@@ -221,7 +230,14 @@ class Work:
 
     def about(self, job: Job) -> Reply:
         """What is known of the model."""
-        return _json(about(self._classifier(job)))
+        classifier = self._classifier(job)
+        if job.head["views"] == "one":
+            classifier = replace(classifier, views=ONE_VIEW)
+        return _json(about(classifier))
+
+
+def _png(pixels: NDArray[np.uint8]) -> str:
+    return base64.b64encode(png(pixels)).decode()
 
 
 def _picture(job: Job) -> bytes:
@@ -248,7 +264,7 @@ def _check_size(picture: bytes, what: str, job: Job) -> None:
 def _predict_one(classifier: Classifier, index: int, picture: bytes, job: Job) -> Prediction:
     _check_size(picture, f"image[{index}]", job)
     try:
-        return classifier.predict(picture, _limits(job))
+        return classifier.predict(picture, _limits(job), job.head["views"])
     except InvalidImage as error:
         raise InvalidImage(error.reason, f"image[{index}]: {error}") from error
 
@@ -271,6 +287,7 @@ def _prediction(classifier: Classifier, prediction: Prediction) -> dict[str, Any
         "words": prediction.words,
         "threshold": classifier.threshold,
         "model": {"name": classifier.name, "version": classifier.version},
+        "views": prediction.views,
         "warnings": list(prediction.warnings),
     }
 

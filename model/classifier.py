@@ -169,12 +169,14 @@ class Classifier:
     def logits(
         self, readers: Iterable[PictureReader], views: Looking = "all"
     ) -> NDArray[np.float64]:
-        """Return z (m,) for many pictures, those of `predict`: their probabilities are σ(z).
+        """Return z (m,) for many pictures; σ(z) are the probabilities that `predict` gives.
 
-        readers: what `read` returned, such as `map(classifier.read, files)`; only some are held at
-        a time. views: with "one", z is the whole's logit. What any bounds would give follows from
-        the logits of two classifiers: where the whole's lies between them, it is that of one whose
-        `Views.unsure` are so far apart that it always looks at all views; else the whole's.
+        readers: of `read`, such as `map(classifier.read, pictures)`; READ_AT_ONCE are held.
+        views: "one" gives the logits of the wholes. With them, every choice of bounds is known:
+
+            always = replace(classifier, views=Views(boxes, unsure=(-1e9, 1e9)))
+            one, all_views = always.logits(readers, "one"), always.logits(readers)
+            z = np.where((low < one) & (one < high), all_views, one)
         """
         found: list[float] = []
         rest = iter(readers)

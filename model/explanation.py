@@ -14,7 +14,10 @@ times activation is HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), and tha
 it is FullGrad's (Srinivas and Fleuret 2019, arXiv:1905.00780). Terms without a place, such as the
 last bias, are told apart.
 
-Cost: one forward pass and one backward pass; for a network that looks in the mirror too, two.
+Where several views of a picture were looked at, its logit is the mean of theirs, and so is the map:
+each view's own lies where its box does.
+
+Cost: one forward pass and one backward pass a view; two, where it is looked at in the mirror too.
 """
 
 from collections.abc import Sequence
@@ -35,7 +38,7 @@ from model.network import (
     forward,
     unmirrored,
 )
-from model.preprocessing import to_vector
+from model.preprocessing import WHOLE, Box, to_vector
 
 GRID = 8  # places a side: coarser stages say too little of where
 SPREAD = 3 / 64  # of the picture's side: the standard deviation of a term's place, at least
@@ -78,10 +81,14 @@ STAGES = Method(
     " (FullGrad). The map is the mean of these stages, each term spread softly around its place."
     " All of it and the bias sum to the logit, exactly.",
 )
+OVER_VIEWS = (
+    " Several views of the picture were looked at. The map is the mean of theirs, each where its"
+    " view lies."
+)
 
 
 def explain(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> Explanation:
-    """Take the logit of a picture, (side, side, 3) uint8, apart."""
+    """Take the logit of one view, (side, side, 3) uint8, apart."""
     if any(isinstance(layer, Mirrored) for layer in layers):
         plain = unmirrored(layers)
         one, other = explain(plain, pixels), explain(plain, pixels[:, ::-1])
@@ -104,6 +111,42 @@ def explain(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> Explanation:
     heat /= len(chosen)
     logit = float(stages[-1][0, 0])
     return Explanation(heat.astype(np.float32), shares.unplaced, logit, method(layers))
+
+
+def explain_views(
+    layers: Sequence[Layer], pixels: NDArray[np.uint8], boxes: Sequence[Box] = (WHOLE,)
+) -> Explanation:
+    """Take the mean of the logits of views apart, as `Classifier.predict` works them out.
+
+    pixels: (n, side, side, 3) uint8, the whole picture first, then what is in the other boxes.
+    """
+    plain = unmirrored(layers)
+    parts = [explain(plain if i else layers, each) for i, each in enumerate(pixels)]
+    heat = np.mean([place(part.heat, box) for part, box in zip(parts, boxes, strict=True)], axis=0)
+    bias = sum(part.bias for part in parts) / len(parts)
+    logit = sum(part.logit for part in parts) / len(parts)
+    how = method(layers)
+    if len(parts) > 1:
+        how = Method(f"{how.name}, mean over views", how.description + OVER_VIEWS)
+    return Explanation(heat.astype(np.float32), bias, logit, how)
+
+
+def place(heat: Array, box: Box) -> Array:
+    """Lay a view's map where its box is: (side, side) over the whole picture, sum kept."""
+    left, top, right, bottom = box
+    down, across = _overlaps(top, bottom, len(heat)), _overlaps(left, right, len(heat))
+    placed: Array = down @ heat @ across.T
+    return placed
+
+
+def _overlaps(start: float, end: float, side: int) -> Array:
+    """(side, side): how much of each of a view's pixels, a column each, lies in each of the
+    whole's."""
+    edges = np.linspace(start, end, side + 1) * side
+    first = np.arange(side)[:, None]
+    within = np.minimum(edges[1:], first + 1) - np.maximum(edges[:-1], first)
+    shares: Array = np.maximum(within, 0) / np.diff(edges)
+    return shares
 
 
 def method(layers: Sequence[Layer]) -> Method:

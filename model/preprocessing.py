@@ -13,7 +13,7 @@ says; an orientation in XMP is not used, as browsers do not use it, nor are colo
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
 from math import ceil, floor, isfinite
@@ -69,6 +69,7 @@ _FILTERS: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_GAP: Final = "jpeg_times"  # the name that artifacts have for `reducing_gap`
 WIDEST_FILTER: Final = 3  # pixels of the result, to either side: Lanczos
 _TURNS: Final = {  # EXIF orientation → what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,9 +90,9 @@ class Preprocessing:
     filter: Filter = "bilinear"  # Pillow's, which widens with the reduction: antialiased
     fit: Literal["squeeze"] = "squeeze"  # the whole picture: no crop, no bars
     background: Literal["white"] = "white"  # under transparent parts
-    # A JPEG is decoded at 1/8, 1/4 or 1/2 where both sides still are this many times `side`; at
-    # its whole size otherwise, and always where this is None
-    jpeg_times: int | None = 1
+    # As Pillow calls it: a JPEG is decoded at 1/8, 1/4 or 1/2 where both sides still are this many
+    # times `side`; at its whole size otherwise, and always where this is None. Files: "jpeg_times".
+    reducing_gap: int | None = 1
 
     def __post_init__(self) -> None:
         if type(self.side) is not int or not 1 <= self.side <= 1024:
@@ -103,23 +104,23 @@ class Preprocessing:
             raise ValueError(f"preprocessing: fit must be 'squeeze', not {self.fit!r}")
         if self.background != "white":
             raise ValueError(f"preprocessing: background must be 'white', not {self.background!r}")
-        times = self.jpeg_times
-        if times is not None and (type(times) is not int or not 1 <= times <= 4):
-            raise ValueError(
-                f"preprocessing: jpeg_times must be from 1 to 4, or none, not {times!r}"
-            )
+        gap = self.reducing_gap
+        if gap is not None and (type(gap) is not int or not 1 <= gap <= 4):
+            raise ValueError(f"preprocessing: {_GAP} must be from 1 to 4, or none, not {gap!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        return values | {_GAP: values.pop("reducing_gap")}
 
     @classmethod
     def from_json(cls, values: object) -> "Preprocessing":
         """Read what to_json wrote; raises ValueError for whatever this code does not do."""
-        names = {each.name for each in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        names = DEFAULT.to_json().keys()
+        if not isinstance(values, dict) or values.keys() != names:
             raise ValueError(f"preprocessing must have exactly {sorted(names)}, not {values!r}")
-        return cls(**values)
+        others = {name: value for name, value in values.items() if name != _GAP}
+        return cls(**others, reducing_gap=values[_GAP])
 
 
 DEFAULT: Final = Preprocessing()
@@ -251,10 +252,10 @@ class PictureReader:
             height, width, _ = self._data.shape
             image = Image.fromarray(self._data)
             return _Source(Decoded(image, width, height, (0, 0, width, height)), None, self._spec)
-        kind, times = recognise(self._data), self._spec.jpeg_times
+        kind, gap = recognise(self._data), self._spec.reducing_gap
         # For all views at once: a second time, larger, would cost more than what the whole saves.
         least = ceil(self._spec.side / self._views.smallest_side)
-        decoded = decode(self._data, kind, None if times is None else least * times, self._limits)
+        decoded = decode(self._data, kind, None if gap is None else least * gap, self._limits)
         return _Source(decoded, kind, self._spec)
 
 

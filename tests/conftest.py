@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,9 +19,11 @@ from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier, Golden
 from model.network import Linear
+from model.preprocessing import Views
 from model.worker import Reply
 from model.workers import End, JobRefused, Submitted, Workers
 from tests.data_folder import REPOSITORY
+from tests.pictures import SIX
 
 IMAGE = "cat-under-test"
 
@@ -136,6 +139,23 @@ def client(service: Service) -> Iterator[TestClient]:
     """A client of the service with its default settings."""
     with service() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def unsure_path(weights_path: Path) -> Path:
+    """The same artifact, but that it looks at six views of every picture."""
+    path = weights_path.with_name("views.safetensors")
+    views = Views(SIX.boxes, unsure=(-99.0, 99.0))
+    replace(Classifier.load(weights_path), views=views).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def unsure_service(unsure_path: Path) -> Iterator[Service]:
+    """As `service`, of that artifact."""
+    workers = SharedWorkers(unsure_path)
+    yield lambda **chosen: TestClient(create_app(Settings(**chosen), workers))
+    workers.close()
 
 
 @pytest.fixture(scope="session")

@@ -165,17 +165,6 @@ def test_what_is_no_picture_is_refused_as_such() -> None:
         logistic().predict(b"no picture")
 
 
-@pytest.mark.parametrize("make", [logistic, deep])
-def test_several_pictures_are_answered_together_as_alone(make: Callable[[], Classifier]) -> None:
-    tested = make()
-    data = [pictures.turned(i) for i in range(1, 9)]
-    together = tested.answers([tested.read(each) for each in data])
-    alone = [tested.predict(each) for each in data]
-    for one, other in zip(together, alone, strict=True):
-        assert one.cat_probability == pytest.approx(other.cat_probability, abs=1e-6)
-        assert (one.label, one.warnings) == (other.label, other.warnings)
-
-
 # --- Words for probabilities ---------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.container
 # Without /tmp and, as --ipc has it, without /dev/shm.
 STRICT = ["--read-only", "--ipc", "none", "--cap-drop", "ALL", "--memory", "256m"]
 PREDICT_DIRECTLY = (
-    "import sys; from app.main import WEIGHTS; from model.classifier import Classifier;"
+    "import sys; from app.capacity import WEIGHTS; from model.classifier import Classifier;"
     "print(Classifier.load(WEIGHTS).predict(sys.stdin.buffer.read()).cat_probability)"
 )
 STATES = (
@@ -55,7 +55,9 @@ class Container:
     def post(
         self, body: bytes, path: str = "/predict", headers: dict[str, str] | None = None
     ) -> httpx.Response:
-        return httpx.post(self.url + path, content=body, headers=headers, timeout=60)
+        pieces = (body[start : start + 2**18] for start in range(0, len(body), 2**18))
+        headers = {"Content-Length": str(len(body)), **(headers or {})}
+        return httpx.post(self.url + path, content=pieces, headers=headers, timeout=60)
 
     def is_well(self) -> bool:
         return (self.state("Running"), self.state("OOMKilled")) == ("true", "false")

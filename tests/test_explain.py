@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from app.routes import preferred
 from model.classifier import Classifier
 from model.network import Relu
 from tests.conftest import Service
+from tests.pictures import SIX
 
 
 def decoded(png: str) -> Image.Image:
@@ -31,6 +33,7 @@ def test_the_map_and_the_bias_sum_to_the_logit_of_predicts_probability(
     answer = client.post("/explain", content=cat_picture)
     explained = ExplanationAnswer.model_validate_json(answer.content, strict=True)
     predicted = client.post("/predict", content=cat_picture).json()
+    assert len(explained.views) == predicted.pop("views")
     assert {name: answer.json()[name] for name in predicted} == predicted
     assert explained.sum + explained.bias == pytest.approx(explained.logit, abs=1e-4)
     assert np.sum(explained.heat) == pytest.approx(explained.sum, abs=5e-3)  # rounded to 6 digits
@@ -56,6 +59,28 @@ def test_the_pictures_are_what_the_model_saw_and_the_map_comes_as_a_png_too(
         assert png.headers["content-type"] == "image/png"
         assert png.content == base64.b64decode(explained["overlay_png"])
     assert answer.headers["vary"] == by_header.headers["vary"] == "Accept"
+
+
+@pytest.mark.parametrize(("setting", "views"), [("all", 6), ("one", 1)])
+def test_each_view_is_shown_with_its_own_probability(
+    unsure_service: Service, unsure_path: Path, cat_picture: bytes, setting: str, views: int
+) -> None:
+    with unsure_service(views=setting) as client:
+        answer = client.post("/explain", content=cat_picture)
+        model = client.get("/model").json()
+    explained = ExplanationAnswer.model_validate_json(answer.content, strict=True)
+    direct = Classifier.load(unsure_path).predict(cat_picture)
+    boxes = [view.box for view in explained.views]
+    assert boxes == [[*box] for box in SIX.boxes[:views]] == model["views"]["boxes"]
+    probabilities = np.array([view.cat_probability for view in explained.views])
+    logits = np.log(probabilities / (1 - probabilities))
+    np.testing.assert_allclose(logits, direct.view_logits[:views], atol=1e-9)
+    assert explained.logit == pytest.approx(logits.mean(), abs=1e-4)
+    assert explained.sum + explained.bias == pytest.approx(explained.logit, abs=1e-4)
+    for view, pixels in zip(explained.views, direct.view_pixels, strict=False):
+        np.testing.assert_array_equal(np.asarray(decoded(view.picture_png)), pixels)
+    assert answer.json()["picture_png"] == explained.views[0].picture_png
+    assert decoded(answer.json()["overlay_png"]).size == (256, 256)
 
 
 def test_the_accept_header_chooses() -> None:

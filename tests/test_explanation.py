@@ -1,6 +1,7 @@
 """What the heat maps claim: exact sums, correct derivatives, and places that matter."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +10,22 @@ from PIL import Image, ImageFilter
 
 from model.classifier import Classifier, default_weights
 from model.convolution import Convolution
-from model.explanation import explain, method, overlay, picture_of_weights, spread
+from model.explanation import (
+    explain,
+    explain_views,
+    method,
+    overlay,
+    picture_of_weights,
+    place,
+    spread,
+)
 from model.network import (
     Array,
     GlobalAverage,
     Layer,
     Linear,
     MaxPool,
+    Mirrored,
     Relu,
     Residual,
     Scratch,
@@ -23,8 +33,8 @@ from model.network import (
     backward,
     forward,
 )
-from model.preprocessing import read_picture, to_vector
-from training.architecture import mirrored
+from model.preprocessing import Box, read_picture, to_vector
+from tests.pictures import SIX
 
 Pixels = NDArray[np.uint8]
 
@@ -69,6 +79,10 @@ def small(side: int, kind: type = np.float32) -> list[Layer]:
     ]
 
 
+def mirrored(layers: Sequence[Layer]) -> list[Layer]:
+    return [layers[0], Mirrored([*layers[1:-1]]), layers[-1]]
+
+
 def logit(layers: Sequence[Layer], pixels: Pixels) -> float:
     return float(forward(layers, to_vector(pixels[None]), Scratch())[-1][0, 0])
 
@@ -100,6 +114,52 @@ def test_a_network_that_looks_in_the_mirror_too_is_explained_as_the_mean_of_both
     other = explain(mirrored(layers), np.ascontiguousarray(pixels[:, ::-1]))
     np.testing.assert_allclose(other.heat[:, ::-1], explanation.heat, atol=1e-5)
     assert abs(explain(layers, pixels).logit - explanation.logit) > 1e-4
+
+
+@pytest.mark.parametrize("side", [8, 20])
+def test_the_map_of_several_views_is_the_mean_of_theirs_and_sums_to_the_mean_logit(
+    side: int,
+) -> None:
+    plain, views = small(side), np.stack([noise(side, seed) for seed in range(6)])
+    explanation = explain_views(mirrored(plain), views, SIX.boxes)
+    logits = [logit(mirrored(plain), views[0]), *(logit(plain, view) for view in views[1:])]
+    assert explanation.logit == pytest.approx(np.mean(logits), abs=1e-4)
+    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
+    assert total == pytest.approx(explanation.logit, abs=1e-4)
+    parts = [explain(mirrored(plain), views[0]), *(explain(plain, view) for view in views[1:])]
+    placed = [place(part.heat, box) for part, box in zip(parts, SIX.boxes, strict=True)]
+    np.testing.assert_allclose(explanation.heat, np.mean(placed, axis=0), atol=1e-6)
+    assert "mean over views" in explanation.method.name
+    alone = explain_views(mirrored(plain), views[:1])
+    np.testing.assert_allclose(alone.heat, parts[0].heat, atol=1e-6)
+    assert alone.method == parts[0].method
+
+
+@pytest.mark.parametrize("unsure", [(-1e9, 1e9), (1e8, 1e9)])
+def test_the_map_and_the_bias_sum_to_the_logit_of_the_answer(
+    cat_picture: bytes, unsure: tuple[float, float]
+) -> None:
+    tested = replace(Classifier.load(default_weights()), views=replace(SIX, unsure=unsure))
+    prediction = tested.predict(cat_picture)
+    boxes = SIX.boxes[: prediction.views]
+    explanation = explain_views(tested.layers, prediction.view_pixels, boxes)
+    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
+    assert total == pytest.approx(float(prediction.view_logits.mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize("box", [*SIX.boxes, (0.123, 0.3, 0.45, 0.997)])
+def test_a_map_is_placed_where_its_box_lies_sum_kept(box: Box) -> None:
+    heat = random(20, 20)
+    placed = place(heat, box)
+    assert placed.sum() == pytest.approx(float(heat.sum()), abs=1e-4)
+    left, top, right, bottom = (20 * edge for edge in box)
+    rows, columns = np.mgrid[:20, :20]
+    outside = (columns + 1 < left) | (columns > right) | (rows + 1 < top) | (rows > bottom)
+    assert not placed[outside].any()
+    even = place(np.ones((20, 20)), box)[
+        (columns > left) & (columns + 1 < right) & (rows > top) & (rows + 1 < bottom)
+    ]
+    np.testing.assert_allclose(even, 400 / ((right - left) * (bottom - top)))
 
 
 def test_without_places_the_biases_are_told_apart_and_the_sum_is_exact_too(cat: Pixels) -> None:

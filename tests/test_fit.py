@@ -20,6 +20,7 @@ from app.main import create_app
 from app.settings import Settings
 from model.classifier import Classifier
 from model.network import Array, parameters
+from model.preprocessing import Views
 from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
 from training import Refused
@@ -248,6 +249,20 @@ def test_fine_tuning_that_does_not_help_says_so_and_keeps_what_was_there(
     assert "no better than warm" in told
     assert "The weights written are those of warm" in told
     np.testing.assert_array_equal(tensors(output), tensors(trained))
+
+
+@quick
+def test_fine_tuning_keeps_the_views(trained: Path, tmp_path: Path) -> None:
+    boxes = ((0.0, 0.0, 1.0, 1.0), (0.2, 0.2, 0.8, 0.8))
+    views = Views(boxes, (-50.0, 50.0))
+    start = tmp_path / "views.safetensors"
+    replace(Classifier.load(trained), views=views).save(start)
+    data = make_data(tmp_path / "mine", 16, seed=3, side=120)
+    output = tmp_path / "mine.safetensors"
+    assert fit(data, "--from", start, "--output", output, "--epochs", 1, "--threads", 2) == 0
+    after = Classifier.load(output)
+    assert after.views == views
+    assert after.predict(blot(np.random.default_rng(4), WARM, 120)).views == 2
 
 
 # --- stopping and resuming ----------------------------------------------------------------------

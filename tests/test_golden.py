@@ -19,7 +19,7 @@ LINEAR = replace(
 )
 MISTAKES: tuple[dict[str, Any], ...] = (
     *({"filter": name} for name in ("box", "hamming", "bicubic", "lanczos")),
-    *({"jpeg_times": times} for times in (None, 2)),
+    *({"reducing_gap": gap} for gap in (None, 2)),
 )
 
 

@@ -156,15 +156,11 @@ def test_an_announced_size_is_refused_before_anything_is_sent(server: Server) ->
     assert b"100 Continue" not in answer
 
 
-def test_a_refused_client_is_let_go_whether_it_stays_or_sends_for_ever(server: Server) -> None:
-    with connected(server) as stays, connected(server) as endless:
-        began = time.monotonic()
-        stays.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n")
-        endless.sendall(CHUNKED)
+def test_an_endless_upload_is_not_read_for_ever(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(CHUNKED)
         with pytest.raises(OSError, match=r"reset|pipe"):
-            endless.sendall((b"f4240\r\n" + MEGABYTE + b"\r\n") * 200)
-        assert statuses(rest(stays)) == [413]
-        assert time.monotonic() - began < 20
+            connection.sendall((b"f4240\r\n" + MEGABYTE + b"\r\n") * 200)
 
 
 def test_a_client_that_leaves_amid_its_upload_leaves_no_trace(server: Server) -> None:

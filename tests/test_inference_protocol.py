@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -194,6 +195,20 @@ def test_pixels_and_vectors_get_the_probabilities_of_the_classifier(
     whole = np.rint(vectors)
     expected = pytest.approx(classifier.probabilities(whole), abs=1e-6)
     assert probabilities(infer(**in_json(tensor("vector", whole.astype(int))))) == expected
+
+
+def test_pictures_are_looked_at_in_all_views_and_pixels_are_one(
+    unsure_service: Service, unsure_path: Path, pictures: list[bytes], pixels: NDArray[np.uint8]
+) -> None:
+    tested = Classifier.load(unsure_path)
+    for setting in ("all", "one"):
+        with unsure_service(views=setting) as client:
+            infer = partial(client.post, INFER)
+            found = probabilities(infer(**in_json(tensor("image", pictures))))
+            whole = probabilities(infer(**in_json(tensor("pixels", pixels))))
+        direct = [tested.predict(picture, views=setting) for picture in pictures]
+        assert found == [prediction.cat_probability for prediction in direct]
+        assert whole == pytest.approx(tested.probabilities(to_vector(pixels)), abs=1e-6)
 
 
 def test_binary_tensors_are_answered_as_those_in_json(

@@ -109,7 +109,7 @@ def test_half_a_specification_is_refused(values: object) -> None:
 
 
 def test_a_specification_survives_json() -> None:
-    for spec in (Preprocessing(side=96, filter="lanczos"), Preprocessing(jpeg_times=None)):
+    for spec in (Preprocessing(side=96, filter="lanczos"), Preprocessing(reducing_gap=None)):
         assert Preprocessing.from_json(spec.to_json()) == spec
 
 
@@ -138,7 +138,7 @@ def test_a_jpeg_is_shrunk_in_decoding_as_far_as_the_specification_allows_as_pill
     width: int, height: int, times: int | None, shrunk: int, options: dict[str, Any], mode: str
 ) -> None:
     data = encode(scene(width, height, mode), "JPEG", **options)
-    result = read_picture(data, Preprocessing(jpeg_times=times))
+    result = read_picture(data, Preprocessing(reducing_gap=times))
     assert (result.width, result.height, result.warnings) == (width, height, ())
     decoded = pictures.decode(data)
     if shrunk > 1:
@@ -155,7 +155,7 @@ def test_a_shrunk_jpeg_lies_where_the_whole_one_does(mode: str) -> None:
     """Its last row and column of blocks lie beyond the edge in part: without them, all is moved."""
     for width, height in ((1031, 1029), (1032, 1032)):
         data = encode(scene(width, height).convert(mode), "JPEG")
-        whole = read_picture(data, Preprocessing(jpeg_times=None)).pixels.astype(int)
+        whole = read_picture(data, Preprocessing(reducing_gap=None)).pixels.astype(int)
         assert np.abs(pixels(data) - whole).mean() < 0.7
 
 
@@ -651,23 +651,25 @@ def in_a_limited_process(code: str, samples: Sequence[bytes]) -> list[str]:
 
 READ_SAMPLES = """
 import io, re, resource, sys
+from dataclasses import replace
 from model.classifier import Classifier, default_weights
-from model.explanation import explain, overlay
-from model.preprocessing import Image, InvalidImage, preload, read_picture
+from model.explanation import explain_views, overlay
+from model.preprocessing import Image, InvalidImage, PictureReader, Views, preload
+from tests.pictures import SIX
 def next_sample():
     return sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(4), "big"))
 preload()
 """
 
 ANSWER_WITHOUT_FILES = """
-classifier = Classifier.load(default_weights())
+classifier = replace(Classifier.load(default_weights()), views=Views(SIX.boxes, (-1e9, 1e9)))
 resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 before = set(sys.modules)
 while data := next_sample():
     prediction = classifier.predict(data)
     assert 0 <= prediction.cat_probability <= 1
-picture = prediction.picture.pixels
-over, _ = overlay(picture, explain(classifier.layers, picture).heat)
+views = prediction.view_pixels
+over, _ = overlay(views[0], explain_views(classifier.layers, views, SIX.boxes).heat)
 Image.fromarray(over).save(io.BytesIO(), "PNG")
 print(sorted(set(sys.modules) - before))
 """
@@ -688,7 +690,7 @@ while data := next_sample():
     for mebibytes in range(0, 33, 2):
         resource.setrlimit(resource.RLIMIT_DATA, (held() + mebibytes * 2**20, unlimited[1]))
         try:
-            read_picture(data)
+            PictureReader(data, views=SIX).other_views()
             print(mebibytes)
             break
         except MemoryError:

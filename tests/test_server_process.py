@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,6 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.server import HEAD_SECONDS
 from model.classifier import Classifier
 from tests.data_folder import REPOSITORY
 from tests.pictures import encode, picture
@@ -207,11 +206,11 @@ def test_under_load_no_request_fails_whatever_ends_workers(weights_path: Path) -
     photo = picture(width=1024, height=768)
     with running(PYTHON_M_APP, weights=weights_path, workers=2) as server:
         with load(server, photo) as answers:
-            for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP):
-                for pid in server.workers:
-                    os.kill(pid, number)
-                    wait_until_gone([pid])
-                    wait_until(lambda: len(server.workers) == 2)
+            for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL, signal.SIGSTOP):
+                victim = server.workers[0]
+                os.kill(victim, number)
+                wait_until_gone([victim])
+                wait_until(lambda: len(server.workers) == 2)
             for all_of_them in (False, True):
                 for pid in [server.template, *(server.workers if all_of_them else ())]:
                     os.kill(pid, signal.SIGKILL)
@@ -282,28 +281,32 @@ def test_a_clock_that_jumps_back_an_hour_changes_nothing(
 
 
 def test_clients_that_do_not_send_or_do_not_read_are_dropped(weights_path: Path) -> None:
-    """With the times of `app.server` shortened."""
-    short = "from app import server; server.HEAD_SECONDS = server.ANSWER_SECONDS = 1.0; "
-    command = [sys.executable, "-c", short + "from app.__main__ import main; main()"]
+    """With the service's times shortened."""
+    short = (
+        "from app import middleware, server; middleware.DRAIN_SECONDS = 1.0;"
+        "server.HEAD_SECONDS = server.ANSWER_SECONDS = 1.0;"
+        "from app.__main__ import main; main()"
+    )
     with (
-        running(command, weights=weights_path) as server,
-        socket.create_connection(("127.0.0.1", server.port), timeout=30) as silent,
-        socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow,
-        socket.socket() as unread,
+        running([sys.executable, "-c", short], weights=weights_path) as server,
+        ExitStack() as stack,
     ):
+        silent, slow, unread, refused = (stack.enter_context(socket.socket()) for _ in range(4))
         unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        unread.connect(("127.0.0.1", server.port))
-        unread.settimeout(30)
-        unread.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
+        for connection in (silent, slow, unread, refused):
+            connection.settimeout(START_SECONDS)
+            connection.connect(("127.0.0.1", server.port))
         slow.sendall(b"GET /health HTTP/1.1\r\nHost:")
+        unread.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
+        refused.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
         assert silent.recv(1) == slow.recv(1) == b""
-        time.sleep(2.5)
+        assert refused.makefile().read().startswith("HTTP/1.1 413 ")
+        time.sleep(2)
         received = 0
         with suppress(ConnectionResetError):
             while part := unread.recv(65536):
                 received += len(part)
         assert received < 10**6, "of the 1.4 MB"
-    assert HEAD_SECONDS == 10
 
 
 # --- where it listens ---------------------------------------------------------------------------

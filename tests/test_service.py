@@ -2,11 +2,15 @@
 
 import gzip
 import hashlib
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
@@ -17,12 +21,14 @@ from app.answers import PredictionAnswer
 from app.errors import TYPES
 from app.main import create_app
 from app.settings import Settings
-from model.classifier import Classifier
+from app.work import Work
+from model.classifier import Classifier, Looking
 from model.formats import Reason
-from model.worker import Reply
+from model.preprocessing import Views
+from model.worker import Job, Reply
 from model.workers import End
 from tests.conftest import Service, SharedWorkers, Stuck
-from tests.pictures import animation, picture
+from tests.pictures import SIX, animation, picture
 
 FORM = "multipart/form-data; boundary=b"
 
@@ -68,8 +74,44 @@ def test_the_served_probability_is_exactly_the_models(
         "words": direct.words,
         "threshold": classifier.threshold,
         "model": {"name": classifier.name, "version": classifier.version},
+        "views": 1,
         "warnings": list(direct.warnings),
     }
+
+
+def test_an_unsure_model_looks_at_all_views_unless_the_setting_is_one(
+    unsure_service: Service, unsure_path: Path, cat_picture: bytes
+) -> None:
+    tested = Classifier.load(unsure_path)
+    jobs = [picture("PNG", 96, 96), picture("JPEG"), cat_picture]
+    counts: dict[Looking, int] = {"all": 6, "one": 1}
+    for setting, views in counts.items():
+        with unsure_service(views=setting) as client:
+            for data in jobs:
+                answer = client.post("/predict", content=data).json()
+                direct = tested.predict(data, views=setting)
+                assert (answer["views"], direct.views) == (views, views)
+                assert answer["cat_probability"] == direct.cat_probability
+
+
+def test_small_pictures_that_are_worked_on_together_get_their_answers(
+    unsure_path: Path, cat_picture: bytes
+) -> None:
+    head = {"kind": "predict", "threshold": None, "views": "all", "max_pixels": 10**6}
+    jobs = [Job(head, data) for data in (cat_picture, b"no picture", picture("PNG", 96, 96))]
+    tested = Classifier.load(unsure_path)
+    logits = [tested.predict(jobs[i].body).view_logits[0] for i in (0, 2)]
+    views = Views(SIX.boxes, unsure=(float(np.mean(logits)), 99.0))  # so that it is of one alone
+    work = Work(replace(tested, views=views))
+    together, alone = work(jobs), [work([job])[0] for job in jobs]
+    assert together[1] == alone[1]
+    looked_at = set()
+    for one, other in ((together[i], alone[i]) for i in (0, 2)):
+        answer, expected = json.loads(one.body), json.loads(other.body)
+        looked_at.add(answer["views"])
+        probability = pytest.approx(expected["cat_probability"], abs=1e-6)
+        assert answer == expected | {"cat_probability": probability}
+    assert looked_at == {1, 6}
 
 
 def test_a_picture_gets_the_same_answer_however_it_is_sent(

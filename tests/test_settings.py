@@ -14,6 +14,7 @@ from tests.data_folder import REPOSITORY
 READ: dict[str, tuple[str, Any]] = {  # a variable's text, and the setting that it makes
     "weights": ("/srv/own.safetensors", Path("/srv/own.safetensors")),
     "threshold": ("0.7", 0.7),
+    "views": ("one", "one"),
     "max_upload_bytes": ("1048576", 1_048_576),
     "max_pixels": ("1000000", 1_000_000),
     "workers": ("3", 3),

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model import classifier, preprocessing
+from model import archive, classifier, preprocessing
 from model.artifact import unpack
 from model.classifier import BadArtifact, Classifier, default_weights
 from model.convolution import Convolution
@@ -35,12 +35,18 @@ from model.preprocessing import (
     read_picture,
     to_vector,
 )
+from model.worker import Job
 from tests import pictures
 from tests.pictures import SIX, encode, kinds, picture, scene
 from tests.test_classifier import logistic
 from tests.test_classifier import unsure as unsure_of_its_golden_pictures
 
 ALWAYS, NEVER = (-1e9, 1e9), (1e8, 1e9)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "weights.safetensors"
 
 
 def cut(image: Image.Image, box: Box, width: float = 0, height: float = 0) -> NDArray[np.int64]:
@@ -171,11 +177,11 @@ def test_the_others_are_looked_at_where_the_whole_lies_between_the_bounds(make: 
 
 
 @pytest.mark.parametrize("make", MAKES)
-def test_every_way_to_ask_for_a_picture_gives_its_one_answer(make: Make) -> None:
+def test_every_way_to_ask_for_a_picture_gives_its_one_answer(make: Make, path: Path) -> None:
     stored = [scene(96, 96).rotate(20 * i) for i in range(14)]
     files = [encode(image, ("PNG", "JPEG")[i % 2]) for i, image in enumerate(stored)]
     wholes = make().logits(map(make().read, files))
-    tested = looking(make, (float(np.median(wholes)), 1e9))
+    tested = looking(make, (float(np.median(wholes)), 1e9)).save(path)
     alone = [tested.predict(data) for data in files]
     assert {prediction.views for prediction in alone} == {1, 6}
     expected = [prediction.cat_probability for prediction in alone]
@@ -185,14 +191,12 @@ def test_every_way_to_ask_for_a_picture_gives_its_one_answer(make: Make) -> None
     for readers in (map(tested.read, files), map(tested.read, decoded)):
         np.testing.assert_allclose(sigmoid(tested.logits(readers)), expected, atol=1e-6)
     np.testing.assert_array_equal(tested.logits(map(tested.read, files), "one"), wholes)
+    _, handle = archive.load(str(path))  # the command and the job on a cluster
+    rows = [reply.head["cat_probability"] for reply in handle([Job({}, data) for data in files])]
+    assert rows == expected
 
 
 # --- What the file says of them -------------------------------------------------------------------
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "weights.safetensors"
 
 
 @pytest.mark.parametrize("make", MAKES)

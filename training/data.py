@@ -411,6 +411,7 @@ class PictureSet:
     class_names: tuple[str, str]
     skipped: list[tuple[str, str]]  # (name, reason) of what was left out
     hidden: int = 0  # hidden and system files that were passed over
+    files: Sequence[Callable[[], bytes]] = ()  # (m,): what gives the bytes of each; raises OSError
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -456,6 +457,7 @@ class PictureSet:
             labels=self.labels[places],
             names=[self.names[i] for i in places],
             sources=[self.sources[i] for i in places],
+            files=[self.files[int(i)] for i in places] if self.files else (),
         )
 
 
@@ -528,6 +530,7 @@ def read_pictures(
         class_names,
         listing.left_out + listing.unusable,
         listing.hidden,
+        [each.load for each in listed],
     )
     failures |= same_in_both_classes(data, failures, skip_bad)
     if failures:

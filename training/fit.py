@@ -25,7 +25,7 @@ from model.artifact import build, describe
 from model.classifier import Classifier
 from model.machine import cores
 from model.network import Layer, parameters, sigmoid, unmirrored
-from model.preprocessing import Preprocessing
+from model.preprocessing import ONE_VIEW, Preprocessing
 from training import Refused, plots
 from training.architecture import STAGES, convolutional, mirrored
 from training.calibration import (
@@ -449,8 +449,8 @@ def _compare(task: Task, layers: Sequence[Layer], classifier: Classifier) -> Com
     if not task.start:
         return None
     held, threads = task.validation, task.settings.threads
-    before = held.logits(task.start.layers, threads)
-    after = held.logits(mirrored(layers), threads)
+    before = held.answers(task.start, threads)
+    after = held.answers(replace(classifier, layers=mirrored(layers)), threads)
     calibration = Calibration(**classifier.metadata["calibration"])
     thresholds = task.start.threshold, calibration.undone(classifier.threshold)
     return compare(before, after, held.labels, held.sources, thresholds)
@@ -464,29 +464,31 @@ def finish(
     facts: Mapping[str, Any],
 ) -> Classifier:
     """The classifier that these layers (without batch normalisation) make, ready to be saved with
-    `save(path, "float16")`. A convolutional network answers for the picture and its mirror image.
+    `save(path, "float16")`. A convolutional network answers for the picture and its mirror image,
+    and looks at the views of the one that it started from.
 
     Everything is fitted to and measured on the numbers as float16 holds them, which is how they
     are stored. facts: JSON values that go into the metadata beside what is found out here.
     Raises Refused.
     """
     held, threads = task.validation, task.settings.threads
-    thresholds = (task.start.threshold, 0.5) if task.start else (0.5,)
+    views = task.start.views if task.start else ONE_VIEW
     try:
         stored = as_stored(mirrored(layers))
-        calibration = calibrate(held.logits(stored, threads), held.labels, held.sources)
-        final = as_stored(fold_calibration(stored, calibration))
+        classifier = Classifier(name, class_names, 0.5, stored, views=views)
+        calibration = calibrate(held.answers(classifier, threads), held.labels, held.sources)
+        classifier = replace(classifier, layers=as_stored(fold_calibration(stored, calibration)))
     except ValueError as error:
         raise Refused(f"The trained network cannot be stored: {error}.") from error
-    p = sigmoid(held.logits(final, threads))
-    threshold = held.threshold(p, thresholds)
+    p = sigmoid(held.answers(classifier, threads))
+    threshold = held.threshold(p, (task.start.threshold, 0.5) if task.start else (0.5,))
     found = {
         "calibration": asdict(calibration),
         "threshold_rule": THRESHOLD_RULE if enough(held.labels) else FEW_RULE,
         "metrics": {"validation": held.metrics(p, threshold)},
         statistics.KEY: statistics.InputStatistics.of(held.pictures).to_json(),
     }
-    classifier = Classifier(name, class_names, threshold, final, metadata={**facts, **found})
+    classifier = replace(classifier, threshold=threshold, metadata={**facts, **found})
     rng = np.random.default_rng(task.settings.seed)
     return replace(classifier, golden=choose_golden(classifier, rng))
 
@@ -504,7 +506,7 @@ def fit_report(
     """The files of the report, by name: the page, its plots, metrics.json with everything that the
     weights file says, and the log."""
     facts = classifier.metadata
-    p = sigmoid(held.logits(classifier.layers, facts["training"]["threads"]))
+    p = sigmoid(held.answers(classifier, facts["training"]["threads"]))
     first = classifier.class_names[0]
     drawn = {
         "learning-curve": plots.learning_curve(curve, facts["best_epoch"]),

@@ -4,14 +4,16 @@ Pictures to measure with are read as the service reads them. Copies of a picture
 the figures would flatter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from model.classifier import Classifier
 from model.network import Array, Layer, sigmoid
+from model.preprocessing import ONE_VIEW
 from training import Refused
 from training.calibration import (
     by_source,
@@ -190,17 +192,24 @@ class Validation:
     labels: Array
     sources: Sequence[str]
     lookalikes: Sequence[str]  # sources that set no limit to the threshold
+    files: Sequence[Callable[[], bytes]]  # what gives the bytes of each
 
     @classmethod
     def of(cls, pictures: PictureSet, lookalikes: Sequence[str]) -> "Validation":
         """The pictures of a set, which were read at the network's size."""
         sources = join_small([part.source for part in pictures.parts], LEAST_OF_A_SOURCE)
-        return cls(pictures.pictures, pictures.labels, sources, lookalikes)
+        return cls(pictures.pictures, pictures.labels, sources, lookalikes, pictures.files)
 
     def logits(self, layers: Sequence[Layer], threads: int) -> Array:
         """z (m,) float64 of the network."""
         sides = np.full(len(self.pictures), self.pictures.shape[1])
         return score(layers, self.pictures, sides, threads).astype(np.float64)
+
+    def answers(self, classifier: Classifier, threads: int) -> Array:
+        """z (m,) float64 that the classifier answers by, from all its views."""
+        if classifier.views == ONE_VIEW:
+            return self.logits(classifier.layers, threads)
+        return classifier.logits(classifier.read(load()) for load in self.files)
 
     def log_loss(self, z: Array) -> float:
         """The mean over the sources of the mean loss of each."""
