@@ -182,18 +182,20 @@ def main(
 ) -> None:
     """Make the zips; the exit status is 2 where an archive is missing or not what it should be."""
     found: list[Found] = []
+    archives = {pets: pets_zip, tiny: tiny_zip}
+    file = None
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for file, read in ((pets_zip, pets), (tiny_zip, tiny)):
-            if file is not None:
-                print(f"reading {file}", file=sys.stderr)
-                found += read(ZipFile(file))
+        for read, file in ((read, file) for read, file in archives.items() if file):
+            print(f"reading {file}", file=sys.stderr)
+            found += read(ZipFile(file))
         if not found:
             raise BadZipFile("no pictures as --pets or --tiny has them")
         chosen, left_out = choose(found, others, lookalikes)
         _report(*write(chosen, out), left_out)
     except (BadZipFile, OSError) as error:
-        print(f"{file or 'No archive'}: {error}. Is it whole, and the right one?", file=sys.stderr)
+        advice = f"{file or out}: {error}. Is it the right archive, and whole?"
+        print(advice if isinstance(error, BadZipFile) else error, file=sys.stderr)
         raise typer.Exit(2) from None
 
 

@@ -51,7 +51,6 @@ def test_help_needs_no_optional_package(script: str) -> None:
         (["benchmarks.training_step"], "pip install torch"),
         (["benchmarks.pretrained", "."], "requirements/benchmarks.txt"),
     ],
-    ids=["training_step", "pretrained"],
 )
 def test_a_missing_package_is_named_with_its_remedy(command: list[str], message: str) -> None:
     answer = run_without_packages(*command)
@@ -73,11 +72,6 @@ def test_engines_answer_as_the_classifier_does(name: str) -> None:
         assert all(seconds > 0 for seconds in process.ask(8, 2))
         memory = process.ask("memory").values()
     assert all(5 < before <= after < 2000 for before, after in pairwise(memory))
-
-
-def test_an_engine_that_ends_is_an_error() -> None:
-    with engine.Process("this project", "no/weights") as process, pytest.raises(RuntimeError):
-        process.ask("probabilities")
 
 
 def test_the_timed_step_is_the_same_network_as_pytorchs() -> None:

@@ -20,6 +20,11 @@ from tests.data_folder import REPOSITORY
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
 @only_linux
 @pytest.mark.skipif(not shutil.which("wrk"), reason="needs wrk: `apt-get install wrk`")
 def test_a_service_is_measured_beside_another_checkout_of_it(tmp_path: Path) -> None:
@@ -33,14 +38,7 @@ def test_a_service_is_measured_beside_another_checkout_of_it(tmp_path: Path) -> 
     commit = servers.service(other).name
     options = ["--rounds", "1", "--seconds", "1", "--size", "small", "--beside", str(other)]
     options += ["--weights", "model/logistic.safetensors", "--output", str(tmp_path / "figures")]
-    answer = subprocess.run(
-        [sys.executable, "-m", "benchmarks.serving", "measure", *options],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    answer = python("-m", "benchmarks.serving", "measure", *options)
     assert answer.returncode == 0, answer.stderr
     assert f"|  | this service | {commit} |" in answer.stdout
     (found,) = json.loads((tmp_path / "figures").read_text("utf-8")).values()
@@ -77,14 +75,7 @@ assert processes.tree() == [], processes.tree()
 
 @only_linux
 def test_no_process_of_a_server_outlives_it() -> None:
-    answer = subprocess.run(
-        [sys.executable, "-c", ORPHANS],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    answer = python("-c", ORPHANS)
     assert answer.returncode == 0, answer.stderr
 
 
@@ -108,11 +99,11 @@ def test_the_recipe_is_logistic_regression_of_the_resized_picture(
     assert found == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-6)
 
 
-@pytest.mark.parametrize("server", servers.PEER_SERVERS, ids=lambda server: server.name)
-def test_each_peer_is_sent_the_picture_and_has_a_lock(server: servers.Server) -> None:
-    _, body = server.body(b"\xff\xd8picture")
-    assert b"\xff\xd8picture" in body or b"/9hwaWN0dXJl" in body
-    assert (servers.PEERS / f"{server.name}.txt").is_file()
+def test_each_peer_is_sent_the_picture_and_has_a_lock() -> None:
+    for server in servers.PEER_SERVERS:
+        _, body = server.body(b"\xff\xd8picture")
+        assert b"\xff\xd8picture" in body or b"/9hwaWN0dXJl" in body
+        assert (servers.PEERS / f"{server.name}.txt").is_file()
 
 
 def test_the_table_has_medians_and_the_medians_of_ratios() -> None:
