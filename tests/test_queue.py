@@ -197,14 +197,14 @@ async def test_an_upload_that_ends_early_leaves_nothing_behind(path: str, ending
 
 @scene
 async def test_what_is_not_done_by_its_deadline_is_given_up_and_if_it_waits_not_begun() -> None:
-    async with service(deadline_seconds=0.3) as (client, _):
-        bodies = [large("sleep", seconds=0.6), *[large("nothing")] * 3]
+    async with service(deadline_seconds=0.5) as (client, app):
+        bodies = [large("sleep", seconds=1), *[large("nothing")] * 3]
         answers = await asyncio.gather(*(client.post("/predict", content=b) for b in bodies))
         for late in answers:
             assert late.status_code == 503
             assert late.json()["type"] == "/problems#deadline-passed"
             assert int(late.headers["retry-after"]) >= 1
-        await asyncio.sleep(0.4)
+        await until(lambda: not app.state.workers.busy)
         assert (await client.post("/predict", content=do("nothing"))).json()["handled"] == 2
 
 
@@ -226,11 +226,11 @@ async def test_a_picture_whose_client_has_gone_is_not_worked_on() -> None:
 async def test_an_upload_that_does_not_come_on_is_given_up_one_that_does_gets_more_time() -> None:
     async def steady() -> AsyncIterator[bytes]:
         for _ in range(4):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.35)
             yield b" " * 20_000
         yield do("nothing")
 
-    async with service(upload_seconds=0.5) as (client, _):
+    async with service(upload_seconds=1) as (client, _):
         assert (await client.post("/predict", content=steady())).status_code == 200
         slow = await client.post("/predict", content=stalled(asyncio.Event(), bytes(100)))
         assert (slow.status_code, slow.json()["type"]) == (408, "/problems#slow-upload")

@@ -36,6 +36,7 @@ from tests.server import (
     wait_until_gone,
 )
 
+pytestmark = linux_only
 BOTH = pytest.mark.parametrize("command", [PYTHON_M_APP, UVICORN], ids=["python -m app", "uvicorn"])
 LIBFAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 CLIENTS = 8
@@ -160,7 +161,6 @@ def test_few_open_files_mean_few_connections_and_a_warning(weights_path: Path) -
         assert server.stop() == 0
 
 
-@linux_only
 def test_the_front_decodes_nothing_and_workers_hold_one_socket_and_have_no_rights(
     weights_path: Path, cat_picture: bytes
 ) -> None:
@@ -200,7 +200,6 @@ def test_the_front_decodes_nothing_and_workers_hold_one_socket_and_have_no_right
 # --- what it survives ---------------------------------------------------------------------------
 
 
-@linux_only
 def test_under_load_no_request_fails_whatever_ends_workers(weights_path: Path) -> None:
     """SIGKILL and SIGSEGV of a worker, SIGSTOP of one, SIGKILL of the template, and of all."""
     photo = picture(width=1024, height=768)
@@ -214,7 +213,7 @@ def test_under_load_no_request_fails_whatever_ends_workers(weights_path: Path) -
             for all_of_them in (False, True):
                 for pid in [server.template, *(server.workers if all_of_them else ())]:
                     os.kill(pid, signal.SIGKILL)
-                assert wait_for_more(answers, 2 * CLIENTS) < 2 + server.start_seconds
+                assert wait_for_more(answers, 2 * CLIENTS) < 2 + 2 * server.start_seconds
         assert {answer.status_code for answer in answers} == {200}
         assert max(answer.elapsed.total_seconds() for answer in answers) < 10
         processes = [server.template, *server.workers]
@@ -312,6 +311,7 @@ def test_clients_that_do_not_send_or_do_not_read_are_dropped(weights_path: Path)
 # --- where it listens ---------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="needs IPv6")
 def test_it_listens_on_ipv6_alone_and_logs_nothing_but_json(
     weights_path: Path, cat_picture: bytes
 ) -> None:
