@@ -131,6 +131,17 @@ def test_the_card_begins_with_three_sentences(card: str) -> None:
     assert "ROC AUC" in first
 
 
+def test_weights_that_no_command_makes_say_so(
+    classifier: Classifier, weights: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "apart.safetensors"  # metadata are no part of the version
+    training = {**METADATA["training"], "command": "two runs and their mean"}
+    replace(classifier, metadata={**METADATA, "training": training}).save(path)
+    text = model_card(path, read_evaluation(weights.with_name(EVALUATION)))
+    assert "No single command makes it" in text
+    assert "two runs and their mean" in text
+
+
 def test_an_evaluation_of_other_weights_is_refused(
     classifier: Classifier, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
