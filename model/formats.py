@@ -7,6 +7,7 @@ import codecs
 import importlib.util
 import re
 from enum import StrEnum
+from functools import cache
 
 
 class Reason(StrEnum):
@@ -124,6 +125,7 @@ _AS_UTF_8 = tuple(each.encode() for each in _READ_AS_TEXT)
 _AS_UTF_16 = tuple(("\ufeff" + each).encode("utf-16-le") for each in _READ_AS_TEXT)
 
 
+@cache  # a process that may open no files cannot look again
 def heic_is_installed() -> bool:
     """Say whether the optional decoder for HEIC (pillow-heif) is there."""
     return importlib.util.find_spec("pillow_heif") is not None

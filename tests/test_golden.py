@@ -8,13 +8,15 @@ import pytest
 
 from model.classifier import GOLDEN_TOLERANCE, Classifier, default_weights
 from model.network import Linear
-from model.preprocessing import Preprocessing
+from model.preprocessing import ONE_VIEW, Preprocessing
 from tests.pictures import decode
 from training.golden import choose_golden
 
 SHIPPED = Classifier.load(default_weights())
 LINEAR = replace(
-    SHIPPED, layers=[Linear(np.random.default_rng(1).normal(0, 0.01, (12288, 1)), np.zeros(1))]
+    SHIPPED,
+    layers=[Linear(np.random.default_rng(1).normal(0, 0.01, (12288, 1)), np.zeros(1))],
+    views=ONE_VIEW,
 )
 MISTAKES: tuple[dict[str, Any], ...] = (
     *({"filter": name} for name in ("box", "hamming", "bicubic", "lanczos")),
