@@ -84,7 +84,7 @@ async def raw(app: FastAPI, arriving: list[Message], path: str = "/predict") -> 
 @scene
 async def test_beyond_its_places_it_refuses_before_it_reads_a_body() -> None:
     async with service(queue=2) as (client, app):
-        taken = [client.post("/predict", content=large("sleep", seconds=0.5)) for _ in range(3)]
+        taken = [client.post("/predict", content=large("sleep", seconds=0.3)) for _ in range(3)]
         answers = asyncio.gather(*taken)
         await until(lambda: app.state.workers.waiting == 2)
         start, end = await raw(app, [])
