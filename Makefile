@@ -5,7 +5,7 @@ PYTHON ?= python3
 # Written last, so that an interrupted setup starts over.
 STAMP := .venv/complete
 
-.PHONY: setup run test test-all test-more test-manifests test-ray lint format lock clients
+.PHONY: setup run test test-all test-more test-attack test-manifests test-ray lint format lock clients
 
 setup: $(STAMP)
 	@:
@@ -22,15 +22,19 @@ run: setup
 test: setup
 	.venv/bin/python -m pytest
 
-test-all: test test-more test-manifests test-ray
+test-all: test test-more test-attack test-manifests test-ray
 
 # What `make test` skips because it needs more than Python; the page in a browser and the fuzzing of
 # the API; and HEIC pictures in an environment that has their decoder, so that the usual one shows how
 # the service does without.
 test-more: setup
-	.venv/bin/python -m pytest -m "container or network or slow"
+	.venv/bin/python -m pytest -m "(container or network or slow) and not attack"
 	.venv/bin/python -m uv run --quiet --no-project --isolated --python .venv/bin/python --with-requirements requirements/development.txt --with-requirements requirements/browser.txt --with-requirements requirements/fuzz.txt python -m pytest -m "browser or fuzz"
 	.venv/bin/python -m uv run --quiet --no-project --isolated --python .venv/bin/python --with-requirements requirements/development.txt --with-requirements requirements/heic.txt python -m pytest -k heic
+
+# A container of half a gigabyte under two hundred of every kind of the worst uploads.
+test-attack: setup
+	.venv/bin/python -m pytest -m attack
 
 # What Kubernetes and KServe would say to deploy/, by their own schemas.
 test-manifests: setup

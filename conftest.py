@@ -17,7 +17,7 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 settings.register_profile("long", max_examples=50_000)  # for tests/test_fuzz_*.py
 
 # Markers, explained in pyproject.toml
-NEEDS_MORE = ("browser", "container", "fuzz", "network", "slow")
+NEEDS_MORE = ("attack", "browser", "container", "fuzz", "network", "slow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

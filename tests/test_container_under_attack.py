@@ -116,7 +116,17 @@ def attacked(
         return statuses
 
 
-@pytest.mark.parametrize("kind", [*ALLOWED, *BOMBS])
+# One of each sort always; the others take minutes.
+ALWAYS = ("progressive JPEG", "noise of nearly the limit", "PNG of 900 megapixels")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in ALWAYS else pytest.mark.attack)
+        for kind in [*ALLOWED, *BOMBS]
+    ],
+)
 def test_two_hundred_of_the_worst_at_once_leave_it_alive_and_of_use(
     image: str, kind: str, cat_picture: bytes
 ) -> None:
@@ -125,12 +135,14 @@ def test_two_hundred_of_the_worst_at_once_leave_it_alive_and_of_use(
     assert kind in ALLOWED or 200 not in statuses
 
 
+@pytest.mark.attack
 def test_nor_do_pictures_whose_text_inflates(image: str, cat_picture: bytes) -> None:
     packed = zlib.compress(bytes(300_000_000), 9)
     bomb = with_chunks(encode(flat("L", 100, 100), "PNG"), (b"zTXt", b"Comment\0\0" + packed))
     assert set(attacked(image, cat_picture, [bomb])) <= {200, 422, 503}
 
 
+@pytest.mark.attack
 def test_nor_do_forms_of_nearly_the_limit(image: str, cat_picture: bytes) -> None:
     head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
     forms = [head + noise(MOST_BYTES, "PNG", compress_level=1) + b"\r\n--b--\r\n"]
