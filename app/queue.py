@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -18,20 +18,10 @@ from app.capacity import PART_OF_FREE
 from app.errors import Problem
 from app.middleware import FAILED, Facts
 from model.worker import Reply
-from model.workers import End, JobRefused, Submitted
+from model.workers import End, JobRefused, Submitted, Workers
 
 LONGEST_RETRY_SECONDS = 60
 logger = logging.getLogger("uvicorn.error")
-
-
-class WorkersLike(Protocol):
-    """What a queue needs of `model.workers.Workers`."""
-
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def seconds_left(self) -> float: ...
-    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted: ...
 
 
 class Queue:
@@ -42,7 +32,7 @@ class Queue:
     """
 
     def __init__(
-        self, workers: WorkersLike, *, places: int, body_bytes: int, deadline_seconds: float
+        self, workers: Workers, *, places: int, body_bytes: int, deadline_seconds: float
     ) -> None:
         self._workers, self._places = workers, places
         self._body_bytes, self._deadline_seconds = body_bytes, deadline_seconds
