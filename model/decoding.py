@@ -29,8 +29,6 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from model.formats import Format, InvalidImage, Reason, damaged, mangled, not_accepted
 
-Box = tuple[float, float, float, float]  # left, upper, right, lower: what of an image is used
-
 # `Limits` are checked here, so Pillow's own are not: a fixed number for the whole process
 Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of odd metadata, which is nobody's concern here
@@ -89,9 +87,10 @@ class Decoded:
     """Pixels as they lie in the file, not turned yet, and what the file says of them."""
 
     image: Image.Image
+    format: str
     width: int  # pixels of the picture in the file
     height: int
-    box: Box  # where in the image the picture lies: its last row may lie beyond the edge in part
+    scale: int = 1  # how many times smaller a JPEG was decoded; its last row may be a part of one
     orientation: int = 1  # as EXIF counts it: 1 is upright, up to 8
     animated: bool = False
     bits: int = 8  # a channel
@@ -221,8 +220,7 @@ def _decode_jpeg(data: bytes, reduction: Callable[[int, int], int], limits: Limi
     if not limits.allow(*held) or width * height > limits.max_pixels_in_file:
         raise limits.exceeded(f"{width:,} × {height:,} pixels", Format.JPEG)
     image, notes = _jpeg_pixels(data, header, scale, shape)
-    box = (0, 0, width / scale, height / scale)
-    return Decoded(image, width, height, box, header.orientation, warnings=notes)
+    return Decoded(image, Format.JPEG, width, height, scale, header.orientation, warnings=notes)
 
 
 def _jpeg_pixels(
@@ -326,10 +324,11 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
         # Some decoders do not say that it was memory they lacked. MemoryError, if it may have been:
         np.empty(4 * width * height + 2**24, np.uint8)
         raise
-    decoded = Decoded(pixels, width, height, (0, 0, width, height))
+    decoded = Decoded(pixels, kind, width, height)
     if chunks is not None:
         decoded.bits, decoded.animated = chunks.bits, chunks.animated
         decoded.orientation = orientation_of(chunks.exif)
+        _state_transparent_colour(pixels, chunks.bits)
     elif kind is not Format.HEIC:  # which its decoder turns
         decoded.animated = animated
         decoded.orientation = orientation_of(image.info.get("exif", b""))
@@ -410,6 +409,16 @@ def _open_png(data: bytes, chunks: _PngChunks) -> PngImageFile:
         return PngImageFile(BytesIO(b"".join(data[i:j] for i, j in chunks.needed)))
 
 
+def _state_transparent_colour(image: Image.Image, bits: int) -> None:
+    """Write the one transparent colour of a PNG as Pillow's conversions take it."""
+    key = image.info.get("transparency")
+    if isinstance(key, int) and image.mode == "L" and bits < 8:
+        image.info["transparency"] = key * 255 // (2**bits - 1)  # PNG states it unscaled
+    elif isinstance(key, tuple) and bits == 16:
+        # Pillow keeps the high bytes of 16-bit colours, so near shades become transparent too
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
 _libwebp = ctypes.CDLL(_webp.__file__)  # Pillow's module, and the library that it is linked with
 
 
@@ -441,7 +450,8 @@ def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
     has_alpha = flags & _WEBP_ALPHA if kind == b"VP8X" else kind == b"VP8L" and data[24] & 0x10
     mode = "RGBA" if has_alpha else "RGBX"
     image = Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
-    return Decoded(image, *size, (0, 0, *size), orientation_of(_webp_exif(data)))
+    orientation = orientation_of(_webp_exif(data))
+    return Decoded(image, Format.WEBP, *size, orientation=orientation)
 
 
 _WEBP_ANIMATION, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x08, 0x10
