@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from model import statistics
-from model.classifier import Classifier
+from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics
 from model.network import Array, parameters
 from training.course import (
     COMPARED_ITERATIONS,
@@ -81,7 +80,7 @@ def run_course(
         "data": {name: describe_data(files[name], each) for name, each in sets.items()},
         "metrics": {name: each.metrics for name, each in measured.items()},
         "costs": {"every": RECORD_EVERY, "values": trained.costs},
-        statistics.KEY: statistics.InputStatistics.of(training.pictures).to_json(),
+        INPUT_STATISTICS: InputStatistics.of(training.pictures).to_json(),
     }
     classifier = Classifier(
         "logistic", training.class_names, THRESHOLD, trained.layers, metadata=facts
