@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from model.statistics import InputStatistics
 from PIL import Image
 
 from app.main import create_app
@@ -21,7 +22,6 @@ from app.settings import Settings
 from model.classifier import Classifier
 from model.network import Array, parameters
 from model.preprocessing import Views
-from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
 from training import Refused
 from training.__main__ import main

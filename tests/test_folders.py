@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.folders import Entry, EntryType, folder_entries, zip_entries
+from model.archive import Entry, EntryType, folder_entries, zip_entries
 
 FILES = {  # name → what it is, in the order in which a folder gives them
     ".thumbnails": EntryType.HIDDEN,

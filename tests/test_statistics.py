@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model.statistics import KEY, NAMES, InputStatistics
 from numpy.typing import NDArray
 
 from model import statistics
-from model.statistics import KEY, NAMES, InputStatistics
 
 Pixels = NDArray[np.uint8]
 

@@ -17,12 +17,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from model.statistics import InputStatistics
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from model.classifier import Classifier
 from model.preprocessing import to_vector
-from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
 from training import report
 from training.__main__ import main
