@@ -21,7 +21,6 @@ from PIL import AvifImagePlugin, Image, ImagePalette, TiffImagePlugin, _webp
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -308,10 +307,9 @@ def _has_all_scans(data: bytes, header: _JpegHeader) -> bool:
 def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
     if kind is Format.WEBP and (still := _decode_still_webp(data, limits)):
         return still
-    chunks = _read_png_chunks(data) if kind is Format.PNG else None
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.max_pixels // 2
     try:  # Pillow refuses twice as many where it needs memory for them as soon as it opens a file
-        image = _open_png(data, chunks) if chunks else _open(data, kind)
+        image = _open_png(data) if kind is Format.PNG else _DECODERS[kind](BytesIO(data))
     finally:
         Image.MAX_IMAGE_PIXELS = before
     width, height = image.size
@@ -325,26 +323,15 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
         np.empty(4 * width * height + 2**24, np.uint8)
         raise
     decoded = Decoded(pixels, kind, width, height)
-    if chunks is not None:
-        decoded.bits, decoded.animated = chunks.bits, chunks.animated
-        decoded.orientation = orientation_of(chunks.exif)
-        _state_transparent_colour(pixels, chunks.bits)
-    elif kind is not Format.HEIC:  # which its decoder turns
+    if kind is not Format.HEIC:  # which its decoder turns
         decoded.animated = animated
         decoded.orientation = orientation_of(image.info.get("exif", b""))
+    if kind is Format.PNG:
+        decoded.bits = data[_PNG_DEPTH]
+        _state_transparent_colour(pixels, decoded.bits)
     if isinstance(image, _Tiff):
         decoded.bits, decoded.orientation = image.bits, image.orientation
     return decoded
-
-
-def _open(data: bytes, kind: Format) -> Any:
-    """Read the header with the one decoder of that format."""
-    if kind is Format.HEIC:  # optional, and slow to import
-        from pillow_heif import HeifImageFile, options
-
-        options.DECODE_THREADS = 1
-        return HeifImageFile(BytesIO(data))
-    return _DECODERS[kind](BytesIO(data))
 
 
 def _load(image: Any, kind: Format) -> Image.Image:
@@ -362,51 +349,42 @@ def _load(image: Any, kind: Format) -> Image.Image:
     return Image.frombuffer(mode, image.size, pixels, "raw", mode, 0, 1)
 
 
+def _open_heic(file: BytesIO) -> Any:
+    from pillow_heif import HeifImageFile, options  # optional, and slow to import
+
+    options.DECODE_THREADS = 1
+    return HeifImageFile(file)
+
+
 _PNG_PIXEL_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_PNG_DEPTH: Final = 24  # where the bits a channel stand
 
 
-@dataclass
-class _PngChunks:
-    """What a PNG says beside its pixels."""
+def _open_png(data: bytes) -> PngImageFile:
+    """Open a PNG; where Pillow refuses it for what is beside its pixels, without that.
 
-    bits: int = 8
-    animated: bool = False
-    exif: bytes = b""
-    needed: list[tuple[int, int]] = field(default_factory=list)  # by the pixels
-
-
-def _read_png_chunks(data: bytes) -> _PngChunks:
-    """Read the chunks; Pillow looks at no checksum of pixels. Raises InvalidImage, struct.error."""
-    chunks = _PngChunks(needed=[(0, 8)])
-    view, at, name = memoryview(data), 8, b""
+    Pillow looks at no checksum of pixels. Raises InvalidImage, struct.error.
+    """
+    needed: list[bytes | memoryview] = [data[:8]]
+    at, name = 8, b""
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at)
-        start, content, at = at, at + 8, at + 12 + length
-        if at > len(data):
+        chunk = memoryview(data)[at : at + 12 + length]
+        if len(chunk) < 12 + length:
             raise damaged(data, Format.PNG, cut_off=True)
         if name in _PNG_PIXEL_CHUNKS:
-            if zlib.crc32(view[start + 4 : at - 4]) != int.from_bytes(view[at - 4 : at], "big"):
+            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
                 raise InvalidImage(
                     Reason.DAMAGED,
                     f"The PNG picture is damaged: the checksum of its {name.decode()} chunk at "
-                    f"byte {start:,} does not match; {mangled(data) or 'send it again'}.",
+                    f"byte {at:,} does not match; {mangled(data) or 'send it again'}.",
                 )
-            chunks.needed.append((start, at))
-        if name == b"IHDR" and length > 8:
-            chunks.bits = data[content + 8]
-        elif name == b"eXIf":
-            chunks.exif = data[content : at - 4]
-        elif name == b"acTL":
-            chunks.animated = int.from_bytes(view[content : content + 4], "big") > 1
-    return chunks
-
-
-def _open_png(data: bytes, chunks: _PngChunks) -> PngImageFile:
-    """Open a PNG; where Pillow refuses it for what is beside its pixels, without that."""
+            needed.append(chunk)
+        at += len(chunk)
     try:
         return PngImageFile(BytesIO(data))
     except _ODD_METADATA:
-        return PngImageFile(BytesIO(b"".join(data[i:j] for i, j in chunks.needed)))
+        return PngImageFile(BytesIO(b"".join(needed)))
 
 
 def _state_transparent_colour(image: Image.Image, bits: int) -> None:
@@ -573,11 +551,11 @@ class _Tiff(TiffImageFile):
             )
 
 
-_DECODERS: Final[dict[Format, type[ImageFile]]] = {
-    Format.PNG: PngImageFile,
+_DECODERS: Final[dict[Format, Callable[[BytesIO], Any]]] = {
     Format.WEBP: WebPImageFile,
     Format.GIF: GifImageFile,
     Format.BMP: BmpImageFile,
     Format.TIFF: _Tiff,
     Format.AVIF: AvifImageFile,
+    Format.HEIC: _open_heic,
 }
