@@ -341,11 +341,14 @@ def _resize(
     y0, y1 = _reached(box[1], box[3], image.height, height)
     left, top, right, bottom = box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0
     rows = max(1, BAND_PIXELS // (x1 - x0))
+    if rows >= y1 - y0:
+        whole = (x0, y0, x1, y1) == (0, 0, *image.size)
+        flat, any_transparent = flatten(image if whole else image.crop((x0, y0, x1, y1)))
+        return flat.resize(size, resample, (left, top, right, bottom)), any_transparent
     narrow: Image.Image | None = None
     any_transparent = False
     for y in range(y0, y1, rows):
-        part = (x0, y, x1, min(y + rows, y1))
-        flat, transparent = flatten(image if part == (0, 0, *image.size) else image.crop(part))
+        flat, transparent = flatten(image.crop((x0, y, x1, min(y + rows, y1))))
         any_transparent |= transparent
         if narrow is None:
             narrow = Image.new(flat.mode, (width, y1 - y0))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from model.statistics import InputStatistics
+from model.classifier import InputStatistics
 from PIL import Image
 
 from app.main import create_app

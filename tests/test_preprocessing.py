@@ -96,7 +96,7 @@ def test_a_vector_is_the_rows_of_the_pixels_over_255() -> None:
     [
         *({"filter": "nearest"}, {"filter": ["bilinear"]}, {"fit": "crop"}),
         *({"background": "black"}, {"side": 0}, {"side": "64"}, {"gamma": 2.2}),
-        *({"jpeg_times": 0}, {"jpeg_times": 2.0}, {"jpeg_times": True}),
+        *({"jpeg_times": 0}, {"jpeg_times": 2.0}),
     ],
     ids=str,
 )

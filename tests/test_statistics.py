@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model.statistics import KEY, NAMES, InputStatistics
+from model.classifier import INPUT_STATISTICS as KEY
+from model.classifier import STATISTICS as NAMES
+from model.classifier import InputStatistics
 from numpy.typing import NDArray
 
-from model import statistics
+from model import classifier as statistics
 
 Pixels = NDArray[np.uint8]
 

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from model.statistics import InputStatistics
+from model.classifier import InputStatistics
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
