@@ -68,9 +68,7 @@ class Convolution(Layer):
     kind = "convolution"
 
     def __init__(self, weights: Array, bias: Array | None = None, stride: int = 1) -> None:
-        super().__init__(weights=weights) if bias is None else super().__init__(
-            weights=weights, bias=bias
-        )
+        super().__init__({"weights": weights} | ({} if bias is None else {"bias": bias}))
         self.kernel, self.stride = weights.shape[0], stride
         self._transformed: Array | None = None
 

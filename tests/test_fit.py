@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from model.classifier import InputStatistics
 from PIL import Image
 
 from app.main import create_app
 from app.settings import Settings
-from model.classifier import Classifier
+from model.classifier import Classifier, InputStatistics
 from model.network import Array, parameters
 from model.preprocessing import Views
 from tests.data_folder import REPOSITORY

@@ -5,12 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model.classifier import INPUT_STATISTICS as KEY
-from model.classifier import STATISTICS as NAMES
-from model.classifier import InputStatistics
 from numpy.typing import NDArray
 
-from model import classifier as statistics
+from model.classifier import INPUT_STATISTICS, STATISTICS, InputStatistics, statistics
 
 Pixels = NDArray[np.uint8]
 
@@ -33,7 +30,7 @@ def plainly(pixels: Pixels) -> list[float]:
 
 @pytest.mark.parametrize("pixels", [noise(1), noise(2, 90, 110), noise(3)[:16, :16]], ids=str)
 def test_the_numbers_are_what_their_definitions_say(pixels: Pixels) -> None:
-    assert statistics.statistics(pixels) == pytest.approx(plainly(pixels), rel=1e-4)
+    assert statistics(pixels) == pytest.approx(plainly(pixels), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +45,13 @@ def test_the_numbers_are_what_their_definitions_say(pixels: Pixels) -> None:
 def test_a_flat_picture_has_neither_contrast_nor_sharpness(
     pixels: Pixels, expected: list[float]
 ) -> None:
-    assert statistics.statistics(pixels) == pytest.approx(expected, abs=1e-3)
+    assert statistics(pixels) == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_picture_itself_is_left_as_it_was() -> None:
     pixels = noise(4)
     before = pixels.copy()
-    statistics.statistics(pixels)
+    statistics(pixels)
     assert (pixels == before).all()
 
 
@@ -78,7 +75,9 @@ def test_pictures_all_alike_leave_distances_finite() -> None:
 
 def test_an_artifact_keeps_what_is_usual() -> None:
     usual = InputStatistics.of(noise(seed) for seed in range(9))
-    kept = InputStatistics.from_metadata(json.loads(json.dumps({KEY: usual.to_json()})))
+    kept = InputStatistics.from_metadata(
+        json.loads(json.dumps({INPUT_STATISTICS: usual.to_json()}))
+    )
     assert kept
     assert kept.distance(noise(77)) == usual.distance(noise(77))
 
@@ -92,14 +91,14 @@ FOUR = [1.0, 2.0, 3.0, 4.0]
         None,
         [],
         {"names": ["brightness"], "mean": [1.0], "deviation": [1.0]},
-        {"names": [*NAMES], "mean": FOUR[:3], "deviation": FOUR},
-        {"names": [*NAMES], "mean": FOUR, "deviation": [0.0, 1.0, 1.0, 1.0]},
-        {"names": [*NAMES], "mean": [float("nan"), 1.0, 1.0, 1.0], "deviation": FOUR},
-        {"names": [*NAMES], "mean": ["1", 1.0, 1.0, 1.0], "deviation": FOUR},
-        {"names": [*NAMES[::-1]], "mean": FOUR, "deviation": FOUR},
+        {"names": [*STATISTICS], "mean": FOUR[:3], "deviation": FOUR},
+        {"names": [*STATISTICS], "mean": FOUR, "deviation": [0.0, 1.0, 1.0, 1.0]},
+        {"names": [*STATISTICS], "mean": [float("nan"), 1.0, 1.0, 1.0], "deviation": FOUR},
+        {"names": [*STATISTICS], "mean": ["1", 1.0, 1.0, 1.0], "deviation": FOUR},
+        {"names": [*STATISTICS[::-1]], "mean": FOUR, "deviation": FOUR},
     ],
     ids=str,
 )
 def test_an_artifact_without_usable_numbers_has_none(value: Any) -> None:
-    assert InputStatistics.from_metadata({KEY: value}) is None
+    assert InputStatistics.from_metadata({INPUT_STATISTICS: value}) is None
     assert InputStatistics.from_metadata({}) is None

@@ -17,11 +17,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from model.classifier import InputStatistics
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from model.classifier import Classifier
+from model.classifier import Classifier, InputStatistics
 from model.preprocessing import to_vector
 from tests.data_folder import REPOSITORY
 from training import report
