@@ -160,14 +160,14 @@ class Views:
         try:
             boxes = tuple((a, b, c, d) for a, b, c, d in values["boxes"])
             low, high = values["unsure"]
-            if values.keys() == {"boxes", "unsure"}:
-                return cls(boxes, (low, high))
-        except (TypeError, LookupError, AttributeError):
-            pass
-        raise ValueError(
-            "views must be {'boxes': [[left, top, right, bottom], …], 'unsure': [logit, logit]},"
-            f" not {values!r:.200}"
-        )
+            if values.keys() != {"boxes", "unsure"}:
+                raise ValueError("something else is there")
+            return cls(boxes, (low, high))
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise ValueError(
+                "views must be {'boxes': [[left, top, right, bottom], …], 'unsure': [logit, logit]},"
+                f" not {values!r:.200} ({error})"
+            ) from None
 
 
 DEFAULT: Final = Preprocessing()

@@ -199,7 +199,7 @@ def test_rows_are_the_classifiers_answers_in_the_order_of_the_pictures(
     weights_path: Path, classifier: Classifier
 ) -> None:
     """A picture that ends its worker is a row too, and the rest go on."""
-    data = {f"{i}.png": pictures.picture("PNG", 60 + 7 * i) for i in range(40)}
+    data = {f"{i}.png": pictures.picture("PNG", 60 + i) for i in range(40)}
     names = [*data, "turned.jpg"]
     data |= {"turned.jpg": pictures.turned(6)} | {each: each.encode() for each in DEADLY}
     names[35:35], names[20:20], names[1:1] = ["crash"], ["grow", "bug"], ["spin"]

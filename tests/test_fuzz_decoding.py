@@ -30,7 +30,7 @@ SECONDS = 20  # a hang, whatever else the machine is doing
 noisy_libraries = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 fuzz = settings(
     deadline=None,
-    max_examples=max(1500, settings().max_examples),
+    max_examples=max(400, settings().max_examples),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
