@@ -165,7 +165,7 @@ class Views:
             return cls(boxes, (low, high))
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise ValueError(
-                "views must be {'boxes': [[left, top, right, bottom], …], 'unsure': [logit, logit]},"
+                "views must be {'boxes': [[left, top, right, bottom], …], 'unsure': [low, high]},"
                 f" not {values!r:.200} ({error})"
             ) from None
 
