@@ -24,7 +24,6 @@ from model.network import (
     forward,
     parameters,
     pieces,
-    prepare,
     sigmoid,
     unmirrored,
 )
@@ -315,6 +314,8 @@ class Classifier:
             return _from_bytes(read_file(path))
         except ValueError as error:
             raise BadArtifact(path, str(error)) from error
+        except Exception as error:  # values of any kind reach what is built from them
+            raise BadArtifact(path, f"it is damaged ({error!r})") from error
 
     def save(
         self, path: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32"
@@ -339,7 +340,7 @@ class Classifier:
         with np.errstate(over="ignore"):  # too large for float16: build says which tensor
             tensors = {name: value.astype(dtype) for name, value in parameters(self.layers).items()}
         description = describe(self.layers)
-        stored = replace(self, layers=_network(description, tensors))
+        stored = replace(self, layers=build(description, tensors))
         values = {
             **self.metadata,
             "format_version": FORMAT_VERSION,
@@ -382,7 +383,7 @@ def _from_bytes(data: bytes) -> Classifier:
         name=values["name"],
         class_names=tuple(values["class_names"]),
         threshold=values["threshold"],
-        layers=_network(values.get("architecture"), tensors),
+        layers=build(values.get("architecture", ""), tensors),
         preprocessing=Preprocessing.from_json(values.get("preprocessing")),
         views=Views.from_json(values["views"]) if "views" in values else ONE_VIEW,
         metadata={key: values[key] for key in values if key not in (*_DECIDING, "golden")},
@@ -412,22 +413,10 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _golden(value: Any) -> Golden:
-    try:
-        picture = base64.b64decode(value["picture"], validate=True)
-        return Golden(picture, float(value["probability"]))
-    except (TypeError, LookupError, ValueError):
-        raise ValueError("its golden must each be a picture in base64 and a probability") from None
-
-
-def _network(description: Any, tensors: Mapping[str, NDArray[Any]]) -> list[Layer]:
-    try:
-        layers = build(description, tensors)
-        prepare(layers)
-    except ValueError:
-        raise
-    except Exception as error:  # numbers of any size and kind reach the layers' constructors
-        raise ValueError(f"its architecture cannot be built ({error})") from error
-    return layers
+    match value:
+        case {"picture": str(picture), "probability": float(probability)}:
+            return Golden(base64.b64decode(picture, validate=True), probability)
+    raise ValueError("its golden pictures must be in base64, each with a probability")
 
 
 def _check_golden(classifier: Classifier) -> None:

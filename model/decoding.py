@@ -454,19 +454,13 @@ def _webp_chunk_end(data: bytes, at: int) -> int:
 _BITS, _PHOTOMETRIC, _MAKER, _COLOURS = 258, 262, 271, 320
 _SUBFILE, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _SUBSAMPLING, _DNG_VERSION = 254, 330, 339, 530, 50706
 _PREVIEW, _YCBCR, _SENSOR, _PLANES_APART, _UNSIGNED = 1, 6, (32803, 34892), 2, 1
-_RAWS: Final = {  # by the first word of the camera's maker
-    "nikon": "NEF",
-    "sony": "ARW",
-    "pentax": "PEF",
-    "ricoh": "PEF",
-    "canon": "CR2",
-    "samsung": "SRW",
-    "hasselblad": "3FR",
-    "olympus": "ORF",
-    "om": "ORF",
-    "seiko": "ERF",
-    "kodak": "DCR",
-}
+_RAWS: Final = dict(  # by the first word of the camera's maker
+    (
+        *(("nikon", "NEF"), ("sony", "ARW"), ("pentax", "PEF"), ("ricoh", "PEF"), ("om", "ORF")),
+        *(("canon", "CR2"), ("samsung", "SRW"), ("hasselblad", "3FR"), ("olympus", "ORF")),
+        *(("seiko", "ERF"), ("kodak", "DCR")),
+    )
+)
 
 
 class _Tiff(TiffImageFile):
