@@ -97,7 +97,7 @@ def statistics(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     grey = colours.mean(axis=0)
     spread = colours.max(axis=0) - colours.min(axis=0)
     steps = np.abs(np.concatenate([np.diff(grey, axis=axis).ravel() for axis in (0, 1)]))
-    return np.array([grey.mean(), grey.std(), spread.mean(), steps.mean()])
+    return np.array([grey.mean(), grey.std(), spread.mean(), steps.mean()], np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import stat
 import struct
 import subprocess
@@ -272,20 +271,6 @@ def test_an_interrupted_save_leaves_the_old_file_and_no_other(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_disk_that_fills_up_leaves_the_old_file_and_no_other(path: Path) -> None:
-    logistic().save(path)
-    before = path.read_bytes()
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            logistic(seed=1).save(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_the_file_has_the_permissions_of_the_user_and_a_link_to_it_stays_one(
     tmp_path: Path, path: Path
 ) -> None:
@@ -447,15 +432,11 @@ def squeeze_with(resize: Callable[[Image.Image], Image.Image]) -> Read:
     return lambda data, _: resize(ImageOps.exif_transpose(pictures.decode(data)))
 
 
-def thumbnail(side: int) -> Read:
+def thumbnail(data: bytes, _: NDArray[np.uint8]) -> Image.Image:
     """Lets the JPEG decoder do most of the shrinking."""
-
-    def read(data: bytes, _: NDArray[np.uint8]) -> Image.Image:
-        image = pictures.decode(data)
-        image.draft("RGB", (side, side))
-        return ImageOps.exif_transpose(image).resize(SQUARE, BILINEAR)
-
-    return read
+    image = pictures.decode(data)
+    image.draft("RGB", SQUARE)
+    return ImageOps.exif_transpose(image).resize(SQUARE, BILINEAR)
 
 
 def turn_pixels(turn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Read:
@@ -490,9 +471,7 @@ def vector_is(scale: Callable[[NDArray[np.uint8]], NDArray[np.floating[Any]]]) -
 
 WRONG: Mapping[str, Patch] = {
     "box filter": filter_is("box"),
-    "hamming filter": filter_is("hamming"),
     "bicubic filter": filter_is("bicubic"),
-    "lanczos filter": filter_is("lanczos"),
     "nearest pixel": reader_is(
         squeeze_with(lambda image: image.resize(SQUARE, Image.Resampling.NEAREST))
     ),
@@ -503,9 +482,8 @@ WRONG: Mapping[str, Patch] = {
             )
         )
     ),
-    "shrunk in decoding, with what is beyond the edge": reader_is(thumbnail(64)),
+    "shrunk in decoding, with what is beyond the edge": reader_is(thumbnail),
     "decoded whole": reader_is(squeeze_with(lambda image: image.resize(SQUARE, BILINEAR))),
-    "shrunk to twice the side, with what is beyond the edge": reader_is(thumbnail(128)),
     "shrunk in two steps": reader_is(
         squeeze_with(lambda image: image.resize(SQUARE, BILINEAR, reducing_gap=2))
     ),
@@ -516,13 +494,11 @@ WRONG: Mapping[str, Patch] = {
         preprocessing._TURNS, 6, Image.Transpose.ROTATE_90
     ),
     "mirrored": reader_is(turn_pixels(lambda pixels: pixels[:, ::-1])),
-    "upside down": reader_is(turn_pixels(lambda pixels: pixels[::-1])),
     "blue first": reader_is(turn_pixels(lambda pixels: pixels[..., ::-1])),
     "columns first": reader_is(turn_pixels(lambda pixels: pixels.transpose(1, 0, 2))),
     "channels first": vector_is(lambda pixels: pixels.transpose(0, 3, 1, 2) / 255),
     "not scaled": vector_is(lambda pixels: pixels / 1),
     "scaled to [-1, 1]": vector_is(lambda pixels: pixels / 127.5 - 1),
-    "divided by 128": vector_is(lambda pixels: pixels / 128),
     "divided by 256": vector_is(lambda pixels: pixels / 256),
 }
 
