@@ -144,10 +144,11 @@ def _type_in_folder(entry: os.DirEntry[str], entered: set[str] | None) -> EntryT
     if kind is EntryType.HIDDEN:
         return kind
     if entry.is_dir():
-        if entry.is_symlink() and entered is None:
-            return EntryType.OTHER
-        if entry.is_symlink() and (target := os.path.realpath(entry.path)) in (entered or ()):
-            raise OSError(errno.ELOOP, f"links to a folder that is read already, {target}")
+        if entry.is_symlink():
+            if entered is None:
+                return EntryType.OTHER
+            if (target := os.path.realpath(entry.path)) in entered:
+                raise OSError(errno.ELOOP, f"links to a folder that is read already, {target}")
         return None
     if kind is not EntryType.OTHER and not stat.S_ISREG(entry.stat().st_mode):
         return EntryType.OTHER

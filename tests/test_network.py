@@ -319,8 +319,3 @@ def test_with_its_mirror_image_taken_in_a_network_answers_the_same_for_both() ->
     np.testing.assert_allclose(both[0], both[1], atol=1e-5)
     assert describe(mirrored(mirrored(layers))) == describe(mirrored(layers))
     assert describe(unmirrored(mirrored(layers))) == describe(layers)
-
-
-def test_logistic_regression_does_not_look_in_the_mirror() -> None:
-    layers: list[Layer] = [Linear(random(12288, 1), random(1))]
-    assert mirrored(layers) == layers
