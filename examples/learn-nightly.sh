@@ -22,7 +22,7 @@ rm -rf "$new-training" # of a night that was interrupted
 verdict=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["comparison"]["verdict"])' \
     "$new-report/metrics.json")
 if [ "$verdict" != "clearly better" ]; then
-    echo "Not taken up: on the pictures held back it is $verdict."
+    echo "Not taken up: on the pictures held back it is $verdict. See $new-report/report.html."
     exit 0
 fi
 mv "$new.safetensors" "$weights"
