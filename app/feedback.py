@@ -25,16 +25,15 @@ from app.routes import PICTURE_BODY, UPLOAD_PROBLEMS, work_on_picture
 from model.workers import CannotStart
 
 ID = re.compile("[0-9a-f]{24}")  # the start of a SHA-256 over the JPEG
-OWN_PAGE = ("same-origin", "none")  # none: it is no page that asks, but the browser's user
-
+OWN_PAGE = ("same-origin", "none")  # none: no page asks, but the browser's user
 logger = logging.getLogger("uvicorn.error")
 
 
 class Collection:
     """A folder of pictures, one folder in it for each class: FOLDER/cat/ID.jpg.
 
-    most, most_bytes: pictures that it may hold, and their bytes together. Files that people add or
-    remove do no harm. Only one service may use a folder.
+    most, most_bytes: pictures that it may hold, and their bytes together. People may add, move and
+    remove files at any time. Only one service may write to a folder.
     """
 
     def __init__(self, folder: Path, most: int, most_bytes: int) -> None:
@@ -78,6 +77,8 @@ class Collection:
 
     def forget(self, identity: str) -> bool:
         """Remove a picture; False where there is none. Raises Problem: collection-failed."""
+        if not ID.fullmatch(identity):
+            return False
         with self._lock, _disk_failures():
             found = [*self.folder.glob(f"*/{identity}.jpg")]
             for path in found:
@@ -85,9 +86,8 @@ class Collection:
         return bool(found)
 
     def _make_room(self, size: int) -> None:
-        if self._has_room(size):
-            return
-        self._count()  # some may have been removed since
+        if not self._has_room(size):
+            self._count()  # some may have been removed since
         if not self._has_room(size):
             raise Problem(
                 "collection-full",
@@ -100,7 +100,7 @@ class Collection:
     def _count(self) -> None:
         self.pictures, self.bytes = 0, 0
         for path in self.folder.glob("*/*"):
-            with suppress(FileNotFoundError):  # somebody has just removed it
+            with suppress(OSError):  # somebody has just removed it
                 self.bytes += path.stat().st_size
                 self.pictures += 1
 
@@ -152,8 +152,8 @@ async def give_feedback(
     request: Request,
     label: Annotated[str, Query(description="The right class: one of the model's two.")] = "",
 ) -> FeedbackAnswer:
-    """Send the picture as to /predict. Kept is a JPEG of at most 512 pixels a side without
-    metadata. The other label for the same picture moves it. Only where CAT_COLLECT is set."""
+    """Send the picture as to /predict. With CAT_COLLECT, a JPEG of at most 512 pixels a side
+    without metadata is kept. The other label for the same picture moves it."""
     collection = _collection(request)
     names = request.app.state.model["class_names"]
     if label not in names:
@@ -178,8 +178,7 @@ async def give_feedback(
 async def take_feedback_back(request: Request, identity: str) -> Response:
     """The id is that of the answer to POST /feedback."""
     collection = _collection(request)
-    is_id = ID.fullmatch(identity) is not None
-    if not (is_id and await asyncio.to_thread(collection.forget, identity)):
+    if not await asyncio.to_thread(collection.forget, identity):
         raise Problem("not-found", f"There is no feedback with the id {identity[:40]!r}.")
     return Response(status_code=204)
 
@@ -190,9 +189,8 @@ def _collection(request: Request) -> Collection:
     if collection is None:
         detail = "This service collects no feedback. The operator turns it on with CAT_COLLECT."
         raise Problem("not-found", detail)
-    headers = request.headers
-    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    own = origin is None or origin.partition("://")[2] == headers.get("host", "")
+    origin, site = map(request.headers.get, ("origin", "sec-fetch-site"))
+    own = origin is None or origin.partition("://")[2] == request.headers.get("host", "")
     if not (site in OWN_PAGE if site else own):
         raise Problem(
             "foreign-page",
