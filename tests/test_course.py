@@ -1,9 +1,13 @@
 """The course's lesson: its figures, and derivatives that are right, safe, the same in blocks."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -228,6 +232,21 @@ def test_pictures_and_their_vectors_get_the_same_probabilities() -> None:
     assert p.shape == (300,)
     assert p.dtype == np.float64
     np.testing.assert_allclose(p, predict(layers, to_vector(pictures)), atol=1e-6)
+
+
+def test_the_comparison_of_learning_rates_on_the_course_page_runs(
+    tmp_path: Path,
+) -> None:
+    page = (REPOSITORY / "docs" / "course.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with h5py.File(tmp_path / "train_catvnoncat.h5", "w") as file:
+        file["train_set_x"] = np.random.default_rng(1).integers(0, 256, (6, 64, 64, 3), np.uint8)
+        file["train_set_y"] = [0, 1, 0, 1, 0, 1]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", example]
+    lines = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).splitlines()
+    assert [line.split()[0] for line in lines] == ["0.01", "0.001", "0.0001"]
+    assert all(line.count(",") == 14 for line in lines)  # 15 costs
 
 
 def test_every_name_on_the_course_page_exists_in_the_file_it_links_to() -> None:

@@ -24,7 +24,6 @@ from model.classifier import Classifier
 from model.preprocessing import to_vector
 from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
-from training import report
 from training.__main__ import main
 from training.data import read_pictures
 from training.metrics import confusion
@@ -85,7 +84,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home folder of someone who has trained once, measured on the same pictures."""
     home = tmp_path_factory.mktemp("home")
     data = make_data(home / "train.h5")
-    assert main(course(data, home / "out" / "mine.safetensors", "--test", data, "--seed", 7)) == 0
+    assert main(course(data, home / "out" / "mine.safetensors", "--test", data)) == 0
     return home
 
 
@@ -99,13 +98,8 @@ def test_course_writes_weights_that_answer_as_measured(trained: Path) -> None:
     assert classifier.name == "logistic"
     assert classifier.threshold == 0.5
     metadata = classifier.metadata
-    assert metadata["seed"] == 7
-    assert metadata["training"] == {
-        "command": "course",
-        "learning_rate": 0.005,
-        "iterations": 120,
-        "seed": 7,
-    }
+    settings = {"command": "course", "learning_rate": 0.005, "iterations": 120}
+    assert metadata["training"] == settings
     assert metadata["data"]["training"] == {
         "files": ["train.h5"],
         "pictures": 20,
@@ -134,27 +128,13 @@ def test_the_report_is_one_page_that_needs_nothing_else(trained: Path) -> None:
     assert metrics["metrics"]["test"]["true_positive"] == 10
 
 
-def test_the_same_seed_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
-    outputs = [tmp_path / name / "mine.safetensors" for name in ("a", "b")]
-    for output in outputs:
-        assert main(course(data, output, "--seed", 3)) == 0
+def test_the_same_data_give_the_same_bytes(data: Path, tmp_path: Path) -> None:
     first, second = (tmp_path / name for name in ("a", "b"))
+    for folder in (first, second):
+        assert main(course(data, folder / "mine.safetensors")) == 0
     assert files_in(first) == files_in(second)
     for name in files_in(first):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-
-
-def test_learning_rates_draws_the_comparison_and_writes_no_weights(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "rates"
-    arguments = ["learning-rates", str(data), "--test", str(data), "--iterations", "101"]
-    assert main([*arguments, "--output", str(folder)]) == 0
-    assert files_in(folder) == {"report.html", "metrics.json"}
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert list(metrics["costs"]["values"]) == ["0.01", "0.001", "0.0001"]
-    assert {len(costs) for costs in metrics["costs"]["values"].values()} == {2}
-    assert "0.0001" in capsys.readouterr().out
 
 
 # --- what it says -------------------------------------------------------------------------------
@@ -189,7 +169,7 @@ def test_help_tells_of_every_command_and_its_examples_are_commands(
     monkeypatch.chdir(tmp_path)
     assert main(["--help"]) == 0
     commands = re.findall(r"^  ([a-z][a-z-]+)  ", capsys.readouterr().out, re.MULTILINE)
-    assert {"course", "learning-rates", "fit", "evaluate", "card"} <= set(commands)
+    assert {"course", "fit", "evaluate", "card"} <= set(commands)
     for command in commands:
         assert main([command, "--help"]) == 0
         shown = capsys.readouterr().out
@@ -212,8 +192,8 @@ def test_help_tells_of_every_command_and_its_examples_are_commands(
         (["course", "d", "--learning-rate", "0"], "0.0 is not a number above 0"),
         (["course", "d", "--learning-rate", "nan"], "nan is not a number above 0"),
         (["course", "d", "--iterations", "1.5"], "should be a valid integer"),
-        (["course", "d", "--seed", "-1"], "greater than or equal to 0"),
-        (["fit", "d", "--shares", "web"], "'web' is not SOURCE=N"),
+        (["fit", "d", "--set", "mixup"], "mixup: not NAME=VALUE as in TOML"),
+        (["fit", "d", "--set", "epochs=many"], "epochs=many: not NAME=VALUE as in TOML"),
     ],
 )
 def test_wrong_arguments_are_explained(
@@ -264,7 +244,6 @@ def test_bad_data_is_named_and_leaves_the_weights_of_before(
         (["--classes", "dog", "no-dog"], "its classes are 'non-cat', 'cat'"),
         (["--test", "nowhere.zip"], "nowhere.zip does not exist"),
         (["--learning-rate", "1e39"], "learning rate 1e+39 is too large"),
-        (["--report", "{folder}/home/train.h5"], "train.h5: is a file; a report is a folder"),
         (["--output", "{folder}/home"], "home: is a folder; name a file"),
     ],
 )
@@ -275,6 +254,14 @@ def test_what_cannot_be_done_is_refused_in_one_message(
     assert main(course(data, tmp_path / "w.safetensors", *arguments)) == 1
     assert message in capsys.readouterr().err
     assert files_in(tmp_path) == {"home/train.h5"}
+
+
+def test_a_report_is_no_file(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "w-report").write_bytes(b"")
+    assert main(course(data, tmp_path / "w.safetensors")) == 1
+    assert "w-report: is a file; a report is a folder" in capsys.readouterr().err
 
 
 def test_a_report_takes_the_place_of_an_earlier_one_and_leaves_other_files_alone(
@@ -303,17 +290,18 @@ def test_an_output_that_is_no_file_is_left_alone(
     assert link.is_symlink()
 
 
-@pytest.mark.parametrize(("count", "told"), [(1, "; left out 1 file"), (2, "; left out 2 files")])
 def test_files_that_are_left_out_are_counted(
-    count: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for i in range(2):
-        (tmp_path / "d" / ("cat", "non-cat")[i]).mkdir(parents=True)
-        Image.new("RGB", (70, 70), (i, i, i)).save(tmp_path / "d" / ("cat", "non-cat")[i] / "1.png")
-    for i in range(count):
+    for i, name in enumerate(("cat", "non-cat")):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        Image.new("RGB", (70, 70), (i, i, i)).save(tmp_path / "d" / name / "1.png")
         (tmp_path / "d" / f"{i}.txt").write_bytes(b"")
+    (tmp_path / "d" / ".hidden").write_bytes(b"")
     assert main(course(tmp_path / "d", tmp_path / "w.safetensors")) == 0
-    assert f"(1 cat, 1 non-cat){told}\n" in capsys.readouterr().out
+    assert "(1 cat, 1 non-cat); left out 2 files; left out 1 hidden file\n" in (
+        capsys.readouterr().out
+    )
 
 
 # --- what it leaves when it is stopped ----------------------------------------------------------
@@ -374,16 +362,10 @@ def test_a_full_disk_leaves_weights_and_report_of_before(
 # --- pages --------------------------------------------------------------------------------------
 
 
-def test_text_on_a_page_cannot_become_markup() -> None:
-    facts = {"iterations": 1, "data": {"training": {"files": ["<i>&"]}}}
-    page = report.render(
-        "learning_rates.html",
-        facts=facts,
-        table=[["<b>", "x"], ["<s>", "<u>"]],
-        costs={"<u>": [(0, 1.0)]},
-        highest=1,
-    )
-    body = page.split("</style>")[1]
-    assert "<b>" not in body
-    assert "&lt;i&gt;&amp;" in body
-    assert "&lt;u&gt;" in body
+def test_text_on_a_page_cannot_become_markup(data: Path, tmp_path: Path) -> None:
+    marked = data.with_name("<u>&.h5")
+    data.rename(marked)
+    assert main(course(marked, tmp_path / "w.safetensors")) == 0
+    page = (tmp_path / "w-report" / "report.html").read_text(encoding="utf-8")
+    assert "<u>" not in page
+    assert "&lt;u&gt;&amp;.h5" in page
