@@ -116,7 +116,7 @@ def _fit(
     skip_bad: SkipBad = False,
     resume: Annotated[bool, _option("--resume", None, "go on with the run that stopped")] = False,
     teacher: Annotated[
-        Path | None, _option("--teacher", "FILE", "soft labels: log-odds of a larger network")
+        Path | None, _option("--teacher", "FILE", "what a larger network says of each picture: NPZ")
     ] = None,
     config: Annotated[
         Path | None, _option("--config", "FILE", "settings, such as training/default.toml")

@@ -121,7 +121,8 @@ def expected_calibration_error(y: Array, p: Array, bins: int = BINS) -> float:
 
 
 def _bins(p: Array, bins: int) -> Array:
-    return np.minimum((p * bins).astype(int), bins - 1)
+    places: Array = np.minimum((p * bins).astype(int), bins - 1)
+    return places
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
