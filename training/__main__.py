@@ -57,12 +57,6 @@ def _option(name: str, metavar: str | None, text: str, **more: Any) -> Any:
     return typer.Option(name, metavar=metavar, help=text, **more)
 
 
-def _positive(value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise typer.BadParameter(f"{value} is not a number above 0")
-    return value
-
-
 def _settings(texts: list[str] | None) -> dict[str, Any]:
     """`epochs=5 shares.web=1.4` as {"epochs": 5, "shares": {"web": 1.4}}."""
     try:
@@ -177,13 +171,7 @@ def _fit(
 @commands.command("evaluate")
 def _evaluate(
     weights: Weights,
-    data: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="DATA",
-            help="HDF5, folder or zip of pictures, or a folder of *-val.zip; several are joined",
-        ),
-    ],
+    data: Pictures,
     test: Annotated[
         bool, _option("--test", None, "measure on the test split, and log that it was opened")
     ] = False,
@@ -242,7 +230,7 @@ def _course(
         _option("--test", "DATA...", "pictures to measure with that training does not see"),
     ] = None,
     learning_rate: Annotated[
-        float, _option("--learning-rate", "RATE", "size of the steps", callback=_positive)
+        float, _option("--learning-rate", "RATE", "size of the steps", min=0)
     ] = LEARNING_RATE,
     iterations: Annotated[int, _option("--iterations", "N", "number of steps", min=1)] = ITERATIONS,
     output: Output = Path("runs/logistic.safetensors"),

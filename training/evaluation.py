@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
-from math import isnan
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,8 +25,8 @@ from PIL import Image, ImageFilter
 
 from model.artifact import pack, read_file, unpack, write_file
 from model.classifier import Classifier
-from model.network import Array, parameters
-from model.preprocessing import ONE_VIEW, Preprocessing
+from model.network import Array
+from model.preprocessing import Preprocessing
 from training import Refused
 from training.calibration import by_source
 from training.data import (
@@ -155,8 +154,8 @@ def answers(classifier: Classifier, files: Sequence[Load], label: str) -> tuple[
 
 
 def measure(y: Array, p: Array, threshold: float, rng: np.random.Generator) -> dict[str, Any]:
-    """`training.metrics.summary`, and beside it the reliability table, and bootstrap intervals of
-    95 % of what is defined under "intervals"."""
+    """`training.metrics.summary`, and beside it bootstrap intervals of 95 % of what is defined, and
+    the reliability table without its empty bins."""
     metrics: dict[str, Metric] = {
         "roc_auc": roc_auc,
         "balanced_accuracy": lambda y, p: confusion(y, p, threshold).balanced_accuracy,
@@ -169,11 +168,8 @@ def measure(y: Array, p: Array, threshold: float, rng: np.random.Generator) -> d
         for name, metric in metrics.items()
         if figures[name] is not None
     }
-    return figures | {"reliability": [_json(asdict(bin)) for bin in reliability_table(y, p)]}
-
-
-def _json(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and isnan(v) else v for k, v in values.items()}
+    figures["reliability"] = [asdict(bin) for bin in reliability_table(y, p) if bin.count]
+    return figures
 
 
 def mean_of(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -270,7 +266,7 @@ def evaluate(classifier: Classifier, pictures: PictureSet) -> tuple[dict[str, An
     for source, own in by_source(sources).items():
         rng = np.random.default_rng((SEED, *source.encode()))
         measured[source] = measure(y[own], p[own], threshold, rng)
-        if classifier.views != ONE_VIEW:
+        if len(classifier.views.boxes) > 1:
             measured[source]["looked_again"] = float(np.mean(views[own] > 1))
     chosen = _sample(sources)
     own_sources = [sources[i] for i in chosen]
@@ -287,7 +283,6 @@ def evaluate(classifier: Classifier, pictures: PictureSet) -> tuple[dict[str, An
             "name": classifier.name,
             "version": classifier.version,
             "threshold": threshold,
-            "parameters": sum(value.size for value in parameters(classifier.layers).values()),
         },
         # Rooms and the like, which have one class, last
         "sources": dict(sorted(measured.items(), key=lambda item: item[1]["roc_auc"] is None)),
