@@ -378,6 +378,7 @@ def test_data_that_cannot_work_are_refused_before_any_training(
         (("--validation", "{data}/none"), "does not exist"),
         (("--set", "shares.web=2"), "there is no source web; there are others"),
         (("--set", "shares.dog=2"), "there is no source dog"),
+        (("--set", "seed=0", "views=some"), "views is 'some'"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(
@@ -406,10 +407,9 @@ def test_the_recipe_names_every_setting() -> None:
 @quick
 def test_a_network_from_scratch_looks_at_the_views_of_the_settings(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 16)
-    (tmp_path / "six.toml").write_text('views = "six"')
     output = tmp_path / "six.safetensors"
-    config = ("--config", tmp_path / "six.toml")
-    assert fit(data, *SMALL, *config, "--epochs", 1, "--output", output) == 0
+    six = ("--set", "views=six")
+    assert fit(data, *SMALL, *six, "--epochs", 1, "--output", output) == 0
     assert len(Classifier.load(output).views.boxes) == 6
 
 

@@ -214,8 +214,8 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
         (["course"], "DATA"),
         (["course", "d", "--learning-rate", "-1"], "greater than or equal to 0"),
         (["course", "d", "--iterations", "1.5"], "should be a valid integer"),
-        (["fit", "d", "--set", "mixup"], "mixup: not NAME=VALUE as in TOML"),
-        (["fit", "d", "--set", "epochs=many"], "epochs=many: not NAME=VALUE as in TOML"),
+        (["fit", "d", "--set", "mixup"], "'mixup' is not NAME=VALUE, such as mixup=0.2"),
+        (["fit", "d", "--set", "mixup=.2", "mixup=1"], "'mixup=.2 mixup=1' is not NAME=VALUE"),
     ],
 )
 def test_wrong_arguments_are_explained(

@@ -1,5 +1,6 @@
 """Command line of the training room: `python -m training COMMAND …`."""
 
+import json
 import os
 import signal
 import sys
@@ -58,11 +59,19 @@ def _option(name: str, metavar: str | None, text: str, **more: Any) -> Any:
 
 
 def _settings(texts: list[str] | None) -> dict[str, Any]:
-    """`epochs=5 shares.web=1.4` as {"epochs": 5, "shares": {"web": 1.4}}."""
+    """`epochs=5 shares.web=1.4 views=six` as TOML has them; a word needs no quotation marks."""
+    lines = []
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        try:
+            tomllib.loads(text)
+            lines.append(text)
+        except tomllib.TOMLDecodeError:
+            lines.append(f"{name} = {json.dumps(value)}" if value else text)
     try:
-        return tomllib.loads("\n".join(texts or ()))
-    except tomllib.TOMLDecodeError as error:
-        message = f"{' '.join(texts or ())}: not NAME=VALUE as in TOML: {error}"
+        return tomllib.loads("\n".join(lines))
+    except tomllib.TOMLDecodeError:
+        message = f"{' '.join(texts or ())!r} is not NAME=VALUE, such as mixup=0.2 shares.web=1.4"
         raise typer.BadParameter(message, param_hint="--set") from None
 
 
@@ -155,7 +164,8 @@ def _fit(
       CAT_WEIGHTS=runs/mine.safetensors python -m app
           the service with the result
     """
-    given = _settings(settings) | {"epochs": epochs, "threads": threads, "seed": seed}
+    options = {"epochs": epochs, "threads": threads, "seed": seed}
+    given = _settings(settings) | {name: n for name, n in options.items() if n is not None}
     return lambda: fit(
         _data(data, classes, skip_bad, validation),
         output,
