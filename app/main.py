@@ -20,7 +20,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from uvicorn.config import STARTUP_FAILURE
 
-from app import access, docs, errors, inference_protocol, metrics, middleware, page, routes
+from app import (
+    access,
+    docs,
+    errors,
+    feedback,
+    inference_protocol,
+    metrics,
+    middleware,
+    page,
+    routes,
+)
 from app.capacity import Capacity, plan, workers_for
 from app.metrics import Metrics
 from app.queue import Queue
@@ -45,7 +55,8 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
         title="Cat or not",
         version=API_VERSION,
         description="Says whether a picture shows a cat. Pictures are not logged, stored or sent"
-        " on. Errors are problems as RFC 9457 has them.",
+        " on, but for those that people send to /feedback where the operator keeps them. Errors are"
+        " problems as RFC 9457 has them.",
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
@@ -57,7 +68,7 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     app.state.metrics = Metrics()
     app.state.ready = False
     app.include_router(routes.plain_router)
-    for module in (routes, inference_protocol, docs, page):
+    for module in (routes, feedback, inference_protocol, docs, page):
         app.include_router(module.router)
     if app.state.settings.metrics != "off":
         app.include_router(metrics.router)
@@ -88,6 +99,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     capacity = plan(settings.workers)
     most = min(settings.max_upload_bytes, capacity.largest_upload_bytes)
     state.settings = settings = replace(settings, max_upload_bytes=most)
+    state.collection = _collection(settings)
     workers: Workers = state.workers or workers_for(settings)
     state.workers = workers
     owned = not workers.description  # else somebody has started them, for several services
@@ -112,6 +124,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     finally:
         if owned:
             await workers.stop()
+
+
+def _collection(settings: Settings) -> feedback.Collection | None:
+    if settings.collect is None:
+        return None
+    most = settings.collect_pictures, settings.collect_bytes
+    return feedback.Collection(settings.collect, *most)
 
 
 def _measure(app: FastAPI) -> None:
@@ -143,6 +162,9 @@ def _say_hello(app: FastAPI, capacity: Capacity) -> None:
         settings.max_upload_bytes / 1e6,
         capacity.body_bytes / 1e6,
     )
+    if state.collection:
+        kept = state.collection
+        logger.info("Feedback: kept in %s, which holds %d pictures", kept.folder, kept.pictures)
     for missing in state.workers.unlimited:
         logger.warning("This system or user does not let workers be kept from %s", missing)
 

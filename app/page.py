@@ -37,12 +37,14 @@ async def page(request: Request) -> HTMLResponse:
     texts = {
         "title": f"{first[:1].upper()}{first[1:]} or {'not' if first in other else other}?",
         "first": first,
+        "other": other,
         "base": str(request.base_url),
         "max_upload_bytes": str(settings.max_upload_bytes),
         "max_megabytes": f"{settings.max_upload_bytes / 1e6:.3g} MB",
         "formats": model["formats"],
         "key_header": f' -H "{access.HEADER}: KEY"' if settings.keys else "",
         "key_state": "required" if settings.keys else "hidden",
+        "feedback_state": "" if settings.collect else "hidden",
     }
     template = Template((FOLDER / PAGE).read_text(encoding="utf-8"))
     content = template.substitute({name: html.escape(text) for name, text in texts.items()})

@@ -83,7 +83,7 @@ plain_router = APIRouter(route_class=PlainRoute)
 )
 async def predict(request: Request) -> Response:
     """Send the picture as the request's body, or as the field `file` of a form."""
-    reply = await _work_on_picture(request, "predict", quick=True)
+    reply = await work_on_picture(request, "predict", quick=True)
     return Response(reply.body, media_type="application/json")
 
 
@@ -109,7 +109,7 @@ async def explain(
     """Send the picture as to /predict. The answer is JSON; with `Accept: image/png` it is the
     heat map over what the model saw."""
     chosen = wanted or preferred(request.headers.get("accept", ""))
-    reply = await _work_on_picture(request, "explain", format=chosen)
+    reply = await work_on_picture(request, "explain", format=chosen)
     return Response(reply.body, media_type=reply.head["type"], headers=VARY)
 
 
@@ -128,7 +128,7 @@ def preferred(accept: str) -> str:
     return best[1]
 
 
-async def _work_on_picture(
+async def work_on_picture(
     request: Request, kind: str, *, quick: bool = False, **options: Any
 ) -> Reply:
     """Read the picture that a request sends, and have a worker answer it."""

@@ -287,6 +287,20 @@ class Settings:
             "none",
         ),
     ] = ""
+    collect: Annotated[
+        Path | None,
+        Setting(
+            Path,
+            "a folder for the pictures that people send to /feedback with their right class",
+            "none; nothing is kept",
+        ),
+    ] = None
+    collect_pictures: Annotated[
+        int, Setting(_whole_number(1), "pictures that this folder may hold", "10000")
+    ] = 10_000
+    collect_bytes: Annotated[
+        int, Setting(_whole_number(1), "bytes that they may have together", "1000000000")
+    ] = 10**9
     page: Annotated[bool, Setting(_switch, "the page for people at /; on or off", "on")] = True
     bind_host: Annotated[
         str,
