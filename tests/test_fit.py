@@ -153,11 +153,11 @@ def test_a_zip_and_words_of_one_s_own_will_do(tmp_path: Path) -> None:
         for file in sorted(data.rglob("*.png")):
             archive.write(file, file.relative_to(data))
     output = tmp_path / "tom.safetensors"
-    words = ("--classes", "tom", "other tom")
+    words = ("--classes", "tom", "other tom", "--name", "tom spotter")
     assert fit(tmp_path / "toms.zip", *words, *SMALL, "--epochs", 1, "--output", output) == 0
     classifier = Classifier.load(output)
     assert classifier.class_names == ("tom", "other tom")
-    assert classifier.name == "tom"
+    assert classifier.name == "tom spotter"
     label = classifier.predict(blot(np.random.default_rng(0), WARM, 70)).label
     assert label in classifier.class_names
 

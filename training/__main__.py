@@ -58,20 +58,21 @@ def _option(name: str, metavar: str | None, text: str, **more: Any) -> Any:
     return typer.Option(name, metavar=metavar, help=text, **more)
 
 
-def _settings(texts: list[str] | None) -> dict[str, Any]:
-    """`epochs=5 shares.web=1.4 views=six` as TOML has them; a word needs no quotation marks."""
-    lines = []
-    for text in texts or ():
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """`epochs=5 shares.web=1.4 views=six` as TOML has them, the last one of a name; a word needs no
+    quotation marks."""
+    lines = {}
+    for text in texts:
         name, _, value = text.partition("=")
         try:
             tomllib.loads(text)
-            lines.append(text)
+            lines[name] = text
         except tomllib.TOMLDecodeError:
-            lines.append(f"{name} = {json.dumps(value)}" if value else text)
+            lines[name] = f"{name} = {json.dumps(value)}" if value else text
     try:
-        return tomllib.loads("\n".join(lines))
+        return tomllib.loads("\n".join(lines.values()))
     except tomllib.TOMLDecodeError:
-        message = f"{' '.join(texts or ())!r} is not NAME=VALUE, such as mixup=0.2 shares.web=1.4"
+        message = f"{' '.join(texts)!r} is not NAME=VALUE, such as mixup=0.2 shares.web=1.4"
         raise typer.BadParameter(message, param_hint="--set") from None
 
 
@@ -115,6 +116,9 @@ def _fit(
     ] = None,
     start: Annotated[Path | None, _option("--from", "WEIGHTS", "fine-tune these weights")] = None,
     output: Output = Path("runs/model.safetensors"),
+    name: Annotated[
+        str | None, _option("--name", None, "of the model (default: that of the weights file)")
+    ] = None,
     classes: Classes = CLASS_NAMES,
     skip_bad: SkipBad = False,
     resume: Annotated[bool, _option("--resume", None, "go on with the run that stopped")] = False,
@@ -165,7 +169,7 @@ def _fit(
           the service with the result
     """
     options = {"epochs": epochs, "threads": threads, "seed": seed}
-    given = _settings(settings) | {name: n for name, n in options.items() if n is not None}
+    given = _settings(settings or ()) | {key: n for key, n in options.items() if n is not None}
     return lambda: fit(
         _data(data, classes, skip_bad, validation),
         output,
@@ -174,6 +178,7 @@ def _fit(
         teacher=teacher,
         config=config,
         given=given,
+        name=name,
         resumed=resume,
     )
 
