@@ -27,7 +27,7 @@ import numpy as np
 import typer
 
 from benchmarks.engine import OTHERS, WHOLE, Process
-from benchmarks.lite import Lite, not_installed
+from benchmarks.lite import Lite, Variant, not_installed
 from benchmarks.machine import describe
 from benchmarks.serving.pictures import SIZES, jpeg
 from model.classifier import Classifier, default_weights
@@ -49,7 +49,7 @@ def main(
     core: Annotated[int | None, typer.Option(help="to run on; the last one otherwise")] = None,
     rounds: Annotated[int, typer.Option(help="of all, one after the other")] = 10,
     repetitions: Annotated[int, typer.Option(help="of each in a round")] = 20,
-    variant: Annotated[str, typer.Option(help="the pretrained one: lite0 or lite2")] = "lite0",
+    variant: Annotated[Variant, typer.Option(help="the pretrained one")] = "lite0",
 ) -> None:
     """Measure and print; the exit status is 1 where the probabilities do not agree."""
     core = max(os.sched_getaffinity(0)) if core is None else core

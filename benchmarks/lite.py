@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from itertools import repeat
 from math import ceil
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from model.network import Array, pieces
 from model.preprocessing import Preprocessing
 
+Variant = Literal["lite0", "lite2"]
 VARIANTS: Final = {"lite0": (224, 1.0), "lite2": (260, 1.2)}  # side, and how much deeper
 STAGES: Final = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # blocks, stride
 CATS = slice(281, 286)  # ImageNet's tabby, tiger cat, Persian cat, Siamese cat, Egyptian cat
@@ -47,7 +48,7 @@ def not_installed(*variants: str) -> str:
 class Lite:
     """A variant on ONNX Runtime. `model` is its graph, and `side` that of its pictures."""
 
-    def __init__(self, variant: str, threads: int) -> None:
+    def __init__(self, variant: Variant, threads: int) -> None:
         import onnxruntime
 
         files = import_module(package(variant))

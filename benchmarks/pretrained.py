@@ -22,7 +22,7 @@ import numpy.typing as npt
 import typer
 from PIL import Image
 
-from benchmarks.lite import Lite, not_installed
+from benchmarks.lite import Lite, Variant, not_installed
 from benchmarks.machine import describe
 from model.classifier import Classifier, default_weights
 from model.network import Array, pieces, sigmoid
@@ -99,7 +99,7 @@ def judge(
 
 def main(
     data: Annotated[Path, typer.Argument(help="a folder with *-val.zip and *-test.zip")],
-    variant: Annotated[str, typer.Option(help="lite0 or lite2")] = "lite0",
+    variant: Variant = "lite0",
     weights: Annotated[Path, typer.Option(help="of this project")] = DEFAULT,
     test: Annotated[bool, typer.Option(help="judge the test pictures")] = False,
     threads: Annotated[int, typer.Option(help="for the other one's scores")] = os.cpu_count() or 1,

@@ -18,13 +18,13 @@ import sys
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import typer
 from tqdm import tqdm
 
-from benchmarks.lite import Lite, not_installed
+from benchmarks.lite import Lite, Variant, not_installed
 from model.artifact import write_file
 from model.machine import cores
 from model.network import Array, Layer, Scratch, forward, parameters, pieces
@@ -172,12 +172,12 @@ def _fit(X: Array, y: Array, batches: Array, rate: float) -> list[Layer]:
 def main(
     data: Annotated[list[Path], typer.Argument(help="training pictures, as `fit` takes them")],
     output: Annotated[Path, typer.Option(help="the NPZ; features are kept in a folder beside it")],
-    variant: Annotated[list[str] | None, typer.Option(help="lite0 or lite2, or both")] = None,
+    variant: Literal["lite0", "lite2", "both"] = "lite2",
     threads: Annotated[int, typer.Option(help="for the pretrained network")] = cores(),
     skip_bad: Annotated[bool, typer.Option(help="as of `fit`")] = False,
 ) -> None:
     """Write the teacher's answers; the exit status is 2 where packages or pictures are missing."""
-    variants = variant or ["lite2"]
+    variants: list[Variant] = ["lite0", "lite2"] if variant == "both" else [variant]
     try:
         if why := not_installed(*variants):
             raise Refused(why)
@@ -188,7 +188,7 @@ def main(
 
 
 def _write(
-    data: Sequence[Path], output: Path, variants: Sequence[str], threads: int, skip_bad: bool
+    data: Sequence[Path], output: Path, variants: Sequence[Variant], threads: int, skip_bad: bool
 ) -> None:
     pictures = read_pictures(data, side=16, skip_bad=skip_bad)  # whether they all can be read
     sources = join_small([part.source for part in pictures.parts])

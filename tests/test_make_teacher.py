@@ -122,7 +122,7 @@ def test_training_reads_what_the_command_writes(tmp_path: Path) -> None:
         for i, name in enumerate(names):
             archive.writestr(name, jpeg(i))
     output = tmp_path / "teacher.npz"
-    teacher.main([tmp_path / "a-train.zip"], output, ["lite0"], threads=1)
+    teacher.main([tmp_path / "a-train.zip"], output, "lite0", threads=1)
     found = read_teacher(output, names)
     assert found.groups.shape == (24, len(teacher.GROUPS) - 1)
     assert len(np.unique(found.log_odds)) == 24

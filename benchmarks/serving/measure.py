@@ -57,8 +57,7 @@ def measure(
     began = perf_counter()
     try:
         with running(command, variables, server.tree or folder, log) as process:
-            first = next(iter(questions))
-            _wait(process, server, port, server.body(first.read_bytes()))
+            _wait(process, server, port, server.body(next(iter(questions)).read_bytes()))
             figures = {"start s": perf_counter() - began}
             for file, probability in questions.items():
                 each = _measure_one(server, port, file, probability, load, folder)
@@ -78,8 +77,7 @@ def _measure_one(
         raise Failed(f"status {status} for {file.name}: {answer[:300]!r}")
     found = float(json.loads(answer)["cat_probability"])
     if abs(found - probability) > AGREEMENT:
-        expected = f"expected {probability:.6f}"
-        raise Failed(f"it gives {found:.6f} for {file.name}, {expected}")
+        raise Failed(f"it gives {found:.6f} for {file.name}, expected {probability:.6f}")
     (folder / "body").write_bytes(body)
 
     def wrk(seconds: int) -> "subprocess.Popen[str]":
