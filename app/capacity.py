@@ -56,9 +56,8 @@ def plan(workers: int | None = None) -> Capacity:
     return Capacity(workers, min(max(share(workers), 2**25), MOST_SHARE_BYTES), bodies)
 
 
-def workers_for(settings: Settings) -> Workers:
+def workers_for(settings: Settings, capacity: Capacity) -> Workers:
     """The workers of a service with these settings, not started yet."""
-    capacity = plan(settings.workers)
     return Workers(
         "app.work",
         [str(settings.weights or WEIGHTS)],

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from app import capacity
 from app.inference_protocol import body_limit
-from app.metrics import Metrics
+from app.observation import Metrics
 from app.server import KEEP_ALIVE_SECONDS
 from app.settings import Settings, settings_table
 from tests.data_folder import REPOSITORY

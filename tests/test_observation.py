@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from app.main import create_app
-from app.middleware import Observed
+from app.observation import Observed
 from app.settings import Settings
 from model.classifier import Classifier
 from model.worker import Reply
@@ -216,7 +216,7 @@ def test_a_client_that_leaves_is_logged_as_gone(capfd: pytest.CaptureFixture[str
 def test_a_reader_that_stops_reading_holds_nobody_up_and_gets_whole_lines() -> None:
     code = """
         import sys
-        from app import log
+        from app import observation as log
         written = 0
         while log.write(b"x" * 199 + b"\\n"):  # would block for good if it waited
             written += 1

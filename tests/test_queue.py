@@ -16,8 +16,8 @@ from app.capacity import PART_OF_FREE, plan
 from app.errors import Problem
 from app.main import create_app
 from app.queue import Queue
+from app.routes import FORM_ALLOWANCE_BYTES
 from app.settings import Settings
-from app.uploads import FORM_ALLOWANCE_BYTES
 from model import machine
 from model.machine import cores, memory_bytes
 from model.workers import QUICK_BYTES

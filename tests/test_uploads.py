@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.uploads import FORM_ALLOWANCE_BYTES
+from app.routes import FORM_ALLOWANCE_BYTES
 from tests.conftest import Service
 
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
