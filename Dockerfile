@@ -31,6 +31,10 @@ COPY --from=build /venv /venv
 COPY --from=build /srv /srv
 WORKDIR /srv
 
+LABEL org.opencontainers.image.title="Cat or not" \
+    org.opencontainers.image.version="1.0.0" \
+    org.opencontainers.image.licenses="MIT"
+
 # A number, so that Kubernetes can tell that it is not root.
 USER 10001:10001
 EXPOSE 8000

@@ -5,7 +5,7 @@ PYTHON ?= python3
 # Written last, so that an interrupted setup starts over.
 STAMP := .venv/complete
 
-.PHONY: setup run test test-all test-more test-attack test-manifests test-ray lint format lock clients
+.PHONY: setup run test test-all test-more test-attack test-manifests test-ray lint format lock clients release-check
 
 setup: $(STAMP)
 	@:
@@ -59,3 +59,7 @@ format: setup
 # Keeps the versions that still fit; `make lock LOCK_OPTIONS=--upgrade` takes the newest.
 lock: setup
 	scripts/lock $(LOCK_OPTIONS)
+
+# What is still missing before a release.
+release-check: setup
+	.venv/bin/python -m scripts.release_check

@@ -12,6 +12,7 @@ from training.calibration import (
     Comparison,
     calibrate,
     choose_threshold,
+    choose_unsure,
     compare,
     comparison_text,
     fold_calibration,
@@ -80,9 +81,28 @@ def test_of_two_thresholds_few_pictures_choose_the_better() -> None:
 
 
 def test_a_calibration_can_be_undone() -> None:
-    calibration = Calibration(0.7, -0.2)
-    p = float(sigmoid(np.asarray(0.7 * 1.3 - 0.2)))
-    assert calibration.undone(p) == pytest.approx(sigmoid(np.asarray(1.3)))
+    z = np.array([-3.0, 1.3])
+    np.testing.assert_allclose(Calibration(0.7, -0.2).undone(0.7 * z - 0.2), z)
+
+
+def test_other_views_are_looked_at_where_they_change_the_answer() -> None:
+    rng = np.random.default_rng(1)
+    z = rng.normal(0, 4, 4000)
+    y = (rng.random(4000) < sigmoid(z)).astype(np.float32)
+    between = (z > -2) & (z < 1.5)
+    one = np.where(between, rng.uniform(-2, 1.5, 4000), z)  # the whole tells nothing there
+    low, high = choose_unsure(one, z, y, ["a"] * 4000)
+    assert -2.7 < low < -1.4
+    assert 0.9 < high < 1.9
+    unsure = (low < one) & (one < high)
+    assert unsure.mean() < 0.36
+
+
+def test_views_that_say_the_same_are_hardly_looked_at() -> None:
+    z, y = answers(4000)
+    low, high = choose_unsure(z, z, y, ["a"] * 4000)
+    assert low == pytest.approx(-1.5, abs=0.2)
+    assert high == pytest.approx(1, abs=0.2)
 
 
 def test_a_network_that_is_worse_than_guessing_is_not_turned_round() -> None:

@@ -5,9 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -182,17 +183,18 @@ def test_the_same_seed_and_data_give_the_same_file(tmp_path: Path) -> None:
 def test_a_teacher_softens_the_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_data(tmp_path / "data", 20)
     names = sorted(str(file.relative_to(data)) for file in data.rglob("*.png"))
-    table = tmp_path / "teacher.csv"
-    rows = [f"{name},{3 if name.startswith('cat') else -3}" for name in names]
-    table.write_text("\n".join(["name,cat_log_odds", *rows]))
+    table = tmp_path / "teacher.npz"
+    logits = np.array([3.0 if name.startswith("cat") else -3.0 for name in names])
+    groups = np.tile([0.2, 0.7, 0.1], (len(names), 1))
+    np.savez(table, name=names, logit=logits, group_probability=groups)
     output = tmp_path / "taught.safetensors"
     arguments = (data, *SMALL, "--epochs", 1, "--output", output)
     assert fit(*arguments, "--teacher", table, "--teacher-share", 0.3) == 0
     facts = Classifier.load(output).metadata["training"]
-    assert (facts["teacher"], facts["teacher_share"]) == ("teacher.csv", 0.3)
-    table.write_text("name,cat_log_odds\n")
+    assert (facts["teacher"], facts["teacher_share"]) == ("teacher.npz", 0.3)
+    np.savez(table, name=np.array([], str), logit=np.zeros(0))
     assert fit(*arguments, "--teacher", table) == 1
-    assert "no log-odds for 30 of 30 training pictures" in capsys.readouterr().err
+    assert "says nothing of 30 of 30 training pictures" in capsys.readouterr().err
 
 
 @quick
@@ -485,10 +487,21 @@ def test_copies_of_training_pictures_are_left_out_of_the_figures(
 # --- settings -----------------------------------------------------------------------------------
 
 
-def test_the_recipe_is_the_defaults_and_how_often_sources_are_drawn() -> None:
-    recipe = read_settings(REPOSITORY / "training" / "default.toml", {"threads": 2})
-    assert recipe.shares
-    assert replace(recipe, shares={}) == SCRATCH
+def test_the_recipe_names_every_setting() -> None:
+    recipe = REPOSITORY / "training" / "default.toml"
+    every = asdict(SCRATCH).keys() - {"start_share"}  # which is for fine-tuning
+    assert tomllib.loads(recipe.read_text()).keys() == every
+    assert read_settings(recipe, {}).views == "six"
+
+
+@quick
+def test_a_network_from_scratch_looks_at_the_views_of_the_settings(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 16)
+    (tmp_path / "six.toml").write_text('views = "six"')
+    output = tmp_path / "six.safetensors"
+    config = ("--config", tmp_path / "six.toml")
+    assert fit(data, *SMALL, *config, "--epochs", 1, "--output", output) == 0
+    assert len(Classifier.load(output).views.boxes) == 6
 
 
 def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:

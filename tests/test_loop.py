@@ -24,14 +24,16 @@ from training.loop import (
     balance,
     bind,
     draw,
+    learning_rate,
     one_blas_thread,
-    one_cycle,
     resume,
     save_checkpoint,
     score,
 )
 
-CONFIG = LoopConfig(epochs=3, batch=8, max_lr=0.05, ema_decay=0.9, norm_pictures=24, seed=5)
+CONFIG = LoopConfig(
+    epochs=3, batch=8, max_lr=0.02, warm_up=0.5, ema_decay=0.9, norm_pictures=24, seed=5
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,7 @@ def blots(m: int, side: int = 64, seed: int = 0) -> Examples:
         top, left = rng.integers(8, side - 32, 2)
         colour = (230, 120, 60) if label else (60, 120, 230)
         picture[top : top + 24, left : left + 24] = colour
-    return Examples(pictures, np.full(m, side, np.int16), labels, np.ones(m))
+    return Examples(pictures, np.full(m, side, np.int16), labels[:, None], np.ones(m))
 
 
 def network(seed: int = 0) -> list[Layer]:
@@ -80,7 +82,7 @@ def test_a_small_set_is_learned() -> None:
         layers = t.folded()
     assert np.mean(losses[-3:]) < 0.2 < np.mean(losses[:3])
     z = score(layers, examples.pictures, examples.sides)
-    assert ((z > 0) == (examples.targets == 1)).mean() > 0.95
+    assert ((z > 0) == (examples.targets[:, 0] == 1)).mean() > 0.95
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -296,12 +298,36 @@ def test_binding_reaches_layers_within_layers_and_keeps_the_order() -> None:
     assert all((value == 7).all() for value in parameters(layers).values())
 
 
-def test_one_cycle_rises_to_its_peak_and_falls_to_almost_nothing() -> None:
-    rates = [one_cycle(i / 1000, peak=0.2, warm_up=0.15) for i in range(1001)]
-    top = int(np.argmax(rates))
-    assert top == 150
-    assert rates[top] == pytest.approx(0.2)
-    assert (np.diff(rates[: top + 1]) > 0).all()
-    assert (np.diff(rates[top:]) < 0).all()
-    assert rates[0] == pytest.approx(0.008)
-    assert rates[-1] == pytest.approx(0.0002)
+def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+    config = LoopConfig(epochs=10, max_lr=0.2, warm_up=2, decay=0.3)
+    rates = [learning_rate(i / 10, config) for i in range(100)]
+    assert (np.diff(rates[:20]) > 0).all()
+    assert rates[20:71] == [0.2] * 51
+    assert (np.diff(rates[70:]) < 0).all()
+    assert 0 < rates[0] < 0.02
+    assert 0 < rates[-1] < 0.01
+
+
+def test_a_longer_run_is_the_same_until_the_shorter_one_decays() -> None:
+    weights = []
+    for epochs in (4, 8):
+        config = replace(CONFIG, epochs=epochs, decay=0.5, augmentation_fade=0.25)
+        with Trainer(network(), blots(32), config) as trainer:
+            for _ in range(2):
+                list(trainer.run_epoch())
+            weights.append(trainer.state()["theta"].copy())
+    np.testing.assert_array_equal(weights[0], weights[1])
+
+
+def test_other_outputs_are_learned_beside_the_class_and_not_kept() -> None:
+    examples = blots(64)
+    both = np.hstack([examples.targets, 1 - examples.targets])
+    layers = convolutional(np.random.default_rng(0), (4,), outputs=2)
+    config = replace(CONFIG, epochs=12, group_weight=1.0)
+    with Trainer(layers, replace(examples, targets=both), config) as trainer:
+        while trainer.epoch < config.epochs:
+            list(trainer.run_epoch())
+        kept = trainer.folded()
+        z = forward(trainer.layers, whole(examples.pictures, examples.sides), Scratch())[-1]
+    assert np.corrcoef(z.T)[0, 1] < -0.9  # it learned that one excludes the other
+    assert kept[-1].parameters["weights"].shape == (4, 1)

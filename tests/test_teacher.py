@@ -1,4 +1,4 @@
-"""Soft labels: read from a CSV, calibrated by source, mixed with the labels."""
+"""Soft labels: read from a file, calibrated by source, mixed with the labels."""
 
 from pathlib import Path
 from typing import Any
@@ -11,69 +11,58 @@ from training import Refused
 from training.teacher import calibrated, read_teacher, soften
 
 
-def table(folder: Path, text: str) -> Path:
-    path = folder / "teacher.csv"
-    path.write_text(text, encoding="utf-8")
-    return path
+def npz(folder: Path, **arrays: Any) -> Path:
+    np.savez(folder / "teacher.npz", **arrays)
+    return folder / "teacher.npz"
 
 
-def test_log_odds_come_in_the_order_of_the_pictures(tmp_path: Path) -> None:
-    path = table(tmp_path, "name,cat_log_odds,more\ncat/b.jpg,1.5,x\ncat/a.jpg,-2,y\n")
-    np.testing.assert_array_equal(read_teacher(path, ["cat/a.jpg", "cat/b.jpg"]), [-2, 1.5])
+NAMES = np.array([b"cat/b.jpg", b"cat/a.jpg"])
 
 
-def test_an_npz_of_names_and_logits_is_read_too(tmp_path: Path) -> None:
-    path = tmp_path / "teacher.npz"
-    names, logits = np.array([b"cat/b.jpg", b"cat/a.jpg"]), np.array([1.5, -2], np.float16)
-    np.savez(path, name=names, logit=logits)
-    np.testing.assert_array_equal(read_teacher(path, ["cat/a.jpg", "cat/b.jpg"]), [-2, 1.5])
+def test_the_teacher_is_read_in_the_order_of_the_pictures(tmp_path: Path) -> None:
+    groups = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]], np.float16)
+    path = npz(
+        tmp_path, name=NAMES, logit=np.array([1.5, -2], np.float16), group_probability=groups
+    )
+    teacher = read_teacher(path, ["cat/a.jpg", "cat/b.jpg"])
+    np.testing.assert_array_equal(teacher.log_odds, [-2, 1.5])
+    np.testing.assert_allclose(teacher.groups, [[0.3, 0.5], [0.1, 0.0]], atol=1e-3)
+
+
+def test_a_teacher_may_tell_the_class_alone(tmp_path: Path) -> None:
+    path = npz(tmp_path, name=NAMES.astype(str), logit=np.array([1.5, -2]))
+    assert read_teacher(path, ["cat/a.jpg"]).groups.shape == (1, 0)
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"name": np.array([b"a"])}, "has the arrays name; expected name and logit"),
-        ({"name": np.array([b"a"]), "logit": np.array([1.0, 2.0])}, "one floating-point number"),
-        ({"name": np.array([b"a"]), "logit": np.array([np.nan])}, "the logit of a is no number"),
+        ({"name": np.array([b"a"]), "logit": np.array([1.0, 2.0])}, r"1 names, .* shape \(2,\)"),
+        ({"name": np.array([b"a"]), "logit": np.array([1])}, "int64 .* floating-point"),
+        ({"name": np.array([b"a"]), "logit": np.array([np.nan])}, "is no number"),
         ({"name": np.array([None]), "logit": np.array([1.0])}, "is no NPZ of names and numbers"),
     ],
 )
 def test_an_npz_that_holds_something_else_is_refused(
     arrays: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    np.savez(tmp_path / "teacher.npz", **arrays)
     with pytest.raises(Refused, match=message):
-        read_teacher(tmp_path / "teacher.npz", ["a"])
+        read_teacher(npz(tmp_path, **arrays), ["a"])
 
 
 def test_pictures_that_it_lacks_are_counted_and_named(tmp_path: Path) -> None:
-    path = table(tmp_path, "name,cat_log_odds\ncat/a.jpg,1\n")
     names = ["cat/a.jpg", *(f"cat/{i}.jpg" for i in range(7))]
-    with pytest.raises(Refused, match=r"no log-odds for 7 of 8 .*: cat/0\.jpg, .*cat/4\.jpg, …"):
-        read_teacher(path, names)
+    with pytest.raises(Refused, match=r"nothing of 7 of 8 .*: cat/0\.jpg, .*cat/4\.jpg, …"):
+        read_teacher(npz(tmp_path, name=NAMES, logit=np.zeros(2)), names)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("picture,odds\na,1\n", "has the columns picture, odds; expected name and cat_log_odds"),
-        ("", r"has the columns \(none\)"),
-        ("name,cat_log_odds\na,1\nb,much\n", "line 3: 'much' is not a number"),
-        ("name,cat_log_odds\na,nan\n", "line 2: 'nan' is not a number"),
-        ("name,cat_log_odds\na\n", "line 2: None is not a number"),
-    ],
-)
-def test_what_is_no_such_table_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=message):
-        read_teacher(table(tmp_path, text), ["a"])
-
-
-def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="cannot be read"):
-        read_teacher(tmp_path / "none.csv", ["a"])
-    (tmp_path / "binary.csv").write_bytes(bytes(range(128, 256)))
-    with pytest.raises(Refused, match="is no CSV"):
-        read_teacher(tmp_path / "binary.csv", ["a"])
+        read_teacher(tmp_path / "none.npz", ["a"])
+    (tmp_path / "table.csv").write_text("name,logit\na,1\n")
+    with pytest.raises(Refused, match="is no NPZ"):
+        read_teacher(tmp_path / "table.csv", ["a"])
 
 
 def test_each_source_is_calibrated_on_its_own_labels() -> None:

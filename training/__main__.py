@@ -141,8 +141,8 @@ def _fit(
         _option(
             "--teacher",
             "FILE",
-            "soft labels: log-odds of a pretrained network for every training picture, a CSV of "
-            "name (cat/picture.jpg) and cat_log_odds, or an NPZ of name and logit",
+            "what a pretrained network says of every training picture: an NPZ of name "
+            "(cat/picture.jpg), logit and, if it has them, groups and group_probability",
         ),
     ] = None,
     teacher_share: Annotated[Number, _setting("teacher_share", "of the teacher in labels")] = None,

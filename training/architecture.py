@@ -25,10 +25,15 @@ STAGES = (64, 128, 256)  # channels at 16×16, 8×8 and 4×4
 MEAN, DEVIATION = (0.48, 0.45, 0.41), (0.27, 0.26, 0.27)  # of the training pictures' colours
 
 
-def convolutional(rng: np.random.Generator, stages: Sequence[int] = STAGES) -> list[Layer]:
+def convolutional(
+    rng: np.random.Generator, stages: Sequence[int] = STAGES, outputs: int = 1
+) -> list[Layer]:
     """The default network, with random weights: a 5×5 convolution of stride 2 and a pooling to
     16×16, then for each of `stages` one convolution and one residual block of two, a pooling
-    between them, the average over all places and the logistic unit. float32."""
+    between them, the average over all places and the logistic units. float32.
+
+    outputs: more than one where it learns other things beside the class (Caruana 1997, Multitask
+    Learning): they teach the layers below more than one bit a picture."""
     layers: list[Layer] = [
         Standardise(MEAN, DEVIATION),
         _convolution(rng, 5, 3, 32, stride=2),
@@ -43,8 +48,8 @@ def convolutional(rng: np.random.Generator, stages: Sequence[int] = STAGES) -> l
         layers += _unit(rng, channels, wider)
         layers.append(Residual(_unit(rng, wider, wider) + _unit(rng, wider, wider)))
         channels = wider
-    head = rng.standard_normal((channels, 1)) * np.sqrt(1 / channels)
-    layers += [GlobalAverage(), Linear(head.astype(np.float32), np.zeros(1, np.float32))]
+    head = rng.standard_normal((channels, outputs)) * np.sqrt(1 / channels)
+    layers += [GlobalAverage(), Linear(head.astype(np.float32), np.zeros(outputs, np.float32))]
     return layers
 
 
@@ -105,6 +110,12 @@ def fold(layers: Sequence[Layer], statistics: Mapping[int, tuple[Array, Array]])
         else:
             folded.append(layer)
     return folded
+
+
+def first_output(last: Layer) -> Linear:
+    """The last layer with its first output alone, the class: what is saved."""
+    weights, bias = last.parameters["weights"], last.parameters["bias"]
+    return Linear(weights[:, :1].copy(), bias[:1].copy())
 
 
 def batch_norms(layers: Sequence[Layer]) -> list[BatchNorm]:

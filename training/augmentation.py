@@ -27,6 +27,8 @@ class Augmentation:
 
     smallest_area: float = 0.55  # of the picture, that a crop keeps
     largest_area: float = 1.50  # above 1 the border is repeated
+    close: float = 0.12  # share of crops that keep less, as the views of a picture do,
+    closest_area: float = 0.30  # from this to the smallest area
     stretch: float = 0.25  # log of the largest change of aspect ratio
     rotation: float = 8.0  # degrees, either way, for `rotated` of the pictures
     rotated: float = 0.4
@@ -38,6 +40,8 @@ class Augmentation:
     saturation: float = 0.5  # largest change of the factor
     tint: float = 0.10  # log of the largest factor of one colour
     grey: float = 0.10  # share of pictures
+    dark: float = 0.10  # share of pictures taken at night
+    darkest: float = 0.15  # exposure
     noisy: float = 0.15  # share of pictures
     noise: float = 0.06  # largest standard deviation
     compressed: float = 0.25  # share of pictures with JPEG-like damage
@@ -61,6 +65,7 @@ def augment(
     x = _resample(pictures, *_crops(pictures.shape[1], sides, rng, strength, limits))
     _rotate(x, rng, strength, limits)
     _recolour(x, rng, strength, limits)
+    _darken(x, rng, strength, limits)
     _damage(x, rng, strength, limits)
     np.clip(x, 0, 1, out=x)
     return _unroll(x)
@@ -114,6 +119,8 @@ def _crops(
     low = 1 - strength * (1 - limits.smallest_area)
     high = 1 + strength * (limits.largest_area - 1)
     area, stretch = rng.uniform(low, high, m), rng.uniform(-1, 1, m) * limits.stretch * strength
+    close = rng.random(m) < limits.close * strength
+    area = np.where(close, rng.uniform(limits.closest_area, limits.smallest_area, m), area)
     height = sides * np.sqrt(area * np.exp(stretch))
     width = sides * np.sqrt(area * np.exp(-stretch))
     top, left = (rng.random(m) * (sides - extent) for extent in (height, width))
@@ -180,6 +187,20 @@ def _recolour(x: Array, rng: np.random.Generator, strength: float, limits: Augme
     flat = x.reshape(m, 3, -1)
     flat[...] = mix @ flat
     flat += (mean * (1 - contrast))[:, None, None]
+
+
+def _darken(x: Array, rng: np.random.Generator, strength: float, limits: Augmentation) -> None:
+    """Make some of the pictures x (m, 3, 64, 64) what a camera sees at night: little light, one
+    colour (infrared, a street lamp) for half of them, and the noise of its sensor."""
+    for i in np.flatnonzero(rng.random(len(x)) < limits.dark * strength):
+        gamma, exposure = np.exp(rng.uniform([-0.35, np.log(limits.darkest)], [0.35, 0.2]))
+        p = np.clip(x[i], 0, 1) ** np.float32(gamma)
+        if rng.random() < 0.5:
+            tint = rng.uniform(0.55, 1, 3).astype(np.float32)
+            p = np.tensordot(LUMA, p, 1) * (tint / tint.max())[:, None, None]
+        p *= np.float32(exposure)
+        noise = np.sqrt(p + np.float32(0.1)) * np.float32(rng.random() * 0.04)
+        x[i] = p + noise * rng.standard_normal(p.shape, dtype=np.float32)
 
 
 def _damage(x: Array, rng: np.random.Generator, strength: float, limits: Augmentation) -> None:

@@ -11,6 +11,7 @@ called a cat. Look-alikes, such as foxes, do not: with 2 % of them a cat, many c
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import isnan
 
 import numpy as np
@@ -26,6 +27,8 @@ TOLERANCE = 0.002  # what the rule may fall short of its best to be on the plate
 # threshold was chosen by.
 MOST_WRONG = 0.02
 COUNTS = 100  # pictures of a source of one class for it to count
+MOST_UNSURE = 0.35  # of the pictures, whose other views are looked at too
+LOW_BOUNDS, HIGH_BOUNDS = (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5), (1.0, 1.5, 2.0, 2.5, 3.0)
 
 CALIBRATION_RULE = (
     "of all scales and shifts the one with which, on the validation pictures, the source that is "
@@ -41,6 +44,11 @@ THRESHOLD_RULE = (
 FEW_RULE = (
     "of 0.5 and, after fine-tuning, the threshold that it started from the one with the better "
     "balanced accuracy: the validation pictures are too few to choose another"
+)
+UNSURE_RULE = (
+    "of a grid of pairs of logits the one that leaves fewest pictures unsure while the balanced "
+    "accuracy on the validation pictures, averaged over the sources with both classes, is the best "
+    f"to {TOLERANCE}, among those that leave at most {MOST_UNSURE:.0%} unsure"
 )
 TOO_FEW = f"left as it was: fewer than {ENOUGH} validation pictures, or {ENOUGH_OF_EACH} of a class"
 
@@ -85,9 +93,9 @@ class Calibration:
     shift: float = 0.0
     rule: str = TOO_FEW
 
-    def undone(self, p: float) -> float:
-        """The probability before the calibration of what is p, in (0, 1), after it."""
-        return float(sigmoid(np.asarray((np.log(p / (1 - p)) - self.shift) / self.scale)))
+    def undone(self, z: Array) -> Array:
+        """The logits before the calibration of what are z after it."""
+        return (z - self.shift) / self.scale
 
 
 def logistic_fit(z: Array, y: Array, ridge: float = 0.0) -> tuple[float, float]:
@@ -214,6 +222,35 @@ def _rule(
 def _share_below(candidates: Array, p: Array) -> Array | None:
     """The share of p below each candidate; None where there is no p."""
     return np.searchsorted(np.sort(p), candidates) / len(p) if len(p) else None
+
+
+def choose_unsure(
+    one: Array,
+    every: Array,
+    y: Array,
+    sources: Sequence[str],
+    lookalikes: Container[str] = LOOKALIKE_SOURCES,
+) -> tuple[float, float]:
+    """Between which two logits of the whole picture its other views are looked at too, as
+    `UNSURE_RULE` says.
+
+    one, every: logits (m,) of the whole alone, and the mean over all views.
+    """
+    calibration = calibrate(every, y, sources)
+    one, every = (calibration.scale * z + calibration.shift for z in (one, every))
+    weights = source_weights(sources)
+    tried = []
+    for low, high in product(LOW_BOUNDS, HIGH_BOUNDS):
+        unsure = (low < one) & (one < high)
+        p = sigmoid(np.where(unsure, every, one))
+        threshold = choose_threshold(y, p, sources, lookalikes=lookalikes)
+        share = float(np.mean(weights * unsure))
+        tried.append((share, mean_balanced_accuracy(y, p, sources, threshold), low, high))
+    allowed = [each for each in tried if each[0] <= MOST_UNSURE] or [min(tried)]
+    best = max(accuracy for _, accuracy, _, _ in allowed)
+    _, _, low, high = min(each for each in allowed if each[1] >= best - TOLERANCE)
+    before = [(bound - calibration.shift) / calibration.scale for bound in (low, high)]
+    return before[0], before[1]
 
 
 # --- whether training helped --------------------------------------------------------------------

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
@@ -26,16 +26,18 @@ from model.artifact import build, describe
 from model.classifier import Classifier
 from model.machine import cores
 from model.network import Layer, parameters, sigmoid, unmirrored
-from model.preprocessing import ONE_VIEW, Preprocessing
+from model.preprocessing import ONE_VIEW, WHOLE, Preprocessing, Views
 from training import Refused
 from training.architecture import STAGES, convolutional, mirrored
 from training.calibration import (
     FEW_RULE,
     NOT,
     THRESHOLD_RULE,
+    UNSURE_RULE,
     Calibration,
     Comparison,
     calibrate,
+    choose_unsure,
     compare,
     comparison_text,
     enough,
@@ -79,6 +81,13 @@ CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"  # in the folder of a ru
 TIMINGS = ("pictures_per_second", "seconds")  # of a row of the learning curve
 
 
+_PLACES = ((0.2, 0.2), (0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.4, 0.4))
+VIEWS: dict[str, Views] = {  # by the setting's name
+    "whole": ONE_VIEW,
+    "six": Views((WHOLE, *((x, y, x + 0.6, y + 0.6) for x, y in _PLACES))),
+}
+
+
 # --- settings -----------------------------------------------------------------------------------
 
 
@@ -87,7 +96,8 @@ class Settings(LoopConfig):
     """Everything that decides which weights come out, beside the data."""
 
     stages: tuple[Count, ...] = STAGES  # of the network, from scratch
-    teacher_share: Share = 0.5  # of the teacher in what is learned, the rest being the label
+    views: Literal["whole", "six"] = "whole"  # of a picture, from scratch
+    teacher_share: Share = 0.7  # of the teacher in what is learned, the rest being the label
     shares: dict[str, Positive] = field(default_factory=dict)  # of sources, 1 being as the others
     lookalikes: tuple[str, ...] = LOOKALIKE_SOURCES  # sources drawn by kind
     lookalike_share: Annotated[float, Field(ge=0, lt=1)] = 1 / 3  # of the second class drawn
@@ -101,6 +111,8 @@ FINE_TUNING = Settings(
     epochs=20,
     batch=32,
     max_lr=0.001,
+    warm_up=3.0,
+    decay=0.85,
     ema_decay=0.98,
     weight_decay=0.0,
     augmentation_strength=0.7,
@@ -171,11 +183,13 @@ def _task(
             f"shares: there is no source {', '.join(unknown)}; there are "
             f"{', '.join(sorted(set(sources)))}."
         )
-    targets = training.labels
+    targets = training.labels[:, None]
     if teacher:
-        odds = read_teacher(teacher, training.names)
-        probabilities = calibrated(odds, training.labels, training.sources)
-        targets = soften(training.labels, probabilities, settings.teacher_share)
+        said = read_teacher(teacher, training.names)
+        probabilities = calibrated(said.log_odds, training.labels, training.sources)
+        targets = soften(training.labels, probabilities, settings.teacher_share)[:, None]
+        if not start:  # a network that is there has one output
+            targets = np.hstack([targets, said.groups])
     if not start and min(training.count(name) for name in training.class_names) < FEW:
         say(
             f"note: from scratch, with fewer than {FEW:,} pictures of a class, the result will be "
@@ -190,7 +204,8 @@ def _task(
     )
     # A copy: training changes its layers, and the result is compared with the start.
     own = copy.deepcopy(unmirrored(start.layers)) if start else None
-    layers = own or convolutional(np.random.default_rng(settings.seed), settings.stages)
+    rng = np.random.default_rng(settings.seed)
+    layers = own or convolutional(rng, settings.stages, targets.shape[1])
     used = asdict(settings) | {"teacher_share": settings.teacher_share if teacher else None}
     facts = {
         "training": {
@@ -430,7 +445,7 @@ def _write(
     curve = [{k: v for k, v in row.items() if k not in TIMINGS} for row in run.curve]
     facts = {**task.facts, "learning_curve": curve, "best_epoch": best.epoch}
     classifier = finish(best.layers, task, name, class_names, facts)
-    comparison = _compare(task, best.layers, classifier)
+    comparison = _compare(task, classifier)
     if comparison and comparison.verdict == NOT and best.epoch:
         assert task.start is not None
         layers = unmirrored(task.start.layers)
@@ -447,14 +462,17 @@ def _write(
     say(f"report:  {folder / PAGE}")
 
 
-def _compare(task: Task, layers: Sequence[Layer], classifier: Classifier) -> Comparison | None:
+def _compare(task: Task, classifier: Classifier) -> Comparison | None:
     if not task.start:
         return None
     held, threads = task.validation, task.settings.threads
     before = held.answers(task.start, threads)
-    after = held.answers(replace(classifier, layers=mirrored(layers)), threads)
-    calibration = Calibration(**classifier.metadata["calibration"])
-    thresholds = task.start.threshold, calibration.undone(classifier.threshold)
+    threshold = classifier.threshold
+    after, own = (
+        Calibration(**classifier.metadata["calibration"]).undone(z)
+        for z in (held.answers(classifier, threads), np.log(threshold / (1 - threshold)))
+    )
+    thresholds = task.start.threshold, float(sigmoid(own))
     return compare(before, after, held.labels, held.sources, thresholds)
 
 
@@ -466,26 +484,32 @@ def finish(
     facts: Mapping[str, Any],
 ) -> Classifier:
     """The classifier that these layers (without batch normalisation) make, ready to be saved with
-    `save(path, "float16")`. A convolutional network answers for the picture and its mirror image,
-    and looks at the views of the one that it started from.
+    `save(path, "float16")`. A convolutional network answers for the picture and its mirror image.
+    It looks at the views of the network that it started from, or at those of the settings.
 
     Everything is fitted to and measured on the numbers as float16 holds them, which is how they
     are stored. facts: JSON values that go into the metadata beside what is found out here.
     Raises Refused.
     """
     held, threads = task.validation, task.settings.threads
-    views = task.start.views if task.start else ONE_VIEW
     try:
         stored = as_stored(mirrored(layers))
-        classifier = Classifier(name, class_names, 0.5, stored, views=views)
+        classifier = Classifier(name, class_names, 0.5, stored)
+        classifier = replace(classifier, views=_views(classifier, task))
         calibration = calibrate(held.answers(classifier, threads), held.labels, held.sources)
-        classifier = replace(classifier, layers=as_stored(fold_calibration(stored, calibration)))
+        low, high = (calibration.scale * z + calibration.shift for z in classifier.views.unsure)
+        classifier = replace(
+            classifier,
+            layers=as_stored(fold_calibration(stored, calibration)),
+            views=Views(classifier.views.boxes, (low, high)),
+        )
     except ValueError as error:
         raise Refused(f"The trained network cannot be stored: {error}.") from error
     p = sigmoid(held.answers(classifier, threads))
     threshold = held.threshold(p, (task.start.threshold, 0.5) if task.start else (0.5,))
     found = {
         "calibration": asdict(calibration),
+        **({"unsure_rule": UNSURE_RULE} if _chooses_views(task) else {}),
         "threshold_rule": THRESHOLD_RULE if enough(held.labels) else FEW_RULE,
         "metrics": {"validation": held.metrics(p, threshold)},
         statistics.KEY: statistics.InputStatistics.of(held.pictures).to_json(),
@@ -493,6 +517,23 @@ def finish(
     classifier = replace(classifier, threshold=threshold, metadata={**facts, **found})
     rng = np.random.default_rng(task.settings.seed)
     return replace(classifier, golden=choose_golden(classifier, rng))
+
+
+def _chooses_views(task: Task) -> bool:
+    return not task.start and task.settings.views == "six" and enough(task.validation.labels)
+
+
+def _views(classifier: Classifier, task: Task) -> Views:
+    """The views of a classifier that is not calibrated yet."""
+    if task.start:
+        return task.start.views
+    views = VIEWS[task.settings.views]
+    if not _chooses_views(task):
+        return views
+    held, threads = task.validation, task.settings.threads
+    always = replace(classifier, views=Views(views.boxes, (-1e9, 1e9)))
+    one, every = held.answers(always, threads, "one"), held.answers(always, threads)
+    return Views(views.boxes, choose_unsure(one, every, held.labels, held.sources, held.lookalikes))
 
 
 def as_stored(layers: Sequence[Layer]) -> list[Layer]:

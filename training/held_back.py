@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from model.classifier import Classifier
+from model.classifier import Classifier, Looking
 from model.network import Array, Layer, sigmoid
-from model.preprocessing import ONE_VIEW
 from training import Refused
 from training.calibration import (
     by_source,
@@ -205,9 +204,9 @@ class Validation:
         sides = np.full(len(self.pictures), self.pictures.shape[1])
         return score(layers, self.pictures, sides, threads).astype(np.float64)
 
-    def answers(self, classifier: Classifier, threads: int) -> Array:
-        """z (m,) float64 that the classifier answers by, from all its views."""
-        if classifier.views == ONE_VIEW:
+    def answers(self, classifier: Classifier, threads: int, views: Looking = "all") -> Array:
+        """z (m,) float64 that the classifier answers by: from all its views, or from one."""
+        if views == "one" or len(classifier.views.boxes) == 1:
             return self.logits(classifier.layers, threads)
         return classifier.logits(classifier.read(load()) for load in self.files)
 

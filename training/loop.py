@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import cos, isfinite, pi
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -22,11 +22,21 @@ from pydantic import ConfigDict, Field
 from threadpoolctl import threadpool_limits
 
 from model.artifact import build, describe, pack, read_file, unpack, write_file
-from model.network import Array, Gradients, Layer, Scratch, forward, parameters, pieces
+from model.network import (
+    Array,
+    Gradients,
+    Layer,
+    Scratch,
+    backward,
+    forward,
+    parameters,
+    pieces,
+    sigmoid,
+)
 from training import Refused
-from training.architecture import batch_norms, fold
+from training.architecture import batch_norms, first_output, fold
 from training.augmentation import augment, mix, whole
-from training.course import forward_backward
+from training.course import loss
 
 SCORING_ROWS = 32  # pictures a thread takes at a time when nothing is learned
 NUMBERS = 65536  # parameters an update step handles at a time, so that they stay in cache
@@ -48,8 +58,9 @@ class LoopConfig:
     epochs: Count = 40  # times that as many pictures are drawn as there are
     batch: Count = 128  # pictures a step learns from
     threads: Count = 2  # shards of a batch that run side by side
-    max_lr: Positive = 0.2  # the largest learning rate, reached after the warm-up
-    warm_up: Share = 0.15  # of the run
+    max_lr: Positive = 0.1  # the learning rate between warm-up and decay
+    warm_up: NotNegative = 1.0  # epochs over which it rises
+    decay: Share = 0.3  # of the run, at its end, over which it falls to 0
     momentum: Share = 0.9
     weight_decay: NotNegative = 5e-4
     ema_decay: Share = 0.999  # of the running average of the weights, which is what is kept
@@ -57,6 +68,7 @@ class LoopConfig:
     augmentation_fade: Share = 0.2  # of the run, at its end, over which they fade,
     augmentation_end: Share = 0.4  # to this share of their strength
     mixup: Share = 0.0  # of the pictures that are mixed with another, at full strength
+    group_weight: NotNegative = 0.3  # of the loss of the teacher's groups, beside the class's
     start_share: Share = 0.0  # of the weights that training started from in those that are kept
     norm_pictures: Count = 4096  # that measure the normalisation of the averaged weights
     seed: Annotated[int, Field(ge=0)] = 1  # of everything that is drawn at random
@@ -151,12 +163,13 @@ def bind(layers: Sequence[Layer], vector: Array) -> None:
             start += value.size
 
 
-def one_cycle(progress: float, peak: float, warm_up: float = 0.15) -> float:
-    """The learning rate at `progress` (0 to 1) of the run: up in a straight line to the peak, then
-    down along half a cosine to almost 0 (after Smith and Topin 2018, Super-Convergence)."""
-    if progress < warm_up:
-        return peak * (0.04 + 0.96 * progress / warm_up)
-    return peak * (0.001 + 0.999 * (1 + cos(pi * (progress - warm_up) / (1 - warm_up))) / 2)
+def learning_rate(epoch: float, config: LoopConfig) -> float:
+    """The learning rate after so many epochs, which need not be whole: up in a straight line,
+    constant, down in a straight line to 0 (Hägele et al. 2024, Scaling Laws and Compute-Optimal
+    Training Beyond Fixed Training Durations). Runs of any length are the same up to the decay."""
+    rising = (epoch + 0.05) / config.warm_up if config.warm_up else 1.0
+    falling = (1 - epoch / config.epochs) / config.decay if config.decay else 1.0
+    return config.max_lr * min(1.0, rising, falling)
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -165,8 +178,9 @@ def one_cycle(progress: float, peak: float, warm_up: float = 0.15) -> float:
 @dataclass(frozen=True)
 class Examples:
     """What there is to learn from. pictures: uint8 (m, s, s, 3), picture i in its first sides[i]
-    rows and columns; targets: float32 (m,) in [0, 1]; weights: float64 (m,), how often each is
-    drawn, relative to the others."""
+    rows and columns; targets: float32 (m, k) in [0, 1], one column for each output of the network:
+    the class's first, then the teacher's groups; weights: float64 (m,), how often each is drawn,
+    relative to the others."""
 
     pictures: Array
     sides: Array
@@ -227,19 +241,19 @@ class Trainer:
             np.random.default_rng((config.seed, self.epoch)),
         )
         for step in range(steps):
-            progress = (self.epoch + step / steps) / config.epochs
             batch = order[step * config.batch : (step + 1) * config.batch]
-            yield self._step(batch, step, progress)
+            yield self._step(batch, step, self.epoch + step / steps)
         self.epoch += 1
 
-    def _step(self, batch: Array, step: int, progress: float) -> float:
+    def _step(self, batch: Array, step: int, epoch: float) -> float:
         config = self.config
+        strength = self._strength(epoch / config.epochs)
         shards = np.array_split(batch, min(config.threads, len(batch)))
 
         def run(i: int) -> tuple[Gradients, float]:
             rng = np.random.default_rng((config.seed, self.epoch, step, i))
             with np.errstate(over="ignore", invalid="ignore"):  # the loss tells
-                return self._shard(shards[i], rng, self._strength(progress), self._scratches[i])
+                return self._shard(shards[i], rng, strength, self._scratches[i])
 
         results = list(self._pool.map(run, range(len(shards))))
         mean_loss = sum(total for _, total in results) / len(batch)
@@ -248,7 +262,7 @@ class Trainer:
                 f"Training diverged in epoch {self.epoch + 1}: the loss is no longer a number, so "
                 f"the steps are too large. Try a smaller learning rate than {config.max_lr:g}."
             )
-        rate = one_cycle(progress, config.max_lr, config.warm_up)
+        rate = learning_rate(epoch, config)
         gradients = [shard for shard, _ in results]
         self.optimizer.step(gradients, len(batch), rate, self._pool)
         self._prepare(self.layers)
@@ -259,10 +273,15 @@ class Trainer:
     ) -> tuple[Gradients, float]:
         examples = self.examples
         x = augment(examples.pictures[rows], examples.sides[rows], rng, strength)
-        y = examples.targets[rows][:, None]
+        y = examples.targets[rows]
         if self.config.mixup:
             x, y = mix(x, y, rng, self.config.mixup * strength)
-        return forward_backward(self.layers, x, y, scratch)
+        stages = forward(self.layers, x, scratch)
+        z = stages[-1]
+        dz = sigmoid(z) - y
+        dz[:, 1:] *= self.config.group_weight
+        _, gradients = backward(self.layers, stages, dz, scratch, input_gradient=False)
+        return gradients, float(loss(z[:, 0], y[:, 0]).sum(dtype=np.float64))
 
     def _strength(self, progress: float) -> float:
         config = self.config
@@ -284,6 +303,7 @@ class Trainer:
         self._prepare(self._averaged)
         norms = batch_norms(self._averaged)
         layers = fold(self._averaged, self._measure(norms) if norms else {})
+        layers[-1] = first_output(layers[-1])
         if self.config.start_share:
             for name, value in parameters(layers).items():
                 value += self.config.start_share * (self._start[name] - value)

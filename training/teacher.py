@@ -1,17 +1,17 @@
 """Soft labels from a pretrained network (Hinton, Vinyals and Dean 2015, Distilling the Knowledge in
 a Neural Network): a picture that only just shows a cat is worth less than 1, and a wrong label does
-less harm.
+less harm. What else the picture shows teaches more than one bit.
 
-The teacher is a file with a number for each picture, its log-odds of the first class: a CSV with
-the columns `name` (as in `PictureSet.names`) and `cat_log_odds`, or an NPZ with the arrays `name`
-and `logit`. Scale and zero differ from source to source, so the log-odds are calibrated on the
-labels of each.
+The teacher is an NPZ file with the arrays `name` (m,), as in `PictureSet.names`, `logit` (m,), the
+log-odds of the first class, and, if it has them, `groups` (g,) and `group_probability` (m, g): what
+else may be in the picture. The first group is the first class itself, which `logit` tells better:
+it is left out. Scale and zero of the log-odds differ from source to source, so they are calibrated
+on the labels of each.
 """
 
-import csv
 import zipfile
 from collections.abc import Sequence
-from math import isfinite
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,81 +21,54 @@ from model.network import Array, sigmoid
 from training import Refused
 from training.calibration import by_source, logistic_fit
 
-CSV_COLUMNS, NPZ_ARRAYS = ("name", "cat_log_odds"), ("name", "logit")
 _SHOWN = 5  # names that a message lists
 
 
-def read_teacher(path: Path, names: Sequence[str]) -> Array:
-    """The teacher's log-odds (m,) float64 of the pictures of these names.
+@dataclass(frozen=True)
+class Teacher:
+    """What the teacher says of m pictures: log_odds float64 (m,); groups float32 (m, g) in [0, 1],
+    with no columns where it has none."""
+
+    log_odds: Array
+    groups: Array
+
+
+def read_teacher(path: Path, names: Sequence[str]) -> Teacher:
+    """What the teacher says of the pictures of these names.
 
     Raises Refused: no such file, something in it that is no number, a picture that it lacks.
     """
     try:
-        odds = _read_npz(path) if path.suffix.lower() == ".npz" else _read_csv(path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file}
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror or error}.") from error
-    missing = [name for name in names if name not in odds]
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # ValueError: pickled objects
+        raise Refused(f"{path} is no NPZ of names and numbers: {error}.") from error
+    if not {"name", "logit"} <= arrays.keys():
+        raise Refused(
+            f"{path} has the arrays {', '.join(arrays) or '(none)'}; expected name and logit."
+        )
+    own = arrays["name"].astype(str).tolist()
+    groups = arrays.get("group_probability", np.zeros((len(own), 1)))[:, 1:]
+    for values, axes in ((arrays["logit"], 1), (groups, 2)):
+        if values.ndim != axes or len(values) != len(own) or values.dtype.kind != "f":
+            raise Refused(
+                f"{path}: {len(own):,} names, and {values.dtype} of shape {values.shape}; expected "
+                "floating-point numbers for each name."
+            )
+        if not np.isfinite(values).all():
+            raise Refused(f"{path}: there is something for a picture that is no number.")
+    place = {name: i for i, name in enumerate(own)}
+    missing = [name for name in names if name not in place]
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         raise Refused(
-            f"{path} has no log-odds for {len(missing):,} of {len(names):,} training pictures: "
+            f"{path} says nothing of {len(missing):,} of {len(names):,} training pictures: "
             f"{shown}. Add them, train on pictures that it has, or leave --teacher out."
         )
-    return np.array([odds[name] for name in names], np.float64)
-
-
-def _read_csv(path: Path) -> dict[str, float]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if not set(CSV_COLUMNS) <= set(reader.fieldnames or ()):
-                raise Refused(
-                    f"{path} has the columns {', '.join(reader.fieldnames or ()) or '(none)'}; "
-                    f"expected {' and '.join(CSV_COLUMNS)}."
-                )
-            return {
-                row["name"]: _number(f"{path}, line {reader.line_num}", row["cat_log_odds"])
-                for row in reader
-            }
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise Refused(f"{path} is no CSV: {error}.") from error
-
-
-def _number(where: str, text: str | None) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = float("nan")
-    if not isfinite(value):
-        raise Refused(f"{where}: {text!r} is not a number.")
-    return value
-
-
-def _read_npz(path: Path) -> dict[str, float]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not set(NPZ_ARRAYS) <= set(file):
-                raise Refused(
-                    f"{path} has the arrays {', '.join(file) or '(none)'}; expected "
-                    f"{' and '.join(NPZ_ARRAYS)}."
-                )
-            names, odds = (np.asarray(file[name]) for name in NPZ_ARRAYS)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # ValueError: pickled objects
-        raise Refused(f"{path} is no NPZ of names and numbers: {error}.") from error
-    if names.ndim != 1 or names.shape != odds.shape or odds.dtype.kind != "f":
-        raise Refused(
-            f"{path}: name has shape {names.shape} and logit {odds.shape} of {odds.dtype}; "
-            "expected one name and one floating-point number for each picture."
-        )
-    texts = [
-        name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-        for name in names.tolist()
-    ]
-    if not np.isfinite(odds).all():
-        raise Refused(
-            f"{path}: the logit of {texts[int(np.isfinite(odds).argmin())]} is no number."
-        )
-    return dict(zip(texts, odds.astype(np.float64).tolist(), strict=True))
+    rows = [place[name] for name in names]
+    return Teacher(arrays["logit"][rows].astype(np.float64), groups[rows].astype(np.float32))
 
 
 def calibrated(log_odds: Array, labels: Array, sources: Sequence[str]) -> Array:
