@@ -20,7 +20,7 @@ from app.routes import FORM_ALLOWANCE_BYTES
 from app.settings import Settings
 from model import machine
 from model.machine import cores, memory_bytes
-from model.workers import QUICK_BYTES
+from model.workers import AHEAD_BYTES
 from tests.conftest import Stuck
 from tests.probe_worker import do
 from tests.server import linux_only, scene, started
@@ -44,7 +44,7 @@ async def service(**settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Fas
 
 def large(what: str, **values: Any) -> bytes:
     """A body that no worker is given ahead."""
-    return do(what, **values) + b" " * QUICK_BYTES
+    return do(what, **values) + b" " * AHEAD_BYTES
 
 
 async def stalled(come: asyncio.Event, body: bytes) -> AsyncIterator[bytes]:
