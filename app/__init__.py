@@ -6,4 +6,3 @@ __version__ = "1.0.0"  # also in pyproject.toml, the Dockerfile and the changelo
 MODEL = "cat"  # the name of the model, whatever its artifact is called
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_PICTURES = 32
-LONGEST_ID = 1000  # characters

@@ -7,14 +7,12 @@ one gives; and `vector`, what the network gets. One picture that is refused refu
 the protocol has no errors for single rows.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field
-from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from app import HEADER_LENGTH, LONGEST_ID, MAX_PICTURES, MODEL, errors
+from app import HEADER_LENGTH, MAX_PICTURES, MODEL, errors
 from app.errors import Problem
 from app.queue import Queue, read_body
 from app.routes import UPLOAD_PROBLEMS, check_ready, work
@@ -22,47 +20,6 @@ from app.settings import Settings
 
 # For a request's JSON, on top of the pictures themselves, which base64 makes a third larger.
 JSON_ALLOWANCE_BYTES = 64 * 2**10
-
-
-class InferInput(BaseModel):
-    name: Literal["image", "pixels", "vector"]
-    datatype: Literal["BYTES", "UINT8", "FP32"]
-    shape: list[int] = Field(
-        min_length=1, max_length=4, description=f"First the pictures, at most {MAX_PICTURES}."
-    )
-    parameters: dict[str, Any] | None = None
-    data: list[Any] = Field(
-        description="In row-major order, flat or nested as the shape says; pictures in base64."
-    )
-
-
-class InferWanted(BaseModel):
-    name: Literal["cat_probability", "label"]
-    parameters: dict[str, Any] | None = Field(None, description="binary_data: true or false.")
-
-
-class InferRequest(BaseModel):
-    id: str | None = Field(None, max_length=LONGEST_ID)
-    parameters: dict[str, Any] | None = Field(
-        None, description="binary_data_output: true or false."
-    )
-    inputs: list[InferInput] = Field(min_length=1, max_length=1)
-    outputs: list[InferWanted] | None = Field(None, description="Both, where there are none.")
-
-
-class InferOutput(BaseModel):
-    name: Literal["cat_probability", "label"]
-    datatype: Literal["FP32", "BYTES"]
-    shape: list[int]
-    parameters: dict[str, Any] | None = None
-    data: list[Any] | None = Field(None, description="Absent where it follows in binary.")
-
-
-class InferAnswer(BaseModel):
-    model_name: str
-    model_version: str
-    id: str | None = Field(None, description="The request's.")
-    outputs: list[InferOutput]
 
 
 def body_limit(max_upload_bytes: int) -> int:
@@ -95,18 +52,24 @@ def _problems(*slugs: str) -> dict[int | str, dict[str, Any]]:
     return documented
 
 
-# Requests are no parameter of a function: clients leave out the content type, and binary tensors
-# follow the JSON. So the OpenAPI document is told of them here.
-SCHEMAS = models_json_schema(
-    [(InferRequest, "validation")], ref_template="#/components/schemas/{model}"
-)[1]["$defs"]
+# The protocol has the shapes of the messages, and the model's metadata its tensors: examples say
+# enough. Requests are no parameter of a function: binary tensors follow the JSON.
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["a picture in base64"]}
 INFER = {
     "required": True,
     "content": {
-        "application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}},
+        "application/json": {"schema": {"type": "object"}, "example": {"inputs": [IMAGE]}},
         "application/octet-stream": BINARY,
     },
+}
+ANSWER = {
+    "model_name": MODEL,
+    "model_version": "5d21ad618caf",
+    "outputs": [
+        {"name": "cat_probability", "datatype": "FP32", "shape": [1, 1], "data": [0.98]},
+        {"name": "label", "datatype": "BYTES", "shape": [1, 1], "data": ["cat"]},
+    ],
 }
 HEADER = {
     "name": HEADER_LENGTH,
@@ -123,10 +86,12 @@ VERSION = {
 }
 INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "model": InferAnswer,
         "description": "The pictures were classified. Where an output was asked for in binary, its"
         " bytes follow the JSON.",
-        "content": {"application/octet-stream": BINARY},
+        "content": {
+            "application/json": {"schema": {"type": "object"}, "example": ANSWER},
+            "application/octet-stream": BINARY,
+        },
     },
     **_problems("invalid-inference", "unauthorized", "not-found", *UPLOAD_PROBLEMS),
 }

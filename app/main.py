@@ -186,7 +186,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
         )
-        document["components"]["schemas"] |= inference_protocol.SCHEMAS | {"Problem": errors.SCHEMA}
+        document["components"]["schemas"]["Problem"] = errors.SCHEMA
         settings: Settings = app.state.settings
         if settings.keys:
             middleware.document_keys(document, metrics_open=settings.metrics == "open")

@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from http import HTTPStatus
@@ -42,16 +42,14 @@ DRAIN_SECONDS = 5.0
 class ProblemResponse(Response):
     """A problem. Clients of /v2 read only plain JSON, and of it the sentence in `error`."""
 
-    def __init__(
-        self, content: dict[str, Any], status: int, headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(b"", status, headers, errors.MEDIA_TYPE)
-        self.content = content
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(b"", problem.type.status, problem.headers, errors.MEDIA_TYPE)
+        self.problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         facts: Facts = scope["facts"]
-        facts.problem = self.content["type"].rpartition("#")[2]
-        content = {**self.content, "request_id": facts.request_id}
+        facts.problem = self.problem.type.slug
+        content = {**self.problem.content(), "request_id": facts.request_id}
         if f"{scope['path']}/".startswith("/v2/"):
             content = {"error": content["detail"], **content}
             self.headers["Content-Type"] = "application/json"
@@ -60,45 +58,32 @@ class ProblemResponse(Response):
         await super().__call__(scope, receive, send)
 
 
-def respond(problem: Problem) -> ProblemResponse:
-    """The problem as an HTTP response."""
-    return ProblemResponse(problem.content(), problem.type.status, problem.headers)
-
-
 def install_handlers(app: FastAPI) -> None:
     """Make every error of the application a problem."""
 
     @app.exception_handler(Problem)
     async def problem(_: Request, error: Problem) -> Response:
-        return respond(error)
+        return ProblemResponse(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(_: Request, error: RequestValidationError) -> Response:
         # Only where and why: what was sent stays out of the answer.
         found = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        return respond(Problem("invalid-request", "; ".join(found)))
+        return ProblemResponse(Problem("invalid-request", "; ".join(found)))
 
     @app.exception_handler(HTTPException)
     async def http_exception(request: Request, error: HTTPException) -> Response:
+        # Of all that the framework raises, only these two come up here.
         path = request.scope["path"][:LONGEST]
-        if error.status_code == HTTPStatus.NOT_FOUND:
-            detail = f"There is nothing at {path}. POST a picture to /predict, or read /docs."
-            model = path.partition("/v2/models/")[2].partition("/")[0]
-            if model not in ("", MODEL):
-                detail = f"There is no model {model!r}; there is {MODEL}."
-            return respond(Problem("not-found", detail))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
             allowed = error.headers["Allow"]
             detail = f"{path} answers to {allowed}, not to {request.method[:20]}."
-            return respond(Problem("method-not-allowed", detail, error.headers))
-        # RFC 9457: about:blank means no more than the status itself.
-        content = {
-            "type": "about:blank",
-            "title": HTTPStatus(error.status_code).phrase,
-            "status": error.status_code,
-            "detail": error.detail,
-        }
-        return ProblemResponse(content, error.status_code, error.headers)
+            return ProblemResponse(Problem("method-not-allowed", detail, error.headers))
+        detail = f"There is nothing at {path}. POST a picture to /predict, or read /docs."
+        model = path.partition("/v2/models/")[2].partition("/")[0]
+        if model not in ("", MODEL):
+            detail = f"There is no model {model!r}; there is {MODEL}."
+        return ProblemResponse(Problem("not-found", detail))
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(_: Request, __: ClientDisconnect) -> Response:
@@ -135,7 +120,7 @@ class KeysRequired:
             what = "The key in the request is not one of this service's"
         detail = f"{what}. Send {KEY_HEADER}: KEY, or Authorization: Bearer KEY."
         refusal = Problem("unauthorized", detail, {"WWW-Authenticate": "Bearer"})
-        await respond(refusal)(scope, receive, send)
+        await ProblemResponse(refusal)(scope, receive, send)
 
 
 def is_open(path: str, *, metrics_open: bool) -> bool:
@@ -202,7 +187,7 @@ class Cors(CORSMiddleware):
             f" because of its {refused}. The operator sets the origins with CAT_CORS_ORIGINS."
         )
         kept = {name: text for name, text in response.headers.items() if name[:8] != "content-"}
-        return respond(Problem("origin-not-allowed", detail, kept))
+        return ProblemResponse(Problem("origin-not-allowed", detail, kept))
 
 
 # --- answers that the application does not give -------------------------------------------------
@@ -270,10 +255,12 @@ class LostRequests:
             if answered:
                 raise
             detail = "The service stops before the request is done. Send it again in a while."
-            await respond(Problem("stopping", detail, {"Retry-After": "5"}))(scope, receive, send)
+            await ProblemResponse(Problem("stopping", detail, {"Retry-After": "5"}))(
+                scope, receive, send
+            )
         except Exception:
             if not answered:
-                await respond(Problem("internal-error", FAILED))(scope, receive, send)
+                await ProblemResponse(Problem("internal-error", FAILED))(scope, receive, send)
             raise
 
 

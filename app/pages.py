@@ -13,7 +13,7 @@ from string import Template
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from app import errors
@@ -34,33 +34,6 @@ MEDIA_TYPES = {
     "start.js": "text/javascript",
 }
 GZIP = b"\x1f\x8b"  # what its files begin with
-DOCS = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Cat or not: the API</title>
-<link rel="stylesheet" href="docs/swagger-ui.css">
-<link rel="icon" href="data:,">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<noscript>This page needs JavaScript. It shows <a href="openapi.json">openapi.json</a>.</noscript>
-<script src="docs/swagger-ui-bundle.js"></script>
-<script src="docs/start.js"></script>
-</body>
-</html>
-"""
-PROBLEMS = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Problems</title></head>
-<body><h1>Problems</h1>
-<p>What each answer's <code>type</code> means. Its <code>detail</code> says what arrived,
-what was expected and what to do.</p>
-<dl>
-%s</dl></body></html>
-"""
 
 router = APIRouter(include_in_schema=False)
 
@@ -110,8 +83,8 @@ async def page_file(name: str, request: Request) -> Response:
 
 
 @router.get("/docs")
-async def docs() -> HTMLResponse:
-    return HTMLResponse(DOCS, headers={"Content-Security-Policy": POLICY})
+async def docs() -> FileResponse:
+    return FileResponse(FOLDER / "swagger-ui" / PAGE, headers={"Content-Security-Policy": POLICY})
 
 
 @router.get("/docs/{name}")
@@ -144,11 +117,10 @@ def _inflated(name: str) -> bytes:
 @router.get(errors.PAGE)
 async def problems() -> HTMLResponse:
     """All types of problems: where an answer's `type` leads."""
-    return HTMLResponse(
-        PROBLEMS
-        % "".join(
-            f'<dt id="{each.slug}"><strong>{html.escape(each.title)}</strong>'
-            f"</dt><dd><code>{each.status} {each.uri}</code></dd>\n"
-            for each in errors.TYPES.values()
-        )
+    rows = "".join(
+        f'<dt id="{each.slug}"><strong>{html.escape(each.title)}</strong>'
+        f"</dt><dd><code>{each.status} {each.uri}</code></dd>\n"
+        for each in errors.TYPES.values()
     )
+    template = Template((FOLDER / "problems.html").read_text(encoding="utf-8"))
+    return HTMLResponse(template.substitute(problems=rows))

@@ -29,7 +29,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import Problem
-from app.middleware import respond
+from app.middleware import ProblemResponse
 from app.observation import Observed, log_configuration
 
 # While it stops, a client that has still to send or to read gets this long. Docker kills ten
@@ -439,6 +439,6 @@ def _refusal(state: dict[str, Any], detail: str) -> Any:
     """
 
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(Problem("bad-request", detail))(scope, receive, send)
+        await ProblemResponse(Problem("bad-request", detail))(scope, receive, send)
 
     return Observed(refuse, state["log"], state["metrics"])

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app import HEADER_LENGTH, LONGEST_ID, MAX_PICTURES
+from app import HEADER_LENGTH, MAX_PICTURES
 from app.errors import Problem
 
+LONGEST_ID = 1000  # characters
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits
 _WHITE = b" \t\r\n"
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\s-]{32}")  # how a picture in it begins
