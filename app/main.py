@@ -49,6 +49,7 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # a redirect would make clients send their picture twice
         telemetry={"tracing": False, "metrics": False, "logs": False},  # there are our own
     )

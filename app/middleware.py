@@ -26,7 +26,7 @@ from model.workers import CannotStart
 KEY_HEADER = "X-API-Key"
 # What is asked for without a key: by load balancers, and by people who have still to type theirs
 # in. None of it tells or does anything that the public source does not.
-OPEN = ("/", "/docs", "/openapi.json", errors.PAGE, "/health")
+OPEN = ("/", "*", "/docs", "/openapi.json", errors.PAGE, "/health")
 OPEN_FOLDERS = ("/docs/", "/static/", "/health/", "/v2/health/")
 METRICS = "/metrics"
 PREFLIGHT_SECONDS = 600

@@ -150,7 +150,7 @@ router = APIRouter()
 
 @router.get(
     "/metrics",
-    operation_id="metrics",
+    name="metrics",
     summary="Tell the metrics, for Prometheus",
     response_class=Response,
     responses={200: {"description": "All metrics.", "content": {"text/plain": {}}}},

@@ -154,10 +154,8 @@ plain_router = APIRouter(route_class=PlainRoute)
 
 @plain_router.post(
     "/predict",
-    operation_id="predict",
     response_model=PredictionAnswer,
     summary="Say whether a picture shows a cat",
-    response_description="The picture was classified.",
     openapi_extra={"requestBody": PICTURE_BODY},
     responses=errors.responses(*FORM_PROBLEMS, *UPLOAD_PROBLEMS),
 )
@@ -169,9 +167,7 @@ async def predict(request: Request) -> Response:
 
 @router.post(
     "/explain",
-    operation_id="explain",
     summary="Say whether a picture shows a cat, and what in it speaks for and against that",
-    response_description="The picture was classified, and the answer taken apart.",
     response_model=ExplanationAnswer,
     openapi_extra={"requestBody": PICTURE_BODY},
     responses={
@@ -196,10 +192,9 @@ async def explain(
 
 @router.get(
     "/model",
-    operation_id="model",
+    name="model",
     summary="Say what is known of the model",
     response_model=ModelAnswer,
-    response_description="What the artifact says of itself.",
     responses=errors.responses("busy", "deadline-passed"),
 )
 async def get_model(request: Request) -> Response:
@@ -211,16 +206,13 @@ async def get_model(request: Request) -> Response:
 
 @router.get(
     "/health",
-    operation_id="health",
     summary="Say that the service is ready, and with which model",
-    response_description="The service is ready.",
     responses=errors.responses("not-ready"),
 )
 @router.get(
     "/health/ready",
-    operation_id="ready",
+    name="ready",
     summary="Say that the service takes requests; while it stops, it does not",
-    response_description="The service is ready.",
     responses=errors.responses("not-ready"),
 )
 async def health(request: Request) -> HealthAnswer:
@@ -233,9 +225,8 @@ async def health(request: Request) -> HealthAnswer:
 
 @router.get(
     "/health/live",
-    operation_id="live",
+    name="live",
     summary="Say that the process answers, whether or not it takes more requests",
-    response_description="The process answers.",
 )
 async def live() -> dict[str, str]:
     return {"status": "live"}
