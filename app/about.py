@@ -112,8 +112,8 @@ def _measured_limits(classifier: Classifier, metrics: Mapping[str, Any]) -> Iter
     split = "test" if "test" in metrics else "validation"
     for source, measured in metrics.get(split, {}).items():
         where = f"Of the {split} pictures" + ("" if source == ALL else f" from {source}")
-        at = measured.get("threshold", classifier.threshold)
-        if at != classifier.threshold:  # the service was given another
+        at = measured.get("threshold")
+        if at not in (None, classifier.threshold):  # the service was given another
             where += f", with a threshold of {at:.1%},"
         missed, found, taken, left = (
             measured.get(name, 0)

@@ -62,29 +62,24 @@ def picture_of(body: bytes, content_type: str) -> bytes:
 def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
     """Name, whether it is a file, and content of each part. Raises Problem: malformed-form."""
     first = b"--" + boundary
-    body = body[2:] if body.startswith(b"\r\n") else body
+    body = body.lstrip(b"\r\n") if body[:1] == b"\r" else body
     if not body.startswith(first):
         raise _malformed(
             "it does not begin with the boundary that Content-Type names. Let the HTTP client"
             " write this header, or send the picture itself as the body"
         )
-    parts = body[len(first) :].split(b"\r\n" + first, MAX_PARTS + 1)
-    for number, part in enumerate(parts):
-        if part.startswith(b"--"):
+    at = len(first)
+    for _ in range(MAX_PARTS + 1):
+        if body.startswith(b"--", at):
             return  # what follows the closing boundary does not count
-        if number == MAX_PARTS:
-            raise _malformed(f"it has more than {MAX_PARTS} parts; one named 'file' is enough")
-        if number + 1 == len(parts):
+        end = body.find(b"\r\n" + first, at)
+        if end < 0:
             raise _malformed("it ends before its closing boundary")
-        line, _, rest = part.partition(b"\r\n")
-        head, end, content = rest.partition(b"\r\n\r\n")
-        headers = [header.partition(b":") for header in head.split(b"\r\n")]
-        if (
-            line.strip(b" \t")
-            or not end
-            or len(head) > MAX_HEAD_BYTES
-            or not all(colon for _, colon, _ in headers)
-        ):
+        # The picture is copied once, as what is yielded: it may be most of what a worker may take.
+        head_end = body.find(b"\r\n\r\n", at, min(end, at + MAX_HEAD_BYTES))
+        line, *lines = body[at : max(head_end, at)].split(b"\r\n")
+        headers = [header.partition(b":") for header in lines]
+        if head_end < 0 or line.strip(b" \t") or not all(colon for _, colon, _ in headers):
             raise _malformed(
                 "what stands between its boundaries is not built as a form's parts are"
             )
@@ -92,7 +87,9 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
         _, options = parse_options_header(named.get(b"content-disposition"))
         if b"name" not in options:
             raise _malformed("a part has no Content-Disposition with a name")
-        yield options[b"name"], b"filename" in options and bool(options[b"filename"]), content
+        yield options[b"name"], bool(options.get(b"filename")), body[head_end + 4 : end]
+        at = end + 2 + len(first)
+    raise _malformed(f"it has more than {MAX_PARTS} parts; one named 'file' is enough")
 
 
 def _malformed(reason: str) -> Problem:
