@@ -35,6 +35,7 @@ TYPES: dict[str, ProblemType] = {
         ("malformed-form", 400, "The form cannot be read"),
         ("invalid-inference", 400, "The inference request is not valid"),
         ("unauthorized", 401, "The request brings no valid key"),
+        ("foreign-page", 403, "From a browser only the service's own page may send this"),
         ("not-found", 404, "There is nothing at this address"),
         ("method-not-allowed", 405, "This address does not answer to this method"),
         ("slow-upload", 408, "The upload takes too long"),
@@ -51,10 +52,12 @@ TYPES: dict[str, ProblemType] = {
         ("crashes-decoder", 422, "The picture crashes what decodes it"),
         ("invalid-request", 422, "The request's values are not valid"),
         ("internal-error", 500, "The service failed"),
+        ("collection-failed", 500, "The picture could not be kept"),
         ("busy", 503, "The service has as much work as it can take"),
         ("deadline-passed", 503, "The answer would come too late"),
         ("not-ready", 503, "The service takes no more requests"),
         ("stopping", 503, "The service is stopping"),
+        ("collection-full", 507, "The collection has no room for another picture"),
     )
 }
 

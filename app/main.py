@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from uvicorn.config import STARTUP_FAILURE
 
-from app import errors, inference_protocol, middleware, observation, pages, routes
+from app import errors, feedback, inference_protocol, middleware, observation, pages, routes
 from app.capacity import Capacity, plan, workers_for
 from app.observation import Metrics
 from app.queue import Queue
@@ -45,7 +45,8 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
         title="Cat or not",
         version=API_VERSION,
         description="Says whether a picture shows a cat. Pictures are not logged, stored or sent"
-        " on. Errors are problems as RFC 9457 has them.",
+        " on, but for those that people send to /feedback where the operator keeps them. Errors are"
+        " problems as RFC 9457 has them.",
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
@@ -60,7 +61,7 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     state.settings, state.capacity = replace(settings, max_upload_bytes=most), capacity
     state.workers, state.metrics, state.ready = workers, Metrics(), False
     app.include_router(routes.plain_router)
-    for module in (routes, inference_protocol, pages):
+    for module in (routes, feedback, inference_protocol, pages):
         app.include_router(module.router)
     if settings.metrics != "off":
         app.include_router(observation.router)
@@ -90,6 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     access = logging.getLogger("uvicorn.access")  # our line stands in for it, and knows more
     access.handlers, access.propagate = [], False
     state, settings = app.state, app.state.settings
+    state.collection = _collection(settings)
     workers: Workers = state.workers or workers_for(settings, state.capacity)
     state.workers = workers
     owned = not workers.description  # else somebody has started them, for several services
@@ -122,6 +124,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             await workers.stop()
 
 
+def _collection(settings: Settings) -> feedback.Collection | None:
+    if settings.collect is None:
+        return None
+    most = settings.collect_pictures, settings.collect_bytes
+    return feedback.Collection(settings.collect, *most)
+
+
 def _say_hello(app: FastAPI) -> None:
     """Log what is served, where, how to try it, and what follows from the settings."""
     state = app.state
@@ -141,6 +150,9 @@ def _say_hello(app: FastAPI) -> None:
         settings.max_upload_bytes / 1e6,
         capacity.body_bytes / 1e6,
     )
+    if state.collection:
+        kept = state.collection
+        logger.info("Feedback: kept in %s, which holds %d pictures", kept.folder, kept.pictures)
     for missing in state.workers.unlimited:
         logger.warning("This system or user does not let workers be kept from %s", missing)
 

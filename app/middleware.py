@@ -202,8 +202,8 @@ class OtherMethods:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope.get("method")
         if method == "OPTIONS" and scope["path"] == "*":  # RFC 9110, section 9.3.7
-            text = "This service answers GET, HEAD and POST. POST a picture to /predict.\n"
-            whole = PlainTextResponse(text, headers={"Allow": "GET, HEAD, POST"})
+            text = "This service answers GET, HEAD, POST and DELETE. POST a picture to /predict.\n"
+            whole = PlainTextResponse(text, headers={"Allow": "GET, HEAD, POST, DELETE"})
             await whole(scope, receive, send)
         elif method == "HEAD":
             as_get = {**scope, "method": "GET"}  # a copy: the server still has to know

@@ -112,6 +112,9 @@ class Metrics:
             " model was measured on.",
             buckets=(0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6, 10),
         )
+        self.feedback = counter(
+            "cat_feedback", "Pictures that were sent as feedback and kept, by class.", ("label",)
+        )
         self.lost_lines = counter(
             "cat_log_lines_lost", "Log lines that were dropped because standard output took none."
         )

@@ -55,17 +55,21 @@ async def page(request: Request) -> Response:
             f"curl{key} --data-binary @cat.jpg -H 'Accept: image/png' -o why.png {base}explain",
             f"curl{key} {base}model",
         )
-        text = f"Is it {first} or {other}? Send a picture:\n\n" + "\n".join(commands) + "\n"
+        kept = "kept for training" if settings.collect else "answered 404: this service keeps none"
+        lines = (f"Is it {first} or {other}? Send a picture:", "", *commands, "")
+        text = "\n".join((*lines, f"Pictures that are sent to {base}feedback are {kept}.\n"))
         return PlainTextResponse(text, headers=VARY)
     texts = {
         "title": f"{first[:1].upper()}{first[1:]} or {'not' if first in other else other}?",
         "first": first,
+        "other": other,
         "base": base,
         "max_upload_bytes": str(settings.max_upload_bytes),
         "max_megabytes": f"{settings.max_upload_bytes / 1e6:.3g} MB",
         "formats": model["formats"],
         "key_header": key,
         "key_state": "required" if settings.keys else "hidden",
+        "feedback_state": "" if settings.collect else "hidden",
     }
     template = Template((FOLDER / "page" / PAGE).read_text(encoding="utf-8"))
     content = template.substitute({name: html.escape(text) for name, text in texts.items()})

@@ -161,7 +161,7 @@ plain_router = APIRouter(route_class=PlainRoute)
 )
 async def predict(request: Request) -> Response:
     """Send the picture as the request's body, or as the field `file` of a form."""
-    reply = await _work_on_picture(request, "predict", quick=True)
+    reply = await work_on_picture(request, "predict", quick=True)
     return Response(reply.body, media_type="application/json")
 
 
@@ -186,7 +186,7 @@ async def explain(
     heat map over what the model saw."""
     accept = request.headers.get("accept", "")
     chosen = wanted or preferred(accept, "application/json", "image/png").rpartition("/")[2]
-    reply = await _work_on_picture(request, "explain", format=chosen)
+    reply = await work_on_picture(request, "explain", format=chosen)
     return Response(reply.body, media_type=reply.head["type"], headers=VARY)
 
 
@@ -274,7 +274,7 @@ async def work(
     return await queue.work(request, head, body, quick=quick)
 
 
-async def _work_on_picture(
+async def work_on_picture(
     request: Request, kind: str, *, quick: bool = False, **options: Any
 ) -> Reply:
     """Read the picture that a request sends, and have a worker answer it."""

@@ -255,6 +255,14 @@ class Settings:
         "addresses of proxies, separated by commas, whose X-Forwarded-For and -Proto are believed",
         "none",
     )
+    collect: Path | None = _setting(  # noqa: RUF009 - the same
+        None,
+        Path,
+        "a folder for the pictures that people send to /feedback with their right class",
+        "none; nothing is kept",
+    )
+    collect_pictures: int = _setting(10_000, _whole(1), "pictures that this folder may hold")
+    collect_bytes: int = _setting(10**9, _whole(1), "bytes that they may have together")
     page: bool = _setting(True, _switch, "the page for people at /; on or off", "on")
     bind_host: str = _setting(
         "127.0.0.1", str, "the address that `python -m app` listens on; 0.0.0.0 for all"

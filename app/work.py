@@ -31,6 +31,7 @@ from model.preprocessing import (
     Reason,
     accepted_formats,
     preload,
+    stored_jpeg,
     to_vector,
 )
 from model.worker import CannotLoad, Handle, Job, Reply, serve
@@ -65,7 +66,7 @@ class Work:
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self.kinds = {"predict": self.predict, "explain": self.explain, "infer": self.infer}
-        self.kinds["about"] = self.about
+        self.kinds |= {"about": self.about, "keep": self.keep}
         self._with_threshold = lru_cache(4)(self._make_with_threshold)
         self._measured = 0.0
 
@@ -173,6 +174,12 @@ class Work:
             "full_colour": full_colour,
         }
         return _json(content, **facts)
+
+    # --- /feedback ------------------------------------------------------------------------------
+
+    def keep(self, job: Job) -> Reply:
+        """The picture as it is kept for training."""
+        return Reply({"type": "image/jpeg"}, stored_jpeg(_picture(job), _limits(job)))
 
     # --- /v2 ------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import SEEK_CUR, BytesIO
 from typing import Any, Final, cast
@@ -98,16 +98,18 @@ class Decoded:
     warnings: list[str] = field(default_factory=list)
 
 
-def decode(data: bytes, kind: Format, least: int | None, limits: Limits) -> Decoded:
+def decode(
+    data: bytes, kind: Format, reduction: Callable[[int, int], int], limits: Limits
+) -> Decoded:
     """Decode a picture of that format.
 
-    least: pixels a side; a JPEG is decoded at 1/8, 1/4 or 1/2 where both sides still have as many,
-    and at its whole size where that is None.
+    reduction: how many times smaller than its width and height a JPEG may be decoded. It is decoded
+    at 1/8, 1/4, 1/2 or its whole size.
     Raises InvalidImage; MemoryError where its decoder got less memory than it asked for.
     """
     try:
         if kind is Format.JPEG:
-            return _decode_jpeg(data, least, limits)
+            return _decode_jpeg(data, reduction, limits)
         return _decode_with_pillow(data, kind, limits)
     except (InvalidImage, MemoryError):
         raise
@@ -210,12 +212,10 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader:
                 header.needed.append((found, at))
 
 
-def _decode_jpeg(data: bytes, least: int | None, limits: Limits) -> Decoded:
+def _decode_jpeg(data: bytes, reduction: Callable[[int, int], int], limits: Limits) -> Decoded:
     header = _read_jpeg_header(data)
     width, height = header.width, header.height
-    scale = 1
-    if least is not None:
-        scale = next((s for s in (8, 4, 2) if min(width // least, height // least) >= s), 1)
+    scale = next((s for s in (8, 4, 2) if reduction(width, height) >= s), 1)
     shape = -(-width // scale), -(-height // scale)
     held = shape if header.one_pass else (width, height)
     if not limits.allow(*held) or width * height > limits.max_pixels_in_file:

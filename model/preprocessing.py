@@ -20,6 +20,7 @@ from math import ceil, floor, isfinite
 from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -48,6 +49,7 @@ __all__ = [
     "accepted_formats",
     "preload",
     "read_picture",
+    "stored_jpeg",
     "to_vector",
 ]
 
@@ -255,8 +257,33 @@ class PictureReader:
         kind, gap = recognise(self._data), self._spec.reducing_gap
         # For all views at once: a second time, larger, would cost more than what the whole saves.
         least = ceil(self._spec.side / self._views.smallest_side)
-        decoded = decode(self._data, kind, None if gap is None else least * gap, self._limits)
+        decoded = decode(
+            self._data,
+            kind,
+            lambda width, height: 1 if gap is None else min(width, height) // (least * gap),
+            self._limits,
+        )
         return _Source(decoded, kind, self._spec)
+
+
+def stored_jpeg(
+    data: bytes, limits: Limits = DEFAULT_LIMITS, side: int = 512, quality: int = 92
+) -> bytes:
+    """Return an upright JPEG of a picture, as predictions see it, to keep it for training.
+
+    Its proportions stay; its longer side has `side` pixels, or fewer where the picture has fewer.
+    It holds pixels alone: no metadata. Raises what `read_picture` raises.
+    """
+    kind = recognise(data)
+    decoded = decode(data, kind, lambda width, height: max(width, height) // side, limits)
+    reduction = max(1, decoded.width / side, decoded.height / side)
+    size = (
+        max(1, round(decoded.width / reduction)),
+        max(1, round(decoded.height / reduction)),
+    )
+    tile, _ = _Source(decoded, kind, DEFAULT).tile(WHOLE, size)
+    encoded: bytes = simplejpeg.encode_jpeg(np.asarray(tile), quality, "RGB", "444", fastdct=False)
+    return encoded
 
 
 def to_vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -300,14 +327,15 @@ class _Source:
         name = self._kind.value if self._kind else ""
         return Picture(np.asarray(tile), width, height, name, tuple(notes))
 
-    def tile(self, box: Box) -> tuple[Image.Image, bool]:
-        """Return what is in a box of the upright picture as side × side RGB, upright, and whether
-        any of it was transparent."""
+    def tile(self, box: Box, size: tuple[int, int] | None = None) -> tuple[Image.Image, bool]:
+        """Return what is in a box of the upright picture as RGB, upright, and whether any of it
+        was transparent. size: width and height before it is turned; side × side if None."""
         decoded = self._decoded
         left, top, right, bottom = _as_stored(box, decoded.orientation)
         _, _, width, height = decoded.box
         pixels = (left * width, top * height, right * width, bottom * height)
-        tile, any_transparent = _resize(decoded.image, self._flatten, self._spec, pixels)
+        resample, size = _FILTERS[self._spec.filter], size or (self._spec.side, self._spec.side)
+        tile, any_transparent = _resize(decoded.image, self._flatten, size, resample, pixels)
         if decoded.image.mode.startswith("I;16"):
             # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
             values = np.asarray(tile, np.float64) * (255 / (2**decoded.bits - 1))
@@ -332,43 +360,49 @@ def _as_stored(box: Box, orientation: int) -> Box:
 
 
 def _resize(
-    image: Image.Image, flatten: Flatten | None, spec: Preprocessing, box: Box
+    image: Image.Image,
+    flatten: Flatten | None,
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    box: Box,
 ) -> tuple[Image.Image, bool]:
-    """Return what is in the box, flattened, as side × side, and whether any was transparent.
+    """Return what is in the box, flattened, to that size, and whether any was transparent.
 
     A band of rows after the other, so that only a band is ever there flattened, gives what the
     whole would give: Pillow, too, first makes every row narrow, and then every column short.
     """
-    side, resample = spec.side, _FILTERS[spec.filter]
     if flatten is None:
-        return image.resize((side, side), resample, box), False
-    x0, x1 = _reached(box[0], box[2], image.width, side)
-    y0, y1 = _reached(box[1], box[3], image.height, side)
+        return image.resize(size, resample, box), False
+    width, height = size
+    x0, x1 = _reached(box[0], box[2], image.width, width)
+    y0, y1 = _reached(box[1], box[3], image.height, height)
     left, top, right, bottom = box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0
     rows = max(1, BAND_PIXELS // (x1 - x0))
     if rows >= y1 - y0:
         flat, any_transparent = flatten(_crop(image, (x0, y0, x1, y1)))
-        return flat.resize((side, side), resample, (left, top, right, bottom)), any_transparent
+        return flat.resize(size, resample, (left, top, right, bottom)), any_transparent
     narrow: Image.Image | None = None
     any_transparent = False
     for y in range(y0, y1, rows):
         flat, transparent = flatten(_crop(image, (x0, y, x1, min(y + rows, y1))))
         any_transparent |= transparent
         if narrow is None:
-            narrow = Image.new(flat.mode, (side, y1 - y0))
-        flat = flat.resize((side, flat.height), resample, (left, 0, right, flat.height))
+            narrow = Image.new(flat.mode, (width, y1 - y0))
+        flat = flat.resize((width, flat.height), resample, (left, 0, right, flat.height))
         narrow.paste(flat, (0, y - y0))
     assert narrow is not None
-    return narrow.resize((side, side), resample, (0, top, side, bottom)), any_transparent
+    return narrow.resize(size, resample, (0, top, width, bottom)), any_transparent
 
 
 def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     return image if box == (0, 0, *image.size) else image.crop(box)
 
 
-def _reached(start: float, end: float, size: int, side: int) -> tuple[int, int]:
-    """Return from where to where the pixels lie that a filter takes for an interval."""
-    margin = ceil(WIDEST_FILTER * max(1, (end - start) / side)) + 1
+def _reached(start: float, end: float, size: int, target: int) -> tuple[int, int]:
+    """Return from where to where the pixels lie that a filter takes for an interval.
+
+    size: pixels of the picture in this direction; target: those that the interval becomes."""
+    margin = ceil(WIDEST_FILTER * max(1, (end - start) / target)) + 1
     return max(0, floor(start) - margin), min(size, ceil(end) + margin)
 
 
@@ -444,5 +478,6 @@ def preload() -> None:
     if heic_is_installed():
         with suppress(InvalidImage):
             read_picture(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    stored_jpeg(file.getvalue())
     row = to_vector(np.zeros((1, 64, 64, 3), np.uint8))
     np.quantile(row @ row.T, 0.5)

@@ -175,11 +175,12 @@ import app.server
 from app.main import create_app
 from app.settings import Settings
 
-with TestClient(create_app(Settings(weights=Path(sys.argv[1]), workers=1))) as client:
+weights, collect = map(Path, sys.argv[1:])
+with TestClient(create_app(Settings(weights=weights, collect=collect, workers=1))) as client:
     picture = Path("examples/cat.jpg").read_bytes()
     length = {"Inference-Header-Content-Length": "0"}
     client.post("/v2/models/cat/infer", content=picture, headers=length).raise_for_status()
-    for path in ("/predict", "/explain"):
+    for path in ("/predict", "/explain", "/feedback?label=cat"):
         client.post(path, files={"file": picture}).raise_for_status()
     for path in ("/", "/docs", "/health", "/metrics", "/model", "/openapi.json", "/v2/models/cat"):
         client.get(path).raise_for_status()
@@ -188,6 +189,9 @@ assert not heavy, heavy
 """
 
 
-def test_the_front_loads_nothing_that_looks_into_a_picture(weights_path: Path) -> None:
+def test_the_front_loads_nothing_that_looks_into_a_picture(
+    weights_path: Path, tmp_path: Path
+) -> None:
     """Neither at its start nor with what it answers: its workers do all that."""
-    subprocess.run([sys.executable, "-c", FRONT, str(weights_path)], cwd=REPOSITORY, check=True)
+    command = [sys.executable, "-c", FRONT, str(weights_path), str(tmp_path)]
+    subprocess.run(command, cwd=REPOSITORY, check=True)

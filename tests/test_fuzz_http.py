@@ -27,7 +27,7 @@ from tests.server import PYTHON_M_APP, Server, running
 
 KEY = "a-key-for-fuzzing"
 # All there are but these: what fits the document may still be refused, for no document can say
-# which bytes are a picture (positive_data_acceptance); and nothing here makes or deletes anything
+# which bytes are a picture (positive_data_acceptance); and nothing but feedback is made or deleted
 # (use_after_free, ensure_resource_availability, object_level_authorization).
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
@@ -45,7 +45,8 @@ def test_the_api_answers_as_its_document_says(
     keys: str, weights_path: Path, tmp_path: Path
 ) -> None:
     """In a process of its own: it reports all that it found, each with the curl command for it."""
-    chosen = {"api_keys": keys, "metrics": "key"} if keys else {}
+    chosen: dict[str, str | Path] = {"collect": tmp_path / "feedback"}
+    chosen |= {"api_keys": keys, "metrics": "key"} if keys else {}
     with running(PYTHON_M_APP, weights=weights_path, workers=1, **chosen) as server:
         version = httpx.get(f"{server.url}/health").json()["model"]["version"]
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]

@@ -218,7 +218,7 @@ def test_what_is_not_http_is_answered_with_a_problem(server: Server, head: str) 
 def test_options_for_the_whole_service_says_what_it_answers(server: Server) -> None:
     received = answers(server, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert statuses(received) == [200]
-    assert b"\r\nallow: GET, HEAD, POST\r\n" in received
+    assert b"\r\nallow: GET, HEAD, POST, DELETE\r\n" in received
     assert b"POST a picture to /predict" in received
 
 

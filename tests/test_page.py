@@ -2,11 +2,15 @@
 
 import base64
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ from PIL import Image
 from model.classifier import Classifier
 from tests.browser import NoBrowser, chromium
 from tests.data_folder import REPOSITORY
-from tests.server import UVICORN, Server, running
+from tests.server import PYTHON_M_APP, UVICORN, Server, running
 
 REASON = "browser: `make test-all` runs it with requirements/browser.txt"
 expect = pytest.importorskip("playwright.sync_api", reason=REASON).expect
@@ -26,6 +30,7 @@ pytestmark = pytest.mark.browser
 
 EXAMPLES = REPOSITORY / "examples"
 CAT, COFFEE, ROCKET = (EXAMPLES / name for name in ("cat.jpg", "coffee.jpg", "rocket.jpg"))
+FOREIGN = "<form id=form method=post enctype=multipart/form-data><input name=file></form>"
 REFUSED = "Failed to load resource"  # what Chromium logs for a status of 400 or more
 
 Visit = Callable[..., Any]
@@ -376,6 +381,133 @@ def test_it_is_accessible_and_fits_in_light_and_dark_wide_and_narrow(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     corner = np.asarray(Image.open(BytesIO(page.screenshot())).convert("L"))[2, 2]
     assert (corner < 60) == (scheme == "dark")
+
+
+@pytest.fixture
+def collecting(weights_path: Path, tmp_path: Path) -> Iterator[tuple[Server, Path]]:
+    """A server that keeps feedback, on all addresses of this machine, and the folder."""
+    folder = tmp_path / "feedback"
+    with running(PYTHON_M_APP, weights=weights_path, collect=folder, bind_host="0.0.0.0") as server:
+        server.url = f"http://127.0.0.1:{server.port}"
+        yield server, folder
+
+
+def feedback_of(page: Any) -> Any:
+    return page.get_by_role("group", name="What it really shows")
+
+
+def test_feedback_is_given_changed_and_undone_with_the_keyboard(
+    collecting: tuple[Server, Path], visit: Visit
+) -> None:
+    server, folder = collecting
+    page = visit(server)
+    choose(page, CAT, COFFEE)
+    expect_answers(page, "cat.jpg", "coffee.jpg")
+    group = feedback_of(page).first
+    buttons = group.get_by_role("button")
+    expect(buttons).to_have_text(["cat", "non-cat"])
+    for name in ("cat", "non-cat"):
+        button = buttons.get_by_text(name, exact=True)
+        button.press("Enter")
+        expect(button).to_have_attribute("aria-pressed", "true")
+        expect(group.locator("[aria-live]")).to_have_text(
+            f"Thank you. The picture is kept as {name}."
+        )
+        assert len([*folder.rglob("*.jpg")]) == len([*(folder / name).glob("*.jpg")]) == 1
+        assert_accessible(page)
+    page.keyboard.press("Tab")
+    assert focused(page) == "Undo"
+    page.keyboard.press("Enter")
+    expect(group.locator("[aria-live]")).to_have_text("Undone. The picture is not kept.")
+    expect(buttons).to_have_text(["cat", "non-cat"])
+    assert focused(page) == "non-cat"
+    assert [*folder.rglob("*.jpg")] == []
+
+
+def test_a_refusal_of_feedback_is_told(collecting: tuple[Server, Path], visit: Visit) -> None:
+    server, folder = collecting
+    page = visit(server)
+    choose(page, CAT)
+    expect_answers(page, "cat.jpg")
+    folder.rmdir()
+    folder.write_text("in the way")
+    feedback_of(page).get_by_text("non-cat").click()
+    expect(feedback_of(page)).to_contain_text("The folder of the collection cannot be written")
+    expect(feedback_of(page).get_by_text("Undo")).to_be_hidden()
+
+
+def test_feedback_works_without_tls_from_another_machine(
+    collecting: tuple[Server, Path], visit: Visit
+) -> None:
+    """There browsers do not say which site a request is from, but for its origin."""
+    server, _ = collecting
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("needs an address beside 127.0.0.1")
+        server.url = f"http://{probe.getsockname()[0]}:{server.port}"
+    page = visit(server)
+    headers: list[dict[str, str]] = []
+    page.on("request", lambda each: headers.append(each.all_headers()) if "?" in each.url else 0)
+    choose(page, CAT)
+    expect_answers(page, "cat.jpg")
+    feedback_of(page).get_by_text("non-cat").click()
+    feedback_of(page).get_by_text("Undo").click()
+    expect(feedback_of(page)).to_contain_text("Undone. The picture is not kept.")
+    assert headers[0]["origin"] == server.url
+    assert "sec-fetch-site" not in headers[0]
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Iterator[str]:
+    """The address of a page of another site, which has a form."""
+    (tmp_path / "index.html").write_text(FOREIGN)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_a_page_of_another_site_cannot_give_feedback(
+    collecting: tuple[Server, Path], foreign: str, browser: Any
+) -> None:
+    """Neither by a script nor by a form, which needs nobody's consent."""
+    target, _ = collecting
+    address = f"{target.url}/feedback?label=cat"
+    page = browser.new_page()
+    page.goto(foreign)
+    post = "{method: 'POST', mode: 'no-cors', body: 'x'}"
+    page.evaluate(f"to => fetch(to, {post}).catch(() => 0)", address)
+    target.wait_for_log("problem=foreign-page")
+    page.evaluate("to => { form.action = to; form.submit(); }", address)
+    expect(page.locator("body")).to_contain_text("sent this, and from a browser only")
+    target.wait_for_log("problem=foreign-page", times=2)
+    page.close()
+
+
+def test_there_are_no_such_buttons_where_nothing_is_kept(server: Server, visit: Visit) -> None:
+    page = visit(server)
+    choose(page, CAT)
+    expect_answers(page, "cat.jpg")
+    expect(feedback_of(page)).to_have_count(0)
+    expect(page.get_by_text("keeps a small copy")).to_be_hidden()
+
+
+@pytest.mark.parametrize(("width", "touch"), [(320, True), (1100, False)])
+def test_the_buttons_for_feedback_are_large_enough_for_a_thumb(
+    collecting: tuple[Server, Path], visit: Visit, width: int, touch: bool
+) -> None:
+    page = visit(collecting[0], viewport={"width": width, "height": 800}, has_touch=touch)
+    choose(page, CAT)
+    expect_answers(page, "cat.jpg")
+    feedback_of(page).get_by_text("non-cat").click()
+    expect(feedback_of(page)).to_contain_text("Thank you")
+    for button in feedback_of(page).get_by_role("button").all():
+        box = button.bounding_box()
+        assert min(box["width"], box["height"]) >= 44
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_without_javascript_one_sentence_gives_the_command(server: Server, visit: Visit) -> None:

@@ -19,6 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.classifier import Classifier, default_weights
 from model.formats import accepted_formats, heic_is_installed
 from model.preprocessing import (
     Filter,
@@ -27,11 +28,13 @@ from model.preprocessing import (
     Preprocessing,
     Reason,
     read_picture,
+    stored_jpeg,
     to_vector,
 )
 from tests import pictures
 from tests.pictures import FORMATS, LOSSLESS, encode, kinds, picture, scene, see_through
 
+ROOT = Path(__file__).parent.parent
 PHOTO = scene(320, 240).resize((640, 480), Image.Resampling.NEAREST)
 END = b"\xff\xd9"  # of a JPEG
 ON_WHITE = "its transparent parts were put on white"
@@ -164,6 +167,56 @@ def test_only_a_jpeg_is_shrunk_in_decoding() -> None:
         np.testing.assert_array_equal(
             pixels(picture(name, 1031, 1029)), squeezed(scene(1031, 1029))
         )
+
+
+# --- What is stored of an upload ------------------------------------------------------------------
+
+PHOTO_OF_A_CAT = Image.open(ROOT / "examples/cat.jpg").convert("RGB").resize((902, 600))
+
+
+def half_there(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(PHOTO_OF_A_CAT, "JPEG", comment=b"mine", icc_profile=b"profile"),
+        encode(PHOTO_OF_A_CAT.rotate(90, expand=True), "JPEG", exif=pictures.exif(6)),
+        encode(half_there(PHOTO_OF_A_CAT), "PNG"),
+        encode(PHOTO_OF_A_CAT.convert("CMYK"), "JPEG"),
+        encode(PHOTO_OF_A_CAT.convert("L"), "TIFF"),
+        encode(PHOTO_OF_A_CAT.resize((1804, 1200)), "JPEG", progressive=True),
+    ],
+    ids=["JPEG", "turned JPEG", "PNG with alpha", "JPEG of inks", "grey TIFF", "large JPEG"],
+)
+def test_a_stored_jpeg_is_upright_and_gets_the_answer_of_the_upload(data: bytes) -> None:
+    stored = stored_jpeg(data)
+    image = pictures.decode(stored)
+    upload = read_picture(data)
+    assert (image.format, image.mode, max(image.size)) == ("JPEG", "RGB", 512)
+    assert image.width / image.height == pytest.approx(upload.width / upload.height, rel=0.01)
+    assert image.info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+    assert np.abs(read_picture(stored).pixels.astype(int) - upload.pixels).mean() < 1.5
+    classifier = Classifier.load(default_weights())
+    answers = [classifier.predict(each).cat_probability for each in (stored, data)]
+    assert answers[0] == pytest.approx(answers[1], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((160, 120), (160, 120)), ((3000, 2), (512, 1)), ((1, 1), (1, 1))]
+)
+def test_a_stored_jpeg_is_never_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert pictures.decode(stored_jpeg(picture("JPEG", *size))).size == expected
+
+
+def test_what_is_refused_for_a_prediction_is_not_stored() -> None:
+    for data, limits in ((b"text", Limits()), (picture("PNG"), Limits(max_side=100))):
+        with pytest.raises(InvalidImage) as caught:
+            stored_jpeg(data, limits)
+        assert caught.value.reason == refusal(data, limits).reason
 
 
 # --- WebP ----------------------------------------------------------------------------------------
@@ -637,8 +690,6 @@ def test_a_webp_whose_picture_is_larger_than_its_canvas_is_refused() -> None:
 
 # --- In a process that is limited -----------------------------------------------------------------
 
-ROOT = Path(__file__).parent.parent
-
 
 def in_a_limited_process(code: str, samples: Sequence[bytes]) -> list[str]:
     """Run code in a process of its own that reads one picture after the other; what it printed."""
@@ -654,7 +705,7 @@ import io, re, resource, sys
 from dataclasses import replace
 from model.classifier import Classifier, default_weights
 from model.explanation import explain_views, overlay
-from model.preprocessing import Image, InvalidImage, PictureReader, Views, preload
+from model.preprocessing import Image, InvalidImage, PictureReader, Views, preload, stored_jpeg
 from tests.pictures import SIX
 def next_sample():
     return sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(4), "big"))
@@ -668,6 +719,7 @@ before = set(sys.modules)
 while data := next_sample():
     prediction = classifier.predict(data)
     assert 0 <= prediction.cat_probability <= 1
+    assert stored_jpeg(data)
 views = prediction.view_pixels
 over, _ = overlay(views[0], explain_views(classifier.layers, views, SIX.boxes).heat)
 Image.fromarray(over).save(io.BytesIO(), "PNG")

@@ -1,6 +1,7 @@
 // One picture's card: it waits, then shows the answer or the reason why there is none.
 
 import { element, percent, pngAddress, sentence } from "./elements.js";
+import { connect } from "./feedback.js";
 
 export class Card {
   constructor(file) {
@@ -31,7 +32,9 @@ export class Card {
   showAnswer(answer, milliseconds) {
     const { width, height, format } = answer.original;
     const facts = [`${width}×${height} ${format}`, `${Math.round(milliseconds)} ms`];
-    this.finish(answer.words, answerPart(answer), facts);
+    const part = answerPart(answer);
+    connect(part.querySelector(".feedback"), this.file);
+    this.finish(answer.words, part, facts);
   }
 
   showRefusal(title, detail) {

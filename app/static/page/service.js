@@ -30,6 +30,20 @@ export async function explain(file, signal, { onProgress, onBusy }) {
   }
 }
 
+/** POST a picture with its right class, to be kept. Returns its id. */
+export async function giveFeedback(file, label) {
+  await checkFile(file);
+  const response = await send("POST", `feedback?label=${encodeURIComponent(label)}`, file);
+  if (response.status !== 200) throw refusalOf(response);
+  return response.body.id;
+}
+
+/** DELETE a picture that was kept; one that is gone already is as good. */
+export async function takeBack(id) {
+  const response = await send("DELETE", `feedback/${id}`);
+  if (![204, 404].includes(response.status)) throw refusalOf(response);
+}
+
 /** GET what is known of the model. */
 export async function getModel() {
   const response = await send("GET", "model");
@@ -72,7 +86,7 @@ function send(method, address, file = null, signal = undefined, onProgress = und
     request.responseType = "json"; // gives null for anything else, such as a proxy's own page
     request.setRequestHeader("Accept", "application/json");
     if (key.value) request.setRequestHeader("X-API-Key", key.value.trim());
-    request.upload.onprogress = (event) => onProgress(event.loaded / event.total);
+    request.upload.onprogress = (event) => onProgress?.(event.loaded / event.total);
     request.onload = () => {
       const retryAfter = Number(request.getResponseHeader("Retry-After"));
       resolve({ status: request.status, body: request.response, retryAfter });

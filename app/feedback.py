@@ -1,0 +1,197 @@
+"""Feedback: pictures with their right class, kept in a folder that training takes as it is.
+
+Off unless CAT_COLLECT names a folder. What is kept is made in a worker: a small upright JPEG
+without metadata. Nothing else that the service is sent is ever stored.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from app import errors
+from app.errors import Problem
+from app.routes import FORM_PROBLEMS, PICTURE_BODY, UPLOAD_PROBLEMS, work_on_picture
+from model.workers import CannotStart
+
+ID = re.compile("[0-9a-f]{24}")  # the start of a SHA-256 over the JPEG
+OWN_PAGE = ("same-origin", "none")  # none: no page asks, but the browser's user
+logger = logging.getLogger("uvicorn.error")
+
+
+class Collection:
+    """A folder of pictures, one folder in it for each class: FOLDER/cat/ID.jpg.
+
+    most, most_bytes: pictures that it may hold, and their bytes together. People may add, move and
+    remove files at any time. Only one service may write to a folder.
+    """
+
+    def __init__(self, folder: Path, most: int, most_bytes: int) -> None:
+        """Raises CannotStart where the folder cannot be written."""
+        self.folder, self._most, self._most_bytes = folder, most, most_bytes
+        self._lock, self.pictures, self.bytes = Lock(), 0, 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(".*.tmp"):  # by a service that was killed
+                left.unlink()
+            self._write(folder / ".probe", b"")
+            (folder / ".probe").unlink()
+        except OSError as error:
+            raise CannotStart(
+                f"CAT_COLLECT is {folder}, which cannot be written: {error.strerror or error}."
+                " Name a folder in which this user may write, or leave it out."
+            ) from None
+        self._count()
+
+    def keep(self, jpeg: bytes, label: str) -> str:
+        """Keep a picture as one of that class, whichever it was before. Returns its id.
+
+        Raises Problem: collection-full, collection-failed.
+        """
+        name = f"{sha256(jpeg).hexdigest()[:24]}.jpg"
+        target = self.folder / label / name
+        with self._lock, _disk_failures():
+            if label.startswith(".") or Path(label).name != label:
+                raise OSError(errno.EINVAL, f"{label!r} cannot be the name of a folder")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            elsewhere = [path for path in self.folder.glob(f"*/{name}") if path != target]
+            if elsewhere:
+                elsewhere.pop().replace(target)  # in one step: it is never lost, nor in both
+            elif not target.exists():
+                self._make_room(len(jpeg))
+                self._write(target, jpeg)
+                self.pictures, self.bytes = self.pictures + 1, self.bytes + len(jpeg)
+            for path in elsewhere:
+                path.unlink(missing_ok=True)
+        return target.stem
+
+    def forget(self, identity: str) -> bool:
+        """Remove a picture; False where there is none. Raises Problem: collection-failed."""
+        if not ID.fullmatch(identity):
+            return False
+        with self._lock, _disk_failures():
+            found = [*self.folder.glob(f"*/{identity}.jpg")]
+            for path in found:
+                path.unlink(missing_ok=True)
+        return bool(found)
+
+    def _make_room(self, size: int) -> None:
+        if not self._has_room(size):
+            self._count()  # some may have been removed since
+        if not self._has_room(size):
+            raise Problem(
+                "collection-full",
+                f"The collection holds {self.pictures:,} pictures of {self.bytes:,} bytes. At most"
+                f" {self._most:,} pictures (CAT_COLLECT_PICTURES) and {self._most_bytes:,} bytes"
+                " (CAT_COLLECT_BYTES) are kept. Ask the operator to train with them and to remove"
+                " some.",
+            )
+
+    def _count(self) -> None:
+        self.pictures, self.bytes = 0, 0
+        for path in self.folder.glob("*/*"):
+            with suppress(OSError):  # somebody has just removed it
+                self.bytes += path.stat().st_size
+                self.pictures += 1
+
+    def _has_room(self, size: int) -> bool:
+        return self.pictures < self._most and self.bytes + size <= self._most_bytes
+
+    def _write(self, target: Path, content: bytes) -> None:
+        """Write a file whole or not at all. Training leaves out names that begin with a dot."""
+        beside = self.folder / f".{target.name}.tmp"
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_failures() -> Iterator[None]:
+    """Turn a failure of the disk into the Problem collection-failed; the log has the path."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("The collection cannot be written: %s", error)
+        detail = f"The folder of the collection cannot be written: {error.strerror}."
+        raise Problem("collection-failed", f"{detail} Tell the operator.") from None
+
+
+class FeedbackAnswer(BaseModel):
+    id: str = Field(description="Names the picture: DELETE /feedback/ID takes it back.")
+    label: str = Field(description="The class that it is kept under.")
+
+
+router = APIRouter()
+PROBLEMS = ("foreign-page", "not-found", "collection-failed")
+KEEP_PROBLEMS = (*FORM_PROBLEMS, *UPLOAD_PROBLEMS, *PROBLEMS, "invalid-request", "collection-full")
+
+
+@router.post(
+    "/feedback",
+    summary="Keep a picture with its right class, to train with",
+    openapi_extra={"requestBody": PICTURE_BODY},
+    responses=errors.responses(*KEEP_PROBLEMS),
+)
+async def give_feedback(
+    request: Request,
+    label: Annotated[str, Query(description="The right class: one of the model's two.")] = "",
+) -> FeedbackAnswer:
+    """Send the picture as to /predict. With CAT_COLLECT, a JPEG of at most 512 pixels a side
+    without metadata is kept. The other label for the same picture moves it."""
+    collection = _collection(request)
+    names = request.app.state.model["class_names"]
+    if label not in names:
+        found = f"is {label[:40]!r}" if label else "is missing"
+        first, second = names
+        detail = f"The label {found}. Send ?label={first} or ?label={second}, which is right."
+        raise Problem("invalid-request", detail)
+    reply = await work_on_picture(request, "keep")
+    identity = await asyncio.to_thread(collection.keep, reply.body, label)
+    request.app.state.metrics.feedback.labels(label).inc()
+    return FeedbackAnswer(id=identity, label=label)
+
+
+@router.delete(
+    "/feedback/{identity}",
+    summary="Remove a picture that was kept",
+    status_code=204,
+    responses=errors.responses(*PROBLEMS),
+)
+async def take_feedback_back(request: Request, identity: str) -> Response:
+    """The id is that of the answer to POST /feedback."""
+    collection = _collection(request)
+    if not await asyncio.to_thread(collection.forget, identity):
+        raise Problem("not-found", f"There is no feedback with the id {identity[:40]!r}.")
+    return Response(status_code=204)
+
+
+def _collection(request: Request) -> Collection:
+    """The collection, for a request that may change it. Raises Problem: not-found, foreign-page."""
+    collection: Collection | None = request.app.state.collection
+    if collection is None:
+        detail = "This service collects no feedback. The operator turns it on with CAT_COLLECT."
+        raise Problem("not-found", detail)
+    origin, site = map(request.headers.get, ("origin", "sec-fetch-site"))
+    own = origin is None or origin.partition("://")[2] == request.headers.get("host", "")
+    if not (site in OWN_PAGE if site else own):
+        raise Problem(
+            "foreign-page",
+            f"A page of {(origin or 'another site')[:100]} sent this, and from a browser only the"
+            " service's own page may. A proxy must pass on the header Host as it arrived.",
+        )
+    return collection

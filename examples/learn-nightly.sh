@@ -1,0 +1,30 @@
+#!/bin/sh
+# Learn from the feedback that the service has kept, and let it serve the result if that is better.
+#
+#   examples/learn-nightly.sh FEEDBACK WEIGHTS RELOAD [OPTION...]
+#
+# FEEDBACK  the folder of CAT_COLLECT
+# WEIGHTS   the file of CAT_WEIGHTS, mine.safetensors; it is replaced
+# RELOAD    a command that sends SIGHUP: 'systemctl reload cat', 'docker kill --signal HUP cat'
+# OPTION    more options of `python -m training fit`, such as --validation FOLDER
+#
+# Run it in the folder of the repository. Every night starts from the same weights (START), never
+# from those of the night before: they have learned from pictures that are held back tonight.
+set -eu
+feedback=$1 weights=$2 reload=$3
+shift 3
+python=${PYTHON:-.venv/bin/python}
+new=${weights%.safetensors}-new
+
+rm -rf "$new-training" # of a night that was interrupted
+"$python" -m training fit "$feedback" --from "${START:-model/cat.safetensors}" \
+    --name "$(basename "$weights" .safetensors)" --output "$new.safetensors" "$@"
+verdict=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["comparison"]["verdict"])' \
+    "$new-report/metrics.json")
+if [ "$verdict" != "clearly better" ]; then
+    echo "Not taken up: on the pictures held back it is $verdict. See $new-report/report.html."
+    exit 0
+fi
+mv "$new.safetensors" "$weights"
+sh -c "$reload"
+echo "Taken up: on the pictures held back it is $verdict."

@@ -1,0 +1,363 @@
+"""Feedback: what is kept, what is refused, and the way round from a wrong answer to a right one."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from model.classifier import Classifier
+from tests.conftest import Service
+from tests.data_folder import REPOSITORY
+from tests.pictures import encode, picture, scene, turned
+from tests.server import PYTHON_M_APP, UVICORN, environment, running
+from tests.test_fit import COLD, GREEN, SMALL, WARM, blot, make_data
+
+OWN = "http://testserver"
+FOREIGN = [
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://testserver:8080"},
+    {"Origin": "http://testserver.evil.example"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": OWN},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "feedback"
+
+
+@pytest.fixture
+def collecting(service: Service, folder: Path) -> Iterator[TestClient]:
+    with service(collect=folder) as client:
+        yield client
+
+
+def give(
+    client: TestClient, label: str, content: bytes = b"", headers: dict[str, str] | None = None
+) -> httpx.Response:
+    answer: httpx.Response = client.post(
+        f"/feedback?label={label}", content=content or picture(), headers=headers
+    )
+    return answer
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# --- what is kept -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", ["cat", "non-cat"])
+def test_a_picture_is_kept_in_the_folder_of_its_class(
+    collecting: TestClient, folder: Path, label: str
+) -> None:
+    answer = give(collecting, label)
+    assert answer.status_code == 200
+    assert answer.json() == {"id": answer.json()["id"], "label": label}
+    assert kept(folder) == [f"{label}/{answer.json()['id']}.jpg"]
+
+
+def test_a_form_says_the_same_as_a_body(collecting: TestClient, folder: Path) -> None:
+    collecting.post("/feedback?label=cat", files={"file": picture()}).raise_for_status()
+    give(collecting, "cat").raise_for_status()
+    assert len(kept(folder)) == 1
+
+
+def test_what_is_kept_is_small_and_upright_and_holds_pixels_alone(
+    collecting: TestClient, folder: Path
+) -> None:
+    tags = Image.Exif()
+    tags[0x0112], tags[0x010F] = 6, "a camera"
+    secrets = {"exif": tags.tobytes(), "comment": b"at home", "icc_profile": b"a profile"}
+    sideways = scene(1600, 1200).transpose(Image.Transpose.ROTATE_90)
+    give(collecting, "cat", encode(sideways, "JPEG", **secrets)).raise_for_status()
+    (path,) = folder.rglob("*.jpg")
+    with Image.open(path) as image:
+        assert image.format == "JPEG"
+        assert image.size == (512, 384)
+        assert image.info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        upright = scene(512, 384)
+        assert np.abs(np.asarray(image, int) - np.asarray(upright, int)).mean() < 3
+    assert not any(secret in path.read_bytes() for secret in (b"camera", b"home", b"profile"))
+
+
+def test_a_small_picture_keeps_its_size(collecting: TestClient, folder: Path) -> None:
+    give(collecting, "cat", turned(8, "PNG")).raise_for_status()
+    (path,) = folder.rglob("*.jpg")
+    with Image.open(BytesIO(path.read_bytes())) as image:
+        assert image.size == (160, 120)
+
+
+def test_the_same_again_changes_nothing(collecting: TestClient, folder: Path) -> None:
+    first, second = (give(collecting, "cat") for _ in range(2))
+    assert first.json() == second.json()
+    assert len(kept(folder)) == 1
+
+
+def test_the_other_label_moves_the_picture(collecting: TestClient, folder: Path) -> None:
+    identity = give(collecting, "cat").json()["id"]
+    assert give(collecting, "non-cat").json() == {"id": identity, "label": "non-cat"}
+    assert kept(folder) == [f"non-cat/{identity}.jpg"]
+
+
+def test_feedback_can_be_taken_back_once(collecting: TestClient, folder: Path) -> None:
+    address = f"/feedback/{give(collecting, 'cat').json()['id']}"
+    assert collecting.delete(address).status_code == 204
+    assert kept(folder) == []
+    again = collecting.delete(address)
+    assert again.status_code == 404
+    assert "There is no feedback with the id" in again.json()["detail"]
+
+
+@pytest.mark.parametrize("identity", ["*", "probe", "..%2Fsecret", "A" * 24, "0" * 23])
+def test_an_id_of_another_form_removes_nothing(
+    collecting: TestClient, folder: Path, identity: str
+) -> None:
+    give(collecting, "cat").raise_for_status()
+    assert collecting.delete(f"/feedback/{identity}").status_code == 404
+    assert len(kept(folder)) == 1
+
+
+def test_only_feedback_is_stored(collecting: TestClient, folder: Path) -> None:
+    for path in ("/predict", "/explain"):
+        collecting.post(path, content=picture()).raise_for_status()
+    assert kept(folder) == []
+
+
+def test_kept_pictures_are_counted_by_class(collecting: TestClient) -> None:
+    for label in ("cat", "non-cat", "cat"):
+        give(collecting, label)
+    metrics = collecting.get("/metrics").text
+    assert 'cat_feedback_total{label="cat"} 2.0' in metrics
+    assert 'cat_feedback_total{label="non-cat"} 1.0' in metrics
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def test_without_the_setting_nothing_is_kept(client: TestClient) -> None:
+    for answer in (give(client, "cat"), client.delete(f"/feedback/{'0' * 24}")):
+        assert answer.status_code == 404
+        assert "CAT_COLLECT" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("query", ["", "?label=", "?label=dog", "?label=../cat", "?lable=cat"])
+def test_another_label_is_refused_and_the_right_ones_are_named(
+    collecting: TestClient, folder: Path, query: str
+) -> None:
+    answer = collecting.post(f"/feedback{query}", content=picture())
+    assert answer.status_code == 422
+    assert "?label=cat or ?label=non-cat" in answer.json()["detail"]
+    assert kept(folder) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", picture()[:400], b"<svg/>"])
+def test_what_is_no_picture_is_refused_as_predictions_refuse_it(
+    collecting: TestClient, folder: Path, content: bytes
+) -> None:
+    answers = [
+        collecting.post(path, content=content).json()
+        for path in ("/feedback?label=cat", "/predict")
+    ]
+    assert [{**answer, "request_id": ""} for answer in answers[:1]] == [
+        {**answer, "request_id": ""} for answer in answers[1:]
+    ]
+    assert answers[0]["status"] in (415, 422)
+    assert kept(folder) == []
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+@pytest.mark.parametrize("keys", [(), ("key",)], ids=["open", "keys"])
+def test_a_page_from_elsewhere_may_neither_give_feedback_nor_take_it_back(
+    service: Service, folder: Path, headers: dict[str, str], keys: tuple[str, ...]
+) -> None:
+    key = {"X-API-Key": "key"}
+    with service(collect=folder, api_keys=keys, cors_origins=("https://evil.example",)) as client:
+        identity = give(client, "cat", headers=key).json()["id"]
+        for answer in (
+            give(client, "non-cat", headers=key | headers),
+            client.delete(f"/feedback/{identity}", headers=key | headers),
+        ):
+            assert answer.status_code == 403
+            assert answer.json()["type"] == "/problems#foreign-page"
+    assert kept(folder) == [f"cat/{identity}.jpg"]
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Origin": OWN}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}]
+)
+def test_programs_and_the_own_page_may(collecting: TestClient, headers: dict[str, str]) -> None:
+    answer = give(collecting, "cat", headers=headers)
+    assert answer.status_code == 200
+    address = f"/feedback/{answer.json()['id']}"
+    assert collecting.delete(address, headers=headers).status_code == 204
+
+
+def test_a_key_is_needed_where_keys_are_set(service: Service, folder: Path) -> None:
+    with service(collect=folder, api_keys=("key",)) as client:
+        assert give(client, "cat").status_code == 401
+        assert client.delete(f"/feedback/{'0' * 24}").status_code == 401
+    assert kept(folder) == []
+
+
+# --- bounds and failures ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bound", "value"), [("collect_pictures", 1), ("collect_bytes", 8000)])
+def test_a_full_collection_says_so_until_somebody_makes_room(
+    service: Service, folder: Path, bound: str, value: int
+) -> None:
+    other = picture(width=150)
+    with service(collect=folder, **{bound: value}) as client:
+        give(client, "cat").raise_for_status()
+        answer = give(client, "cat", other)
+        assert answer.status_code == 507
+        assert f"{value:,}" in answer.json()["detail"]
+        assert f"CAT_{bound.upper()}" in answer.json()["detail"]
+        assert give(client, "non-cat").status_code == 200  # moved, which needs no room
+        for path in folder.rglob("*.jpg"):
+            path.unlink()
+        assert give(client, "cat", other).status_code == 200
+
+
+def test_what_is_in_the_folder_at_the_start_counts(service: Service, folder: Path) -> None:
+    (folder / "cat").mkdir(parents=True)
+    (folder / "cat" / "of-my-own.png").write_bytes(picture("PNG"))
+    with service(collect=folder, collect_pictures=1) as client:
+        assert give(client, "cat").status_code == 507
+
+
+def test_a_folder_that_people_removed_is_made_again(collecting: TestClient, folder: Path) -> None:
+    (folder).rmdir()
+    assert give(collecting, "cat").status_code == 200
+    assert len(kept(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OSError(30, "Read-only")]
+)
+def test_a_disk_that_fails_is_told_and_leaves_no_half_file(
+    collecting: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fail(_: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fsync", fail)
+    answer = give(collecting, "cat")
+    assert answer.status_code == 500
+    assert answer.json()["type"] == "/problems#collection-failed"
+    assert str(error.strerror) in answer.json()["detail"]
+    assert kept(folder) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from app.feedback import Collection
+
+collection = Collection(Path(sys.argv[1]), 10, 10**6)
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+collection.keep(b"a picture", "cat")
+"""
+
+
+def test_what_is_killed_in_mid_write_leaves_no_half_picture(
+    weights_path: Path, folder: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [name[:1] for name in kept(folder)] == ["."]  # training leaves such names out
+    with running(PYTHON_M_APP, weights=weights_path, collect=folder):
+        assert kept(folder) == []  # the next start removes it
+
+
+def test_a_folder_that_cannot_be_written_stops_the_start_with_one_sentence(
+    weights_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        PYTHON_M_APP,
+        cwd=REPOSITORY,
+        env=environment(weights=weights_path, collect=tmp_path / "file"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert f"CAT_COLLECT is {tmp_path / 'file'}, which cannot be written: " in output
+    assert "Traceback" not in output
+
+
+# --- the way round ------------------------------------------------------------------------------
+
+
+def learn(start: Path, *arguments: object) -> str:
+    """Run the script that learns from feedback, starting from these weights; what it says."""
+    command = ["sh", str(REPOSITORY / "examples" / "learn-nightly.sh"), *map(str, arguments)]
+    environment = os.environ | {"PYTHON": sys.executable, "START": str(start)}
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that know warm colours, cats, from cold ones."""
+    folder = tmp_path_factory.mktemp("warm")
+    data, output = make_data(folder / "data", 40), folder / "warm.safetensors"
+    command = [sys.executable, "-m", "training", "fit", data, *SMALL, "--epochs", 6]
+    command += ["--augmentation-strength", 0.3, "--output", output]
+    subprocess.run([*map(str, command)], cwd=REPOSITORY, check=True, capture_output=True)
+    return output
+
+
+def test_it_learns_from_its_mistakes_and_only_what_is_better_is_served(
+    warm: Path, tmp_path: Path, folder: Path
+) -> None:
+    """With real processes: wrong answer, feedback, fit, reload, right answer."""
+    served = tmp_path / "served.safetensors"
+    served.write_bytes(warm.read_bytes())
+    rng = np.random.default_rng(7)
+    fine_tuning = ["--epochs", 12, "--batch", 8, "--max-lr", 0.05]
+    with running(UVICORN, weights=served, collect=folder) as server:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+
+            def label() -> str:
+                answer = client.post("/predict", content=blot(rng, GREEN, 90))
+                return str(answer.raise_for_status().json()["label"])
+
+            wrong = label()
+            right, colour = ("non-cat", WARM) if wrong == "cat" else ("cat", COLD)
+            for _ in range(25):  # mistakes, and right answers that are confirmed
+                for given, shown in ((right, GREEN), (wrong, colour)):
+                    content = blot(rng, shown, 90)
+                    client.post("/feedback", params={"label": given}, content=content)
+            hangup = shlex.join(["kill", "-HUP", str(server.process.pid)])
+            said = learn(warm, folder, served, hangup, *fine_tuning)
+            assert "clearly better" in said
+            version = Classifier.load(served).version
+            server.wait_for_log(f"Reloaded: serving served, version {version}")
+            assert {label() for _ in range(5)} == {right}
+            # Once more from what is served now: nothing is better than that.
+            said = learn(served, folder, served, hangup, *fine_tuning, "--max-lr", 1e-9)
+            assert re.search(r"^Not taken up: .*no better", said, re.M)
+            assert Classifier.load(served).version == version
+        server.stop()
+    assert server.log.count("Reloaded") == 1
