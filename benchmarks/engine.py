@@ -1,9 +1,9 @@
-"""A network in a process of its own, with what runs it: this project, PyTorch or ONNX Runtime.
+"""A network in a process of its own, run by this project, or an .onnx file by ONNX Runtime.
 
-    python -m benchmarks.engine NAME WEIGHTS [CORE]
+    python -m benchmarks.engine CORE VIEWS FILE…
 
-It works on one thread, and only when asked through its standard input (`Process`). An engine
-imports what it needs itself, so that a process holds one only.
+It works on one thread, and only when asked through its standard input (`Process`). It imports one
+of the two alone. A second .onnx file is for the other views of a picture.
 """
 
 import json
@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, Self
@@ -22,96 +21,71 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 REPOSITORY = Path(__file__).parent.parent
-LOCK = "python -m pip install --require-hashes -r requirements/benchmarks.txt"
-BATCHES = (1, 8, 32)
+WHOLE, OTHERS = 0, 1  # the passes: a whole picture; its other views, together
 
 
 class Engine(NamedTuple):
-    """predict: from `prepare`, which is not timed, of rows X (m, 12,288) float32 to probabilities
-    (m,)."""
+    """passes: the one of WHOLE, and that of OTHERS if there is one, from `prepare`, which is not
+    timed, of rows X (m, 12,288) float32 to probabilities (m,)."""
 
     version: str
     prepare: Callable[[Array], Any]
-    predict: Callable[[Any], Array]
+    passes: list[Callable[[Any], Array]]
 
 
 def this_project(weights: str) -> Engine:
-    """As the service runs it."""
+    """As `model.classifier` runs it: a whole picture in the mirror too, other views not."""
     from model.classifier import Classifier
+    from model.network import Layer, Scratch, forward, sigmoid, unmirrored
 
-    return Engine(f"NumPy {np.__version__}", np.asarray, Classifier.load(weights).probabilities)
+    scratch = Scratch()
 
+    def pass_of(layers: list[Layer]) -> Callable[[Any], Array]:
+        return lambda x: sigmoid(forward(layers, x, scratch)[-1][:, 0])
 
-def pytorch(weights: str) -> Engine:
-    """Eager, channels_last."""
-    import torch
-
-    from benchmarks import torch_network
-    from model.classifier import Classifier
-
-    torch.set_num_threads(1)
-    layers = Classifier.load(weights).layers
-    own = torch_network.tensors(layers)
-
-    def predict(x: Any) -> Array:
-        with torch.inference_mode():
-            a: Array = torch.sigmoid(torch_network.forward(layers, own, x)).numpy()
-            return a[:, 0]
-
-    return Engine(f"PyTorch {torch.__version__}", torch_network.pictures, predict)
+    layers = list(Classifier.load(weights).layers)
+    passes = [pass_of(layers), pass_of(unmirrored(layers))]
+    return Engine(f"NumPy {np.__version__}", np.asarray, passes)
 
 
-def onnx_runtime(weights: str) -> Engine:
-    """With all its optimisations. Of an .onnx file, which may be of any network, for the time and
-    the memory that it takes: its pictures are black, and the first of its numbers is the answer."""
+def onnx_runtime(*models: str) -> Engine:
+    """With all its optimisations. A model for larger pictures gets black ones."""
     import onnxruntime
 
-    if weights.endswith(".onnx"):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(weights, options)
-        shape = session.get_inputs()[0].shape[1:]
-    else:
-        from benchmarks import onnx_graph
-        from model.classifier import Classifier
-
-        session = onnx_graph.session(onnx_graph.from_layers(Classifier.load(weights).layers))
-        shape = []
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    sessions = [onnxruntime.InferenceSession(model, options) for model in models]
+    side = sessions[WHOLE].get_inputs()[0].shape[-1]
 
     def prepare(X: Array) -> Array:
-        if shape:
-            return np.zeros((len(X), *shape), np.float32)
+        if side != 64:
+            return np.zeros((len(X), 3, side, side), np.float32)
         return np.ascontiguousarray(X.reshape(len(X), 64, 64, 3).transpose(0, 3, 1, 2))
 
+    def pass_of(session: Any) -> Callable[[Any], Array]:
+        return lambda x: session.run(None, {"x": x})[0][:, 0]
+
     version = f"ONNX Runtime {onnxruntime.__version__}"
-    return Engine(version, prepare, lambda x: session.run(None, {"x": x})[0][:, 0])
-
-
-ENGINES = {"this project": this_project, "PyTorch": pytorch, "ONNX Runtime": onnx_runtime}
-NEEDED = {"PyTorch": ("torch",), "ONNX Runtime": ("onnx", "onnxruntime")}
-
-
-def missing(name: str) -> str:
-    """What an engine lacks here, with the remedy; empty if it can run."""
-    absent = [each for each in NEEDED.get(name, ()) if find_spec(each) is None]
-    remedy = "python -m pip install torch==2.13.0" if "torch" in absent else LOCK
-    return f"{name}: {' and '.join(absent)} not installed ({remedy})" if absent else ""
+    return Engine(version, prepare, [pass_of(session) for session in sessions])
 
 
 class Process:
     """The parent's side. Leaving the `with` block ends the process."""
 
-    def __init__(self, name: str, weights: Path | str, core: int | None = None) -> None:
-        command = [sys.executable, "-m", "benchmarks.engine", name, str(weights)]
-        command += [] if core is None else [str(core)]
-        pipe = subprocess.PIPE
+    def __init__(self, core: int, views: int, *files: Path) -> None:
+        """views: of a picture, the whole among them; with 1 there is no second pass."""
+        arguments = [str(core), str(views), *(str(file.absolute()) for file in files)]
         self._process = subprocess.Popen(
-            command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, text=True
+            [sys.executable, "-m", "benchmarks.engine", *arguments],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def ask(self, *question: object) -> Any:
-        """ "version"; "memory": megabytes beside NumPy's own, step by step; "probabilities" of the
-        largest batch; or a batch and repetitions: the seconds of each."""
+        """ "version"; "memory": megabytes beside NumPy's own, step by step; "probabilities" of each
+        pass; or a pass and repetitions: the seconds of each."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(question), file=self._process.stdin, flush=True)
@@ -129,24 +103,24 @@ class Process:
 
 def main() -> None:
     """Be the child: answer the questions on standard input."""
-    name, weights, *core = sys.argv[1:]
-    if core:
-        os.sched_setaffinity(0, {int(core[0])})
+    core, views, *files = sys.argv[1:]
+    os.sched_setaffinity(0, {int(core)})
     before = _resident_mb()  # NumPy is here, and nothing else
-    engine = ENGINES[name](weights)
+    engine = (onnx_runtime if files[0].endswith(".onnx") else this_project)(*files)
     memory = {"loaded": _resident_mb() - before}
-    X = np.random.default_rng(0).random((max(BATCHES), 64 * 64 * 3), dtype=np.float32)
-    inputs = {m: engine.prepare(X[:m]) for m in BATCHES}
-    for m in (min(BATCHES), max(BATCHES)):
-        probabilities = [float(p) for p in engine.predict(inputs[m])]
-        memory[f"batch of {m}"] = _resident_mb() - before
+    X = np.random.default_rng(0).random((int(views), 64 * 64 * 3), dtype=np.float32)
+    inputs = [engine.prepare(rows) for rows in (X[:1], X[1:]) if len(rows)]
+    probabilities = []
+    for predict, x, step in zip(engine.passes, inputs, ("whole", "other views"), strict=False):
+        probabilities.append(predict(x).astype(float).tolist())
+        memory[step] = _resident_mb() - before
     known = {"version": engine.version, "memory": memory, "probabilities": probabilities}
     for line in sys.stdin:
         match json.loads(line):
             case [str(what)]:
                 answer: Any = known[what]
-            case [batch, repetitions]:
-                answer = [_seconds(engine.predict, inputs[batch]) for _ in range(repetitions)]
+            case [which, repetitions]:
+                answer = [_seconds(engine.passes[which], inputs[which]) for _ in range(repetitions)]
         print(json.dumps(answer), flush=True)
 
 

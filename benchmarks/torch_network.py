@@ -1,4 +1,4 @@
-"""The same network in PyTorch: this project's layers as PyTorch's functions, with their numbers.
+"""The network in training in PyTorch: this project's layers as PyTorch's functions.
 
 Pictures are (m, channels, height, width) in PyTorch. `pictures` gives rows that form without a
 copy, in the order in memory that is called channels_last there and that PyTorch is fastest in.
@@ -20,7 +20,6 @@ from model.network import (
     Layer,
     Linear,
     MaxPool,
-    Mirrored,
     Relu,
     Residual,
     Standardise,
@@ -76,9 +75,6 @@ def forward(layers: Sequence[Layer], own: Tensors, x: Any, prefix: str = "") -> 
                 x = x.mean(dim=(2, 3))
             case Residual():
                 x = x + forward(layer.layers, own, x, name)
-            case Mirrored():
-                one, other = forward(layer.layers, own, torch.cat([x, x.flip(3)]), name).chunk(2)
-                x = (one + other) / 2
             case Linear():
                 x = functional.linear(x, own[f"{name}weights"], own[f"{name}bias"])
             case _:

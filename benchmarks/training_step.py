@@ -12,11 +12,10 @@ weights and averages. In that check this project's batch is one part, as PyTorch
 is split over the threads, and batch normalisation sees each part alone.
 """
 
-import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,13 +29,15 @@ import numpy as np
 import typer
 
 from benchmarks.machine import describe
-from model.network import Array, Composite, Gradients, Layer, Scratch, parameters, prepare
+from model.network import Array, Gradients, Layer, Scratch, parameters, prepare
 from training.architecture import convolutional
 from training.course import forward_backward
-from training.loop import Optimizer
+from training.loop import Optimizer, bind
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, EMA_DECAY = 0.01, 0.9, 5e-4, 0.999
 TOLERANCE = 1e-6  # relative, of the vectors' lengths, in float64
+
+Step = dict[str, dict[str, Array]]  # loss, gradients, parameters, averages; by parameters' names
 
 
 @dataclass(frozen=True)
@@ -57,27 +58,9 @@ class Task:
     def layers(self) -> list[Layer]:
         """The default network with random weights."""
         layers = convolutional(np.random.default_rng(self.seed))
-        _cast(layers, self.dtype)
+        values = [value.ravel() for value in parameters(layers).values()]
+        bind(layers, np.concatenate(values).astype(self.dtype))
         return layers
-
-
-def _cast(layers: Sequence[Layer], dtype: str) -> None:
-    for layer in layers:
-        if isinstance(layer, Composite):
-            _cast(layer.layers, dtype)
-            layer.parameters = parameters(layer.layers)
-        else:
-            layer.parameters = {name: v.astype(dtype) for name, v in layer.parameters.items()}
-
-
-@dataclass(frozen=True)
-class Step:
-    """What came out of one step, by the names of `model.network.parameters`."""
-
-    loss: float
-    gradients: dict[str, Array]
-    parameters: dict[str, Array]
-    averages: dict[str, Array]
 
 
 class Ours:
@@ -98,13 +81,14 @@ class Ours:
 
     def first_step(self) -> Step:
         [gradients], loss = self._step(parts=1)
-        own = {name: value.copy() for name, value in parameters(self.layers).items()}
-        average, averages, start = self.optimizer.average.copy(), {}, 0
-        for name, value in own.items():
-            averages[name] = average[start : start + value.size].reshape(value.shape)
-            start += value.size
-        means = {name: value / len(self.X) for name, value in gradients.items()}
-        return Step(loss, means, own, averages)
+        own, average = parameters(self.layers), self.optimizer.average.copy()
+        ends = np.cumsum([value.size for value in own.values()])[:-1]
+        return {
+            "loss": {"": np.array(loss)},
+            "gradients": {name: value / len(self.X) for name, value in gradients.items()},
+            "parameters": {name: value.copy() for name, value in own.items()},
+            "averages": dict(zip(own, np.split(average, ends), strict=True)),
+        }
 
     def _step(self, parts: int) -> tuple[list[Gradients], float]:
         rows = np.array_split(np.arange(len(self.X)), parts)
@@ -163,10 +147,13 @@ class Theirs:
 
     def first_step(self) -> Step:
         loss, array = self.step(), self.network.array
-        gradients = {name: array(value.grad) for name, value in self.own.items()}
-        weights = {name: array(value) for name, value in self.own.items()}
         averages = map(array, self.averages)
-        return Step(loss, gradients, weights, dict(zip(self.own, averages, strict=True)))
+        return {
+            "loss": {"": np.array(loss)},
+            "gradients": {name: array(value.grad) for name, value in self.own.items()},
+            "parameters": {name: array(value) for name, value in self.own.items()},
+            "averages": dict(zip(self.own, averages, strict=True)),
+        }
 
 
 # --- the comparison -----------------------------------------------------------------------------
@@ -191,37 +178,30 @@ def _seconds(steps: int) -> list[float]:
     return [after - before for before, after in pairwise(moments)]
 
 
-def _memory_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # of Linux
-
-
 @contextmanager
-def both(task: Task) -> Iterator[Callable[..., tuple[Any, Any]]]:
+def both(task: Task) -> Iterator[Callable[..., list[Any]]]:
     """A process for PyTorch and one for this project, neither with what the other loaded. Each
     runs a function in turn."""
     context = get_context("spawn")
-    with (
-        ProcessPoolExecutor(1, context, _start, (Theirs, task)) as theirs,
-        ProcessPoolExecutor(1, context, _start, (Ours, task)) as ours,
-    ):
-
-        def ask(function: Callable[..., Any], *arguments: object) -> tuple[Any, Any]:
-            other = theirs.submit(function, *arguments).result()
-            return other, ours.submit(function, *arguments).result()
-
-        yield ask
+    with ExitStack() as stack:
+        pools = [
+            stack.enter_context(ProcessPoolExecutor(1, context, _start, (side, task)))
+            for side in (Theirs, Ours)
+        ]
+        yield lambda function, *arguments: [
+            pool.submit(function, *arguments).result() for pool in pools
+        ]
 
 
 def compare(theirs: Step, ours: Step) -> dict[str, float]:
-    """Relative differences: of the loss, and the worst of each kind of vector."""
-    differences = {"loss": abs(ours.loss - theirs.loss) / theirs.loss}
-    for what in ("gradients", "parameters", "averages"):
-        own, other = getattr(ours, what), getattr(theirs, what)
-        differences[what] = max(
-            float(np.linalg.norm(own[name] - value) / np.linalg.norm(value))
-            for name, value in other.items()
+    """Relative differences: of each kind of vector, the worst."""
+    return {
+        what: max(
+            float(np.linalg.norm(ours[what][name].ravel() - value.ravel()) / np.linalg.norm(value))
+            for name, value in values.items()
         )
-    return differences
+        for what, values in theirs.items()
+    }
 
 
 def main(
@@ -244,18 +224,13 @@ def main(
     if max(differences.values()) > TOLERANCE:
         sys.exit(f"More than {TOLERANCE}: these are not the same network.")
     with both(task) as ask:
-        print(f"\nmilliseconds for a step of {batch} pictures, PyTorch {version('torch')}:\n")
-        print("round    PyTorch   this project")
         ask(_seconds, steps)  # caches, buffers and threads are there afterwards
         taken = [ask(_seconds, steps) for _ in range(rounds)]
-        memory = ask(_memory_mb)
-    for number, (other, own) in enumerate(taken, 1):
-        print(f"{number:>5}   {median(other) * 1e3:8.1f}   {median(own) * 1e3:12.1f}")
-    other, own = (list(chain(*side)) for side in zip(*taken, strict=True))
-    print(f"median  {median(other) * 1e3:8.1f}   {median(own) * 1e3:12.1f}")
-    print(f"fastest {min(other) * 1e3:8.1f}   {min(own) * 1e3:12.1f}")
-    print(f"memory  {memory[0]:5.0f} MB   {memory[1]:9.0f} MB")
-    ratios = [median(other) / median(own) for other, own in taken]
+    print(f"\nmilliseconds for a step of {batch} pictures, median (fastest):\n")
+    for place, name in enumerate((f"PyTorch {version('torch')}", "this project")):
+        own = list(chain(*(each[place] for each in taken)))
+        print(f"  {name:<20}{median(own) * 1e3:8.1f} ({min(own) * 1e3:.1f})")
+    ratios = [median(theirs) / median(ours) for theirs, ours in taken]
     print(f"\n{median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})")
 
 

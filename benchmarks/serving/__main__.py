@@ -53,16 +53,10 @@ def measure_all(
     weights: Annotated[
         list[Path], typer.Option(help="a weights file; a relative path is each worktree's own")
     ] = WEIGHTS,
-    only: Annotated[
-        list[str] | None, typer.Option(help="a peer or commit; all others are left out")
-    ] = None,
     size: Annotated[list[str] | None, typer.Option(help="small, medium or large")] = None,
     rounds: int = 5,
     seconds: Annotated[int, typer.Option(help="of load, for each picture")] = 4,
     connections: int = 8,
-    output: Annotated[
-        Path | None, typer.Option(help="a file for the figures of every round, as JSON")
-    ] = None,
 ) -> None:
     """Measure servers in turn, each round starting with another one; print medians as Markdown.
 
@@ -75,28 +69,19 @@ def measure_all(
         sys.exit("wrk is missing: `apt-get install wrk`.")
     compared = [servers.service(REPOSITORY, THIS), *map(servers.service, beside or [])]
     compared += PEER_SERVERS if peers else ()
-    if only:
-        compared = [each for each in compared if each.name in (THIS, *only)]
     load = measure.Load(seconds, connections)
     sizes = [each for each in SIZES if not size or each.name in size]
     processes.adopt_orphans()
-    print(
-        f"{datetime.now(UTC):%d %B %Y}, {rounds} rounds of {load}, {CORES} cores.\n\n{describe()}"
-    )
-    results: dict[str, list[Round]] = {}
+    print(f"{datetime.now(UTC):%d %B %Y}, {rounds} rounds of {load}, {CORES} cores.\n")
+    print(describe())
     with TemporaryDirectory() as name:
         files = []
         for each in sizes:
             files.append(Path(name) / f"{each.name}.jpg")
             files[-1].write_bytes(jpeg(each))
         for path in weights:
-            found = _rounds(compared, path, peers, files, load, rounds, Path(name))
-            results[str(path)] = list(found)
-            print(f"\n## {path}\n\n{table(results[str(path)])}", flush=True)
-    if output:
-        part = output.with_name(output.name + ".part")
-        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        part.replace(output)
+            found = list(_rounds(compared, path, peers, files, load, rounds, Path(name)))
+            print(f"\n## {path}\n\n{table(found)}", flush=True)
 
 
 def _rounds(
@@ -117,10 +102,7 @@ def _rounds(
             print(f"round {number + 1}: {server.name}", file=sys.stderr, flush=True)
             own = server.tree / weights if server.tree else recipe_model
             assert own
-            questions = {
-                file.stem: measure.Question(file, probability)
-                for file, probability in zip(files, expected[server.name], strict=True)
-            }
+            questions = dict(zip(files, expected[server.name], strict=True))
             with TemporaryDirectory(dir=folder) as name:
                 try:
                     found[server.name] = measure.measure(

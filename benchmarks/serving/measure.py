@@ -28,16 +28,8 @@ class Failed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Question:
-    """A picture in a file, and its right probability."""
-
-    file: Path
-    probability: float
-
-
-@dataclass(frozen=True)
 class Load:
-    """How long, in seconds, and over how many connections each picture is sent."""
+    """For how many seconds, and over how many connections, each picture is sent."""
 
     seconds: int
     connections: int
@@ -47,26 +39,29 @@ def measure(
     server: Server,
     weights: Path,
     peers: Path | None,
-    questions: Mapping[str, Question],
+    questions: Mapping[Path, float],
     load: Load,
     folder: Path,
 ) -> dict[str, float]:
-    """Figures of one server: `start s`, and for each name of a question `NAME requests/s`, and so
-    on. The folder is empty and the server's own. Raises Failed, with the end of its log."""
-    python, ports = server.interpreter(peers), _free_ports()
-    values = {"weights": weights, "folder": folder, "bin": python.parent, **ports}
+    """Figures of one server: `start s`, and for each picture, by its file's name, `NAME requests/s`
+    and so on.
+
+    questions: files of pictures, and their right probabilities. folder: empty, the server's own.
+    Raises Failed, with the end of its log.
+    """
+    python, port = server.interpreter(peers), _free_port()
+    values = {"weights": weights, "folder": folder, "bin": python.parent, "port": port}
     command = [str(python), *(each.format_map(values) for each in server.arguments)]
     variables = {k: v.format_map(values) for k, v in server.variables.items()}
     log = folder / "log"
     began = perf_counter()
     try:
         with running(command, variables, server.tree or folder, log) as process:
-            first = next(iter(questions.values()))
-            _wait(process, server, ports["port"], server.body(first.file.read_bytes()))
+            _wait(process, server, port, server.body(next(iter(questions)).read_bytes()))
             figures = {"start s": perf_counter() - began}
-            for name, question in questions.items():
-                each = _measure_one(server, ports["port"], question, load, folder)
-                figures |= {f"{name} {what}": value for what, value in each.items()}
+            for file, probability in questions.items():
+                each = _measure_one(server, port, file, probability, load, folder)
+                figures |= {f"{file.stem} {what}": value for what, value in each.items()}
             return figures
     except (Failed, OSError) as error:
         last = log.read_text(encoding="utf-8", errors="replace")[-1500:]
@@ -74,16 +69,15 @@ def measure(
 
 
 def _measure_one(
-    server: Server, port: int, question: Question, load: Load, folder: Path
+    server: Server, port: int, file: Path, probability: float, load: Load, folder: Path
 ) -> dict[str, float]:
-    content_type, body = server.body(question.file.read_bytes())
+    content_type, body = server.body(file.read_bytes())
     status, answer = _ask(server, port, (content_type, body))
     if status != 200:
-        raise Failed(f"status {status} for {question.file.name}: {answer[:300]!r}")
-    found = server.probability(json.loads(answer))
-    if abs(found - question.probability) > AGREEMENT:
-        expected = f"expected {question.probability:.6f}"
-        raise Failed(f"it gives {found:.6f} for {question.file.name}, {expected}")
+        raise Failed(f"status {status} for {file.name}: {answer[:300]!r}")
+    found = float(json.loads(answer)["cat_probability"])
+    if abs(found - probability) > AGREEMENT:
+        raise Failed(f"it gives {found:.6f} for {file.name}, expected {probability:.6f}")
     (folder / "body").write_bytes(body)
 
     def wrk(seconds: int) -> "subprocess.Popen[str]":
@@ -148,10 +142,7 @@ def _ask(server: Server, port: int, body: Body) -> tuple[int, bytes]:
         connection.close()
 
 
-def _free_ports() -> dict[str, int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    names = ("port", "port2", "port3")
-    ports = {n: s.getsockname()[1] for n, s in zip(names, sockets, strict=True)}
-    for each in sockets:
-        each.close()
-    return ports
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port

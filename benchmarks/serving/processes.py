@@ -11,7 +11,7 @@ from time import monotonic, sleep
 
 STOP_SECONDS = 20
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_NOT_INHERITED = ("OPENBLAS_", "CAT_", "MALLOC_", "PYTHON", "RAY_", "BENTOML_", "MLSERVER_")
+_NOT_INHERITED = ("OPENBLAS_", "CAT_", "MALLOC_", "PYTHON", "RAY_")
 
 
 def adopt_orphans() -> None:

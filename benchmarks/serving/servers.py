@@ -1,14 +1,11 @@
 """The servers that are compared: how each is started, asked and read, at its best on all cores."""
 
-import base64
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 PEERS = Path(__file__).parent / "peers"
@@ -28,23 +25,12 @@ def _form(picture: bytes) -> Body:
     return "multipart/form-data; boundary=B0undary", b"\r\n".join((*lines, b""))
 
 
-def _inference_protocol(picture: bytes) -> Body:
-    tensor = {
-        "name": "image",
-        "shape": [1],
-        "datatype": "BYTES",
-        "parameters": {"content_type": "base64"},
-        "data": [base64.b64encode(picture).decode()],
-    }
-    return "application/json", json.dumps({"inputs": [tensor]}).encode()
-
-
 @dataclass(frozen=True)
 class Server:
     """One row of the comparison.
 
-    In the arguments and the variables, {port}, {port2} and {port3} are free ports, {folder} is an
-    empty folder, {weights} what the server reads its weights from, {bin} its interpreter's folder.
+    In the arguments and the variables, {port} is a free port, {folder} an empty folder, {weights}
+    what the server reads its weights from, {bin} its interpreter's folder.
     """
 
     name: str
@@ -53,7 +39,6 @@ class Server:
     variables: Mapping[str, str] = field(default_factory=dict)
     path: str = "/predict"
     body: Callable[[bytes], Body] = _raw
-    probability: Callable[[Any], float] = lambda answer: float(answer["cat_probability"])
 
     def interpreter(self, peers: Path | None) -> Path:
         """What runs the server; `peers` is the folder of the peers' environments."""
@@ -96,33 +81,6 @@ PEER_SERVERS = (
         ("-m", f"{_PACKAGE}.litserve_service", "{port}", str(CORES)),
         variables=_RECIPE,
         body=_form,
-    ),
-    Server(
-        "bentoml",  # a worker a core, 2 threads, no access log, no metrics
-        (
-            *("-m", "bentoml", "serve", f"{_PACKAGE}.bentoml_service:Cat"),
-            *("--host", "127.0.0.1", "--port", "{port}"),
-        ),
-        variables={**_RECIPE, "BENTOML_HOME": "{folder}", "BENTOML_DO_NOT_TRACK": "True"},
-    ),
-    Server(
-        "mlserver",  # a parallel worker a core, no debug, no gzip; base64 in JSON
-        ("{bin}/mlserver", "start", str(PEERS / "mlserver")),
-        variables={
-            **_RECIPE,
-            "MLSERVER_HOST": "127.0.0.1",
-            "MLSERVER_HTTP_PORT": "{port}",
-            "MLSERVER_GRPC_PORT": "{port2}",
-            "MLSERVER_METRICS_PORT": "{port3}",
-            "MLSERVER_METRICS_DIR": "{folder}/metrics",
-            "MLSERVER_ENVIRONMENTS_DIR": "{folder}/environments",
-            "MLSERVER_PARALLEL_WORKERS": str(CORES),
-            "MLSERVER_DEBUG": "false",
-            "MLSERVER_GZIP_ENABLED": "false",
-        },
-        path="/v2/models/cat/infer",
-        body=_inference_protocol,
-        probability=lambda answer: float(answer["outputs"][0]["data"][0]),
     ),
     Server(
         "ray",  # a replica a core, optimised for throughput, behind HAProxy, no access log
