@@ -183,13 +183,13 @@ async def infer(request: Request) -> Response:
     return Response(reply.body, headers=reply.head["headers"])
 
 
-def _add_model_routes(prefix: str, name: str, which: str, parameters: list[Any]) -> None:
+def _add_model_routes(prefix: str, end: str, which: str, parameters: list[Any]) -> None:
     """The addresses of the model; the version may be named or left out."""
     add = model_router.add_api_route
     add(
         prefix,
         model_metadata,
-        operation_id=name,
+        operation_id=f"v2_model{end}",
         summary=f"Describe {which}: its version, inputs and outputs",
         responses=_problems("unauthorized", "not-found"),
         openapi_extra={"parameters": parameters},
@@ -197,7 +197,7 @@ def _add_model_routes(prefix: str, name: str, which: str, parameters: list[Any])
     add(
         f"{prefix}/ready",
         model_ready,
-        operation_id=f"{name}_ready",
+        operation_id=f"v2_model{end}_ready",
         summary=f"Say that {which} is ready",
         responses=_problems("unauthorized", "not-found", "not-ready"),
         openapi_extra={"parameters": parameters},
@@ -206,7 +206,7 @@ def _add_model_routes(prefix: str, name: str, which: str, parameters: list[Any])
         f"{prefix}/infer",
         infer,
         methods=["POST"],
-        operation_id=f"{name}_infer",
+        operation_id=f"v2_infer{end}",
         summary=f"Classify pictures with {which}",
         response_class=Response,
         responses=INFER_RESPONSES,
@@ -214,8 +214,6 @@ def _add_model_routes(prefix: str, name: str, which: str, parameters: list[Any])
     )
 
 
-_add_model_routes(f"/v2/models/{MODEL}", "v2_model", "the model", [])
-_add_model_routes(
-    f"/v2/models/{MODEL}/versions/{{version}}", "v2_version", "this version", [VERSION]
-)
+_add_model_routes(f"/v2/models/{MODEL}", "", "the model", [])
+_add_model_routes(f"/v2/models/{MODEL}/versions/{{version}}", "_version", "this version", [VERSION])
 router.include_router(model_router)
