@@ -552,7 +552,11 @@ def _end(status: int | None) -> End | None:
 
 def _how(status: int) -> str:
     """How a worker ended, for the log."""
-    known = {OUT_OF_MEMORY: "ran out of its memory"}
-    known[OUT_OF_TIME] = "took too much processor time for a picture"
-    how = f"ended with {status}" if status >= 0 else f"was ended by signal {-status}"
-    return known.get(status, how)
+    if status == OUT_OF_MEMORY:
+        return "ran out of its memory"
+    if status == OUT_OF_TIME:
+        return "took too much processor time for a picture"
+    if status >= 0:
+        return f"ended with {status}"
+    known = -status in set(signal.Signals)  # real-time signals have numbers only
+    return f"was ended by {signal.Signals(-status).name if known else f'signal {-status}'}"
