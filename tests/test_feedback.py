@@ -323,7 +323,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("warm")
     data, output = make_data(folder / "data", 40), folder / "warm.safetensors"
     command = [sys.executable, "-m", "training", "fit", data, *SMALL, "--epochs", 6]
-    command += ["--augmentation-strength", 0.3, "--output", output]
+    command += ["--set", "augmentation_strength=0.3", "--output", output]
     subprocess.run([*map(str, command)], cwd=REPOSITORY, check=True, capture_output=True)
     return output
 
@@ -335,7 +335,7 @@ def test_it_learns_from_its_mistakes_and_only_what_is_better_is_served(
     served = tmp_path / "served.safetensors"
     served.write_bytes(warm.read_bytes())
     rng = np.random.default_rng(7)
-    fine_tuning = ["--epochs", 12, "--batch", 8, "--max-lr", 0.05]
+    fine_tuning = ["--epochs", 12, "--set", "batch=8", "max_lr=0.05"]
     with running(UVICORN, weights=served, collect=folder) as server:
         with httpx.Client(base_url=server.url, timeout=30) as client:
 
@@ -356,7 +356,7 @@ def test_it_learns_from_its_mistakes_and_only_what_is_better_is_served(
             server.wait_for_log(f"Reloaded: serving served, version {version}")
             assert {label() for _ in range(5)} == {right}
             # Once more from what is served now: nothing is better than that.
-            said = learn(served, folder, served, hangup, *fine_tuning, "--max-lr", 1e-9)
+            said = learn(served, folder, served, hangup, *fine_tuning, "max_lr=1e-9")
             assert re.search(r"^Not taken up: .*no better", said, re.M)
             assert Classifier.load(served).version == version
         server.stop()

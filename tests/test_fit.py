@@ -26,12 +26,10 @@ from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
 from training import Refused
 from training.__main__ import main
-from training.data import OTHERS, PictureSet, join_small
 from training.fit import SCRATCH, read_settings, remove_progress
-from training.held_back import hold_back
 from training.loop import one_blas_thread
 
-SMALL = ("--stages", "4", "--batch", "8", "--max-lr", "0.05", "--threads", "2")
+SMALL = ("--set", "stages=[4]", "batch=8", "max_lr=0.05", "--threads", "2")
 
 
 @pytest.fixture(autouse=True)
@@ -90,10 +88,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = folder / "warm.safetensors"
     with one_blas_thread():
         data = make_data(folder / "data", 60)
-        assert (
-            fit(data, *SMALL, "--epochs", 6, "--output", output, "--augmentation-strength", 0.3)
-            == 0
-        )
+        gentle = (*SMALL, "--set", "augmentation_strength=0.3")
+        assert fit(data, *gentle, "--epochs", 6, "--output", output) == 0
     return output
 
 
@@ -189,7 +185,7 @@ def test_a_teacher_softens_the_labels(tmp_path: Path, capsys: pytest.CaptureFixt
     np.savez(table, name=names, logit=logits, group_probability=groups)
     output = tmp_path / "taught.safetensors"
     arguments = (data, *SMALL, "--epochs", 1, "--output", output)
-    assert fit(*arguments, "--teacher", table, "--teacher-share", 0.3) == 0
+    assert fit(*arguments, "--teacher", table, "--set", "teacher_share=0.3") == 0
     facts = Classifier.load(output).metadata["training"]
     assert (facts["teacher"], facts["teacher_share"]) == ("teacher.npz", 0.3)
     np.savez(table, name=np.array([], str), logit=np.zeros(0))
@@ -218,7 +214,7 @@ def test_fine_tuning_learns_a_camera_of_one_s_own_and_says_so(
 ) -> None:
     data = make_data(tmp_path / "mine", 50, colours=(GREEN, COLD), seed=3)
     output = tmp_path / "mine.safetensors"
-    fast = ("--epochs", 12, "--max-lr", 0.02, "--threads", 2)
+    fast = ("--epochs", 12, "--set", "max_lr=0.02", "--threads", 2)
     assert fit(data, "--from", trained, "--output", output, *fast) == 0
     told = capsys.readouterr().out
     assert "clearly better than warm" in told
@@ -373,15 +369,16 @@ def test_data_that_cannot_work_are_refused_before_any_training(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--from", "{weights}", "--stages", "4"), "--stages is for training from scratch"),
+        (("--from", "{weights}", "--set", "stages=[4]"), "--stages is for training from scratch"),
         (("--from", "{data}/cat/pets-0-000.png"), "cannot be used"),
         (("--from", "{data}/none.safetensors"), "cannot be used"),
         (("--from", "{weights}", "--classes", "non-cat", "cat"), "name it first, --classes cat"),
         (("--from", "{weights}", "--output", "{weights}"), "is what it starts from"),
-        (("--stages", "4", "4", "4", "4", "4", "4"), "5 at most"),
+        (("--set", "stages=[4, 4, 4, 4, 4, 4]"), "5 at most"),
         (("--validation", "{data}/none"), "does not exist"),
-        (("--shares", "web=2"), "there is no source web; there are others"),
-        (("--shares", "dog=2"), "there is no source dog"),
+        (("--set", "shares.web=2"), "there is no source web; there are others"),
+        (("--set", "shares.dog=2"), "there is no source dog"),
+        (("--set", "seed=0", "views=some"), "views is 'some'"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(
@@ -397,93 +394,6 @@ def test_arguments_that_do_not_go_together_are_refused(
     assert message in capsys.readouterr().err
 
 
-# --- what is held back --------------------------------------------------------------------------
-
-
-def pictures_of(groups: dict[tuple[str, int], int]) -> PictureSet:
-    """Names, sources and labels of as many pictures of each source and class; no pixels."""
-    rows = [
-        (f"{label}/{source}-{i}.jpg", source, label)
-        for (source, label), count in groups.items()
-        for i in range(count)
-    ]
-    names, sources, labels = zip(*rows, strict=True)
-    nothing = np.zeros((len(rows), 1, 1, 3), np.uint8)
-    y = np.array(labels, np.float32)
-    return PictureSet(
-        nothing, np.ones(len(y), np.int16), y, [*names], [*sources], ("cat", "non-cat"), []
-    )
-
-
-def held_of(pictures: PictureSet, groups: Array | None = None, seed: int = 0) -> set[str]:
-    groups = np.arange(len(pictures)) if groups is None else groups
-    return hold_back(pictures, groups, np.random.default_rng(seed))[0]
-
-
-def test_a_fifth_of_every_source_and_class_is_held_back() -> None:
-    groups = {("a", 1): 100, ("a", 0): 400, ("b", 1): 50, ("b", 0): 7}
-    pictures = pictures_of(groups)
-    held = held_of(pictures)
-    for (source, label), count in groups.items():
-        got = sum(name.startswith(f"{label}/{source}-") for name in held)
-        assert abs(got - count / 5) <= 1
-    assert held == held_of(pictures)
-    assert held != held_of(pictures, seed=1)
-
-
-@pytest.mark.parametrize(("cats", "others", "held"), [(15, 15, 10), (15, 30_000, 2005)])
-def test_few_pictures_give_five_and_many_no_more_than_are_needed(
-    cats: int, others: int, held: int
-) -> None:
-    assert len(held_of(pictures_of({("a", 1): cats, ("a", 0): others}))) == held
-
-
-def test_copies_and_pictures_of_one_name_are_on_one_side() -> None:
-    pictures = pictures_of({("a", 1): 60, ("a", 0): 60})
-    groups = np.arange(120) // 3  # each three are copies
-    held = held_of(pictures, groups)
-    for unit in range(40):
-        members = [name in held for name in pictures.names[3 * unit : 3 * unit + 3]]
-        assert all(members) or not any(members)
-    assert len(held) == 24
-    twice = replace(
-        pictures,
-        names=pictures.names * 2,
-        sources=pictures.sources * 2,
-        labels=np.concatenate([pictures.labels] * 2),
-    )
-    assert len(held_of(twice)) == 24
-
-
-def test_a_class_that_is_almost_all_copies_is_divided_and_named() -> None:
-    pictures = pictures_of({("a", 1): 40, ("a", 0): 40})
-    groups = np.where(pictures.labels == 1, np.arange(80), 50)
-    held, divided = hold_back(pictures, groups, np.random.default_rng(0))
-    assert divided == ["non-cat"]
-    assert len(held) == 16
-
-
-def test_small_sources_are_one() -> None:
-    sources = ["pets"] * 120 + ["IMG"] * 3 + ["2024"]
-    assert join_small(sources) == ["pets"] * 120 + [OTHERS] * 4
-
-
-@quick
-def test_copies_of_training_pictures_are_left_out_of_the_figures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make_data(tmp_path / "data", 15)
-    apart = make_data(tmp_path / "apart", 8, seed=1)
-    for name in ("cat", "non-cat"):
-        with Image.open(data / name / "pets-0-000.png") as image:
-            mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            mirrored.save(apart / name / "pets-copy-000.jpg", quality=90)
-    output = tmp_path / "w.safetensors"
-    assert fit(data, "--validation", apart, *SMALL, "--epochs", 1, "--output", output) == 0
-    assert "left out 2 of the validation pictures: they are copies" in capsys.readouterr().out
-    assert Classifier.load(output).metadata["data"]["validation"]["pictures"] == 16
-
-
 # --- settings -----------------------------------------------------------------------------------
 
 
@@ -497,10 +407,9 @@ def test_the_recipe_names_every_setting() -> None:
 @quick
 def test_a_network_from_scratch_looks_at_the_views_of_the_settings(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 16)
-    (tmp_path / "six.toml").write_text('views = "six"')
     output = tmp_path / "six.safetensors"
-    config = ("--config", tmp_path / "six.toml")
-    assert fit(data, *SMALL, *config, "--epochs", 1, "--output", output) == 0
+    six = ("--set", "views=six")
+    assert fit(data, *SMALL, *six, "--epochs", 1, "--output", output) == 0
     assert len(Classifier.load(output).views.boxes) == 6
 
 

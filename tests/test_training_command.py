@@ -24,35 +24,32 @@ from model.classifier import Classifier
 from model.preprocessing import to_vector
 from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
-from training import report
 from training.__main__ import main
 from training.data import read_pictures
 from training.metrics import confusion
 
 
 @pytest.fixture(autouse=True)
-def one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Threads that wait for each other are slow where tests share the processor with others."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Look for golden pictures among few, on one thread: tests share the processor with others."""
+    monkeypatch.setattr("training.golden.CANDIDATES", 2)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     with threadpool_limits(1, user_api="blas"):
         yield
 
 
-def make_data(path: Path) -> Path:
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
     """Twenty pictures, bright ones labelled 'cat', as the course's file holds them."""
     rng = np.random.default_rng(0)
     labels = np.arange(20) % 2
     x = rng.integers(0, 100, (20, 64, 64, 3)) + 100 * labels[:, None, None, None]
-    path.parent.mkdir(exist_ok=True)
+    path = tmp_path / "home" / "train.h5"
+    path.parent.mkdir()
     with h5py.File(path, "w") as file:
         file["train_set_x"], file["train_set_y"] = x.astype(np.uint8), labels
         file["list_classes"] = np.array([b"non-cat", b"cat"])
     return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return make_data(tmp_path / "home" / "train.h5")
 
 
 def course(data: Path, output: Path, *more: object) -> list[str]:
@@ -74,38 +71,22 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-REPORT = {"report.html", "metrics.json"}
-
-
 # --- what it writes -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home folder of someone who has trained once, measured on the same pictures."""
-    home = tmp_path_factory.mktemp("home")
-    data = make_data(home / "train.h5")
-    assert main(course(data, home / "out" / "mine.safetensors", "--test", data, "--seed", 7)) == 0
-    return home
-
-
-def test_course_writes_weights_that_answer_as_measured(trained: Path) -> None:
-    output = trained / "out" / "mine.safetensors"
-    assert files_in(output.parent) == {"mine.safetensors"} | {f"mine-report/{n}" for n in REPORT}
+def test_course_writes_weights_that_answer_as_measured(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "mine.safetensors"
+    assert main(course(data, output, "--test", data)) == 0
+    report = {f"mine-report/{name}" for name in ("report.html", "metrics.json")}
+    assert files_in(output.parent) == {"mine.safetensors"} | report
     classifier = Classifier.load(output)
-    pictures = read_pictures([trained / "train.h5"])
+    pictures = read_pictures([data])
     p = classifier.probabilities(to_vector(pictures.pictures))
     assert confusion(pictures.labels, p).accuracy == 1
-    assert classifier.name == "logistic"
-    assert classifier.threshold == 0.5
+    assert (classifier.name, classifier.threshold) == ("logistic", 0.5)
     metadata = classifier.metadata
-    assert metadata["seed"] == 7
-    assert metadata["training"] == {
-        "command": "course",
-        "learning_rate": 0.005,
-        "iterations": 120,
-        "seed": 7,
-    }
+    settings = {"command": "course", "learning_rate": 0.005, "iterations": 120}
+    assert metadata["training"] == settings
     assert metadata["data"]["training"] == {
         "files": ["train.h5"],
         "pictures": 20,
@@ -123,52 +104,55 @@ def test_course_writes_weights_that_answer_as_measured(trained: Path) -> None:
     assert metadata["costs"]["values"][0] == pytest.approx(np.log(2))
 
 
-def test_the_report_is_one_page_that_needs_nothing_else(trained: Path) -> None:
-    folder = trained / "out" / "mine-report"
+def test_the_report_is_one_page_that_needs_nothing_else_and_escapes_names(
+    data: Path, tmp_path: Path
+) -> None:
+    data = data.rename(data.with_name("<u>&.h5"))
+    folder = tmp_path / "w-report"
+    folder.mkdir()
+    (folder / "thesis.txt").write_bytes(b"before")
+    assert main(course(data, tmp_path / "w.safetensors")) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert page.count('src="data:image/png;base64,') == 2  # the weights as pictures
     assert page.count("<svg") == 2
-    assert "100.00 % of the test pictures right" in page
+    assert "100.00 % of the training pictures right" in page
+    assert "<u>" not in page
+    assert "&lt;u&gt;&amp;.h5" in page
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["metrics"]["test"]["true_positive"] == 10
+    assert metrics["metrics"]["training"]["true_positive"] == 10
+    assert (folder / "thesis.txt").read_bytes() == b"before"
 
 
-def test_the_same_seed_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
-    outputs = [tmp_path / name / "mine.safetensors" for name in ("a", "b")]
-    for output in outputs:
-        assert main(course(data, output, "--seed", 3)) == 0
+def test_the_same_data_give_the_same_bytes(data: Path, tmp_path: Path) -> None:
     first, second = (tmp_path / name for name in ("a", "b"))
-    assert files_in(first) == files_in(second)
-    for name in files_in(first):
+    for folder in (first, second):
+        assert main(course(data, folder / "mine.safetensors")) == 0
+    for name in files_in(first) | files_in(second):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-
-
-def test_learning_rates_draws_the_comparison_and_writes_no_weights(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "rates"
-    arguments = ["learning-rates", str(data), "--test", str(data), "--iterations", "101"]
-    assert main([*arguments, "--output", str(folder)]) == 0
-    assert files_in(folder) == {"report.html", "metrics.json"}
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert list(metrics["costs"]["values"]) == ["0.01", "0.001", "0.0001"]
-    assert {len(costs) for costs in metrics["costs"]["values"].values()} == {2}
-    assert "0.0001" in capsys.readouterr().out
 
 
 # --- what it says -------------------------------------------------------------------------------
 
 
-def test_costs_are_plain_lines_where_there_is_no_terminal(
+def test_what_was_read_and_the_costs_are_lines_where_there_is_no_terminal(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(course(data, tmp_path / "w.safetensors")) == 0
+    folder = tmp_path / "d"
+    for i, name in enumerate(("cat", "non-cat")):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (70, 70), (i, i, i)).save(folder / name / "1.png")
+        (folder / f"{i}.txt").write_bytes(b"")
+    (folder / ".hidden").write_bytes(b"")
+    assert main(course(data, tmp_path / "w.safetensors", "--test", folder)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "train.h5: 20 pictures (10 cat, 10 non-cat)"
-    assert lines[1] == "training: iteration 0: cost 0.693147"
-    assert re.fullmatch(r"training: iteration 100: cost 0\.\d{6}", lines[2])
-    assert "training: 100.00 % of 20 pictures right" in lines[3]
+    assert lines[:3] == [
+        "train.h5: 20 pictures (10 cat, 10 non-cat)",
+        "d: 2 pictures (1 cat, 1 non-cat); left out 2 files; left out 1 hidden file",
+        "training: iteration 0: cost 0.693147",
+    ]
+    assert re.fullmatch(r"training: iteration 100: cost 0\.\d{6}", lines[3])
+    assert "training: 100.00 % of 20 pictures right" in lines[4]
 
 
 def test_a_terminal_gets_a_bar_with_the_cost(data: Path, tmp_path: Path) -> None:
@@ -189,7 +173,7 @@ def test_help_tells_of_every_command_and_its_examples_are_commands(
     monkeypatch.chdir(tmp_path)
     assert main(["--help"]) == 0
     commands = re.findall(r"^  ([a-z][a-z-]+)  ", capsys.readouterr().out, re.MULTILINE)
-    assert {"course", "learning-rates", "fit", "evaluate", "card"} <= set(commands)
+    assert {"course", "fit", "evaluate", "card"} <= set(commands)
     for command in commands:
         assert main([command, "--help"]) == 0
         shown = capsys.readouterr().out
@@ -201,26 +185,6 @@ def test_help_tells_of_every_command_and_its_examples_are_commands(
             # The files of the example are missing here: it must come as far as to say so.
             assert main(shlex.split(example)) == 1
             assert "Traceback" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "Missing command"),
-        (["corse"], "corse"),
-        (["course"], "DATA"),
-        (["course", "d", "--learning-rate", "0"], "0.0 is not a number above 0"),
-        (["course", "d", "--learning-rate", "nan"], "nan is not a number above 0"),
-        (["course", "d", "--iterations", "1.5"], "should be a valid integer"),
-        (["course", "d", "--seed", "-1"], "greater than or equal to 0"),
-        (["fit", "d", "--shares", "web"], "'web' is not SOURCE=N"),
-    ],
-)
-def test_wrong_arguments_are_explained(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
@@ -242,19 +206,23 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
 # --- what it refuses ----------------------------------------------------------------------------
 
 
-def test_bad_data_is_named_and_leaves_the_weights_of_before(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing command"),
+        (["corse"], "corse"),
+        (["course"], "DATA"),
+        (["course", "d", "--learning-rate", "-1"], "greater than or equal to 0"),
+        (["course", "d", "--iterations", "1.5"], "should be a valid integer"),
+        (["fit", "d", "--set", "mixup"], "'mixup' is not NAME=VALUE, such as mixup=0.2"),
+        (["fit", "d", "--set", "a b=1"], "'a b=1' is not NAME=VALUE"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "w.safetensors"
-    output.write_bytes(b"before")
-    bad = tmp_path / "bad.h5"
-    bad.write_bytes(b"<html>404</html>")
-    assert main(course(bad, output)) == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert "bad.h5 is not an HDF5" in err
-    assert output.read_bytes() == b"before"
-    assert files_in(tmp_path) == {"w.safetensors", "bad.h5"}
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -264,56 +232,24 @@ def test_bad_data_is_named_and_leaves_the_weights_of_before(
         (["--classes", "dog", "no-dog"], "its classes are 'non-cat', 'cat'"),
         (["--test", "nowhere.zip"], "nowhere.zip does not exist"),
         (["--learning-rate", "1e39"], "learning rate 1e+39 is too large"),
-        (["--report", "{folder}/home/train.h5"], "train.h5: is a file; a report is a folder"),
         (["--output", "{folder}/home"], "home: is a folder; name a file"),
+        (["--output", "{folder}/home/train"], "train-report: is a file; a report is a folder"),
+        (["--output", "{folder}/home/link"], "is a device, pipe or socket; name a file"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_one_message(
+def test_what_cannot_be_done_is_refused_in_one_message_and_nothing_is_written(
     data: Path, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    home = data.parent
+    (home / "train-report").write_bytes(b"")
+    os.mkfifo(home / "pipe")
+    (home / "link").symlink_to(home / "pipe")
     arguments = [each.replace("{folder}", str(tmp_path)) for each in more]
     assert main(course(data, tmp_path / "w.safetensors", *arguments)) == 1
     assert message in capsys.readouterr().err
-    assert files_in(tmp_path) == {"home/train.h5"}
-
-
-def test_a_report_takes_the_place_of_an_earlier_one_and_leaves_other_files_alone(
-    data: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "w-report"
-    folder.mkdir()
-    for name in ("report.html", "thesis.txt"):
-        (folder / name).write_bytes(b"before")
-    assert main(course(data, tmp_path / "w.safetensors")) == 0
-    assert files_in(folder) == REPORT | {"thesis.txt"}
-    assert (folder / "thesis.txt").read_bytes() == b"before"
-    assert (folder / "report.html").read_bytes() != b"before"
-
-
-@pytest.mark.parametrize("linked", [False, True])
-def test_an_output_that_is_no_file_is_left_alone(
-    linked: bool, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pipe, link = tmp_path / "pipe", tmp_path / "link"
-    os.mkfifo(pipe)
-    link.symlink_to(pipe)
-    assert main(course(data, link if linked else pipe)) == 1
-    assert "is a device, pipe or socket; name a file" in capsys.readouterr().err
-    assert pipe.is_fifo()
-    assert link.is_symlink()
-
-
-@pytest.mark.parametrize(("count", "told"), [(1, "; left out 1 file"), (2, "; left out 2 files")])
-def test_files_that_are_left_out_are_counted(
-    count: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for i in range(2):
-        (tmp_path / "d" / ("cat", "non-cat")[i]).mkdir(parents=True)
-        Image.new("RGB", (70, 70), (i, i, i)).save(tmp_path / "d" / ("cat", "non-cat")[i] / "1.png")
-    for i in range(count):
-        (tmp_path / "d" / f"{i}.txt").write_bytes(b"")
-    assert main(course(tmp_path / "d", tmp_path / "w.safetensors")) == 0
-    assert f"(1 cat, 1 non-cat){told}\n" in capsys.readouterr().out
+    assert files_in(tmp_path) == {"home/train.h5", "home/train-report"}
+    assert (home / "link").is_symlink()
+    assert (home / "pipe").is_fifo()
 
 
 # --- what it leaves when it is stopped ----------------------------------------------------------
@@ -369,21 +305,3 @@ def test_a_full_disk_leaves_weights_and_report_of_before(
     assert re.fullmatch(r"error: \S+w-report/report\.html: File too large\.\n", told)
     (tmp_path / "w-report" / "metrics.json").unlink()  # which was small enough
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-# --- pages --------------------------------------------------------------------------------------
-
-
-def test_text_on_a_page_cannot_become_markup() -> None:
-    facts = {"iterations": 1, "data": {"training": {"files": ["<i>&"]}}}
-    page = report.render(
-        "learning_rates.html",
-        facts=facts,
-        table=[["<b>", "x"], ["<s>", "<u>"]],
-        costs={"<u>": [(0, 1.0)]},
-        highest=1,
-    )
-    body = page.split("</style>")[1]
-    assert "<b>" not in body
-    assert "&lt;i&gt;&amp;" in body
-    assert "&lt;u&gt;" in body

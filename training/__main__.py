@@ -1,33 +1,33 @@
 """Command line of the training room: `python -m training COMMAND …`."""
 
+import json
 import os
 import signal
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 try:
     import typer
 
     from training import Refused
-    from training.course import COMPARED_ITERATIONS, COMPARED_RATES, ITERATIONS, LEARNING_RATE
+    from training.card import run_card
+    from training.course import ITERATIONS, LEARNING_RATE
     from training.data import CLASS_NAMES
-    from training.evaluation import LOG, ROBUSTNESS_PICTURES
-    from training.evaluation_report import CARD, EVALUATION, run_card, run_evaluate
-    from training.fit import FINE_TUNING, SCRATCH, Settings, fit
+    from training.evaluation import run_evaluate
+    from training.fit import FINE_TUNING, SCRATCH, fit
     from training.held_back import Data
-    from training.logistic import run_course, run_learning_rates
-    from training.robustness import CHANGES
+    from training.logistic import run_course
 except ModuleNotFoundError as error:
     sys.exit(f"error: training needs {error.name}, which is not installed: `make setup`.")
 
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses, as shells count them: 128 + the signal
 # Options that take one value or more, as in `--validation a.zip b.zip`; click takes one each.
-SEVERAL = ("--test", "--validation", "--rates", "--shares", "--stages", "--baseline")
+SEVERAL = ("--test", "--validation", "--set")
 
 Work = Callable[[], None]  # what a command is to do, once its arguments are read
 
@@ -48,6 +48,7 @@ name (cat/ and non-cat/). A trained classifier is one file, which the service lo
 `python -m training COMMAND --help` explains each command and shows an example.
 """,
 )
+say = partial(print, flush=True)
 
 
 # --- options ------------------------------------------------------------------------------------
@@ -57,26 +58,30 @@ def _option(name: str, metavar: str | None, text: str, **more: Any) -> Any:
     return typer.Option(name, metavar=metavar, help=text, **more)
 
 
-def _flag(name: str, text: str) -> Any:
-    return typer.Option(name, help=text)
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """`epochs=5 shares.web=1.4 views=six` as TOML has them, the last one of a name; a word needs no
+    quotation marks."""
+    lines = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            tomllib.loads(text)
+            lines[name] = text
+        except tomllib.TOMLDecodeError:
+            lines[name] = f"{name} = {json.dumps(value)}" if value else text
+    try:
+        return tomllib.loads("\n".join(lines.values()))
+    except tomllib.TOMLDecodeError:
+        message = f"{' '.join(texts)!r} is not NAME=VALUE, such as mixup=0.2 shares.web=1.4"
+        raise typer.BadParameter(message, param_hint="--set") from None
 
 
-def _setting(name: str, text: str) -> Any:
-    """An option that overrides a setting of `fit`; `read_settings` checks its value."""
-    scratch, tuned = getattr(SCRATCH, name), getattr(FINE_TUNING, name)
-    default = f"{scratch:g}" if scratch == tuned else f"{scratch:g}; with --from {tuned:g}"
-    default = "one a processor" if name == "threads" else default
-    return _option(f"--{name.replace('_', '-')}", "N", f"{text} (default: {default})")
-
-
-def _positive(value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise typer.BadParameter(f"{value} is not a number above 0")
-    return value
-
-
-def _each_positive(values: list[float]) -> list[float]:
-    return [_positive(value) for value in values]
+def _data(
+    data: list[Path], classes: tuple[str, str], skip_bad: bool, validation: list[Path] | None = None
+) -> Data:
+    if classes[0] == classes[1]:
+        raise Refused(f"--classes needs two different names, not {classes[0]!r} twice")
+    return Data(data, validation or (), classes, skip_bad)
 
 
 Pictures = Annotated[
@@ -84,15 +89,7 @@ Pictures = Annotated[
     typer.Argument(metavar="DATA", help="HDF5, folder or zip of pictures; several are joined"),
 ]
 Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights file")]
-Test = Annotated[
-    list[Path] | None,
-    _option("--test", "DATA...", "pictures to measure with that training does not see"),
-]
-Output = Annotated[Path, _option("--output", "FILE", "weights file to write")]
-Report = Annotated[
-    Path | None,
-    _option("--report", "FOLDER", "report to write (default: beside the weights, with -report)"),
-]
+Output = Annotated[Path, _option("--output", "FILE", "weights file to write; its report beside it")]
 Classes = Annotated[
     tuple[str, str],
     _option(
@@ -103,15 +100,8 @@ Classes = Annotated[
 ]
 SkipBad = Annotated[
     bool,
-    _flag("--skip-bad", "leave out what cannot be used; without it that is listed, nothing done"),
+    _option("--skip-bad", None, "leave out what cannot be used; else it is listed, nothing done"),
 ]
-Seed = Annotated[int, _option("--seed", "N", "of what is drawn at random", min=0)]
-Iterations = Annotated[int, _option("--iterations", "N", "number of steps", min=1)]
-Number: TypeAlias = float | None
-Count: TypeAlias = int | None
-SETTINGS = {each.name for each in fields(Settings)}
-
-say = partial(print, flush=True)
 
 
 # --- the commands -------------------------------------------------------------------------------
@@ -125,58 +115,38 @@ def _fit(
         _option("--validation", "DATA...", "pictures to measure with, in place of a fifth of DATA"),
     ] = None,
     start: Annotated[Path | None, _option("--from", "WEIGHTS", "fine-tune these weights")] = None,
-    config: Annotated[
-        Path | None, _option("--config", "FILE", "settings, such as training/default.toml")
-    ] = None,
     output: Output = Path("runs/model.safetensors"),
-    report: Report = None,
     name: Annotated[
         str | None, _option("--name", None, "of the model (default: that of the weights file)")
     ] = None,
     classes: Classes = CLASS_NAMES,
     skip_bad: SkipBad = False,
-    resume: Annotated[bool, _flag("--resume", "go on with the run that was stopped")] = False,
+    resume: Annotated[bool, _option("--resume", None, "go on with the run that stopped")] = False,
     teacher: Annotated[
-        Path | None,
-        _option(
-            "--teacher",
-            "FILE",
-            "what a pretrained network says of every training picture: an NPZ of name "
-            "(cat/picture.jpg), logit and, if it has them, groups and group_probability",
-        ),
+        Path | None, _option("--teacher", "FILE", "what a larger network says of each picture: NPZ")
     ] = None,
-    teacher_share: Annotated[Number, _setting("teacher_share", "of the teacher in labels")] = None,
-    shares: Annotated[
+    config: Annotated[
+        Path | None, _option("--config", "FILE", "settings, such as training/default.toml")
+    ] = None,
+    settings: Annotated[
         list[str] | None,
+        _option("--set", "NAME=VALUE...", "settings, in place of those in the file: mixup=0.2"),
+    ] = None,
+    epochs: Annotated[
+        int | None,
         _option(
-            "--shares",
-            "SOURCE=N...",
-            "sources (first words of the file names) to draw more or less often than the others, "
-            "1 being as often: web=1.4 tiny=0.6",
+            "--epochs",
+            "N",
+            "times that all pictures are drawn "
+            f"(default: {SCRATCH.epochs}; with --from {FINE_TUNING.epochs})",
         ),
     ] = None,
-    lookalike_share: Annotated[
-        Number, _setting("lookalike_share", "of look-alikes in what is drawn of the second class")
+    threads: Annotated[
+        int | None, _option("--threads", "N", "that share a batch (default: one a processor)")
     ] = None,
-    stages: Annotated[
-        list[int] | None,
-        _option(
-            "--stages",
-            "CHANNELS...",
-            "from scratch: channels of the network's stages, each at half the resolution of the "
-            f"one before (default: {' '.join(map(str, SCRATCH.stages))})",
-        ),
+    seed: Annotated[
+        int | None, _option("--seed", "N", f"of all that is random (default: {SCRATCH.seed})")
     ] = None,
-    epochs: Annotated[Count, _setting("epochs", "times that all pictures are drawn")] = None,
-    batch: Annotated[Count, _setting("batch", "pictures a step learns from")] = None,
-    threads: Annotated[Count, _setting("threads", "shards of a batch, side by side")] = None,
-    max_lr: Annotated[Number, _setting("max_lr", "the largest learning rate")] = None,
-    weight_decay: Annotated[Number, _setting("weight_decay", "pull of weights to zero")] = None,
-    augmentation_strength: Annotated[
-        Number, _setting("augmentation_strength", "of the pictures' variations: 0 for none")
-    ] = None,
-    mixup: Annotated[Number, _setting("mixup", "share of pictures mixed with another")] = None,
-    seed: Annotated[Count, _setting("seed", "of everything that is drawn at random")] = None,
 ) -> Work:
     """Train the network on your own pictures.
 
@@ -185,7 +155,7 @@ def _fit(
     folder with the report: open its report.html in a browser.
 
     Ctrl-C stops it and keeps the best epoch so far; --resume, given the same arguments, goes on
-    where it, or a crash, stopped. --config takes every setting, also those without an option here.
+    where it, or a crash, stopped.
 
     \b
     examples:
@@ -193,11 +163,13 @@ def _fit(
           fine-tuning: mycamera/cat/*.jpg and mycamera/non-cat/*.jpg, some hundred in all
       python -m training fit photos.zip more/ --validation apart.zip --epochs 20
           from scratch, on a zip and a folder, measured on pictures of another zip
+      python -m training fit photos.zip --set mixup=0.2 shares.web=1.4 stages=[32,64]
+          with settings of its own; training/default.toml names them all
       CAT_WEIGHTS=runs/mine.safetensors python -m app
           the service with the result
     """
-    given = {name: value for name, value in locals().items() if name in SETTINGS}
-    given |= {"shares": dict(map(_source_share, shares or ())) or None, "stages": stages or None}
+    options = {"epochs": epochs, "threads": threads, "seed": seed}
+    given = _settings(settings or ()) | {key: n for key, n in options.items() if n is not None}
     return lambda: fit(
         _data(data, classes, skip_bad, validation),
         output,
@@ -206,70 +178,31 @@ def _fit(
         teacher=teacher,
         config=config,
         given=given,
-        report=report,
         name=name,
         resumed=resume,
     )
 
 
-def _data(
-    data: list[Path], classes: tuple[str, str], skip_bad: bool, validation: list[Path] | None = None
-) -> Data:
-    if classes[0] == classes[1]:
-        raise Refused(f"--classes needs two different names, not {classes[0]!r} twice")
-    return Data(data, validation or (), classes, skip_bad)
-
-
-def _source_share(text: str) -> tuple[str, float]:
-    source, _, number = text.rpartition("=")
-    try:
-        return source, _positive(float(number if source else ""))
-    except ValueError:
-        message = f"{text!r} is not SOURCE=N, N a number above 0"
-        raise typer.BadParameter(message, param_hint="--shares") from None
-
-
 @commands.command("evaluate")
 def _evaluate(
     weights: Weights,
-    data: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="DATA",
-            help="HDF5, folder or zip of pictures, or a folder of *-val.zip; several are joined",
-        ),
-    ],
+    data: Pictures,
     test: Annotated[
-        bool, _flag("--test", "measure on the test split, and log that it was opened")
+        bool, _option("--test", None, "measure on the test split, and log that it was opened")
     ] = False,
-    baseline: Annotated[
-        list[Path] | None,
-        _option("--baseline", "WEIGHTS...", "to measure beside it, on the same pictures"),
-    ] = None,
-    record: Annotated[bool, _flag("--record", "keep the metrics in the weights file")] = False,
-    robustness: Annotated[
-        int,
-        _option(
-            "--robustness",
-            "N",
-            f"pictures of each source to measure under each of {len(CHANGES)} changes; 0: none",
-            min=0,
-        ),
-    ] = ROBUSTNESS_PICTURES,
-    seed: Seed = 1,
+    record: Annotated[
+        bool, _option("--record", None, "keep the metrics in the weights file")
+    ] = False,
     skip_bad: SkipBad = False,
     output: Annotated[
         Path | None, _option("--output", "FOLDER", "report to write (default: runs/WEIGHTS-SPLIT)")
     ] = None,
-    log: Annotated[
-        Path, _option("--log", "FILE", "where opening the test split is logged", show_default=False)
-    ] = LOG,
 ) -> Work:
     """Measure a trained classifier on labelled pictures.
 
-    By source, with confidence intervals, its calibration, what it takes for the first class and
-    what it misses, how it bears worse pictures, how fast it is. Writes a folder with report.html
-    and metrics.json.
+    By source, with confidence intervals: how many answers are right, whether its probabilities can
+    be believed, what it takes for the first class and what it misses, also in a quarter of the
+    frame and in low light. Writes a folder with report.html and metrics.json.
 
     A folder of data that holds *-val.zip and *-test.zip stands for its *-val.zip, or with --test
     for its *-test.zip. The test split is for a finished model: each time it is opened, a line is
@@ -283,36 +216,17 @@ def _evaluate(
           mydata/ holds cat/ and non-cat/, or mydata-val.zip
     """
     return lambda: run_evaluate(
-        weights,
-        data,
-        say,
-        test=test,
-        baselines=baseline or (),
-        keep=record,
-        robustness_pictures=robustness,
-        seed=seed,
-        skip_bad=skip_bad,
-        output=output,
-        log=log,
+        weights, data, say, test=test, keep=record, skip_bad=skip_bad, output=output
     )
 
 
 @commands.command("card")
-def _card(
-    weights: Weights,
-    evaluation: Annotated[
-        Path | None,
-        _option("--evaluation", "FILE", f"its metrics.json (default: {EVALUATION} beside it)"),
-    ] = None,
-    output: Annotated[
-        Path | None, _option("--output", "FILE", f"card to write (default: {CARD} beside it)")
-    ] = None,
-) -> Work:
-    """Write the model card.
+def _card(weights: Weights) -> Work:
+    """Write the model card, MODEL_CARD.md beside the weights.
 
     What the weights file is for and what not, what it was trained on, how it was trained, how good
-    it is and where it fails. All of it comes from the weights file and from the metrics.json of
-    `evaluate`.
+    it is and where it fails. All of it comes from the weights file, and from evaluation.json beside
+    it: the metrics.json of `evaluate`.
 
     \b
     example:
@@ -320,20 +234,21 @@ def _card(
       cp runs/cat-test/metrics.json model/evaluation.json
       python -m training card model/cat.safetensors
     """
-    return lambda: run_card(weights, evaluation, output, say)
+    return lambda: run_card(weights, say)
 
 
 @commands.command("course")
 def _course(
     data: Pictures,
-    test: Test = None,
+    test: Annotated[
+        list[Path] | None,
+        _option("--test", "DATA...", "pictures to measure with that training does not see"),
+    ] = None,
     learning_rate: Annotated[
-        float, _option("--learning-rate", "RATE", "size of the steps", callback=_positive)
+        float, _option("--learning-rate", "RATE", "size of the steps", min=0)
     ] = LEARNING_RATE,
-    iterations: Iterations = ITERATIONS,
-    seed: Seed = 1,
+    iterations: Annotated[int, _option("--iterations", "N", "number of steps", min=1)] = ITERATIONS,
     output: Output = Path("runs/logistic.safetensors"),
-    report: Report = None,
     classes: Classes = CLASS_NAMES,
     skip_bad: SkipBad = False,
 ) -> Work:
@@ -352,39 +267,8 @@ def _course(
         test or (),
         output,
         say,
-        report=report,
         learning_rate=learning_rate,
         iterations=iterations,
-        seed=seed,
-    )
-
-
-@commands.command("learning-rates")
-def _learning_rates(
-    data: Pictures,
-    test: Test = None,
-    rates: Annotated[
-        list[float], _option("--rates", "RATE...", "learning rates", callback=_each_positive)
-    ] = list(COMPARED_RATES),  # noqa: B006 - typer copies it
-    iterations: Iterations = COMPARED_ITERATIONS,
-    output: Annotated[Path, _option("--output", "FOLDER", "report to write")] = Path(
-        "runs/learning-rates"
-    ),
-    classes: Classes = CLASS_NAMES,
-    skip_bad: SkipBad = False,
-) -> Work:
-    """Compare learning rates on one plot.
-
-    Trains logistic regression once for each learning rate, from zeros, and draws the cost curves.
-    Writes a folder with the report (open its report.html in a browser) and no weights file.
-
-    \b
-    example:
-      python -m training learning-rates train_catvnoncat.h5 --test test_catvnoncat.h5
-          the course's comparison: 0.01, 0.001 and 0.0001, 1,500 iterations each
-    """
-    return lambda: run_learning_rates(
-        _data(data, classes, skip_bad), test or (), output, say, rates=rates, iterations=iterations
     )
 
 
@@ -400,12 +284,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are escaped
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    given = sys.argv[1:] if arguments is None else arguments
+    given = _one_value_each(sys.argv[1:] if arguments is None else arguments)
     try:
-        work = _read_arguments(given)
-        if isinstance(work, int):
-            return work
-        work()
+        work = commands(args=given, prog_name="python -m training", standalone_mode=False)
+        if callable(work):  # not after --help
+            work()
+    except typer.TyperException as error:
+        error.show()  # type: ignore[attr-defined] # it is a UsageError, which typer keeps private
+        return 2
     except KeyboardInterrupt as stopped:
         status = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
         return _fail("Stopped; no file was left half-written.", status)
@@ -422,23 +308,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read_arguments(given: Sequence[str]) -> Work | int:
-    """What is to be done; the exit status where nothing is, after help or a message."""
-    try:
-        arguments = _one_value_each(given)
-        work = commands(args=arguments, prog_name="python -m training", standalone_mode=False)
-    except typer.TyperException as error:
-        error.show()  # type: ignore[attr-defined] # it is a UsageError, which typer keeps private
-        return 2
-    return work if callable(work) else 0
-
-
 def _one_value_each(given: Sequence[str]) -> list[str]:
     """`--validation a b` as `--validation a --validation b`, for the options in SEVERAL."""
     result: list[str] = []
     several, values = "", 0
     for word in given:
-        if word.startswith("-") and word[1:2] not in "0123456789.":
+        if word.startswith("-"):
             several, values = (word if word in SEVERAL else ""), 0
         elif several:
             if values:

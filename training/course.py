@@ -19,7 +19,6 @@ Source: deeplearning.ai, Neural Networks and Deep Learning, week 2, and its prog
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple
 
@@ -47,7 +46,6 @@ from training import Refused
 Progress = Callable[[int, float], None]  # called with (iteration, J) before each step
 
 LEARNING_RATE, ITERATIONS = 0.005, 2000  # of the assignment
-COMPARED_RATES, COMPARED_ITERATIONS = (0.01, 0.001, 0.0001), 1500
 RECORD_EVERY = 100  # iterations between two points of the cost curve
 THRESHOLD = 0.5
 # Rows that go through the network at a time: enough that the course's 209 are one matrix product,
@@ -261,14 +259,6 @@ def predict(layers: Sequence[Layer], X: Array) -> Array:
 # --- 4. a run -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Trained:
-    """Logistic regression after a run, and J at every 100th iteration."""
-
-    layers: list[Layer]
-    costs: list[float]
-
-
 @contextmanager
 def every_core() -> Iterator[None]:
     """While it lasts, NumPy's linear algebra uses all cores for one product: nothing else runs
@@ -283,9 +273,9 @@ def train(
     learning_rate: float = LEARNING_RATE,
     iterations: int = ITERATIONS,
     progress: Progress | None = None,
-) -> Trained:
+) -> tuple[list[Layer], list[float]]:
     """Train logistic regression from zeros on pictures (m, side, side, 3): the assignment's
-    `model`. y: (m,). Raises Refused."""
+    `model`. y: (m,). Returns the layers, and J at every 100th iteration. Raises Refused."""
     floats = pictures.size * np.dtype(np.float32).itemsize
     X = to_vector(pictures) if floats <= MAX_FLOAT_BYTES else pictures
     layers = initialize_with_zeros(pictures[0].size)
@@ -293,4 +283,4 @@ def train(
         costs = gradient_descent(
             layers, X, y, learning_rate=learning_rate, iterations=iterations, progress=progress
         )
-    return Trained(layers, costs)
+    return layers, costs

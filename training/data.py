@@ -3,8 +3,8 @@
     mydata/cat/anything.jpg            the label is the name of the folder, at whatever depth it
     mydata/non-cat/anything.png        lies, as long as there is one pair of such folders
 
-Pictures are decoded by `model.preprocessing.read_picture`, the function that serving calls. What
-file names tell of them follows the rule and the words of names.toml.
+Each of the three becomes a `Listing`. Then all are read alike, as serving reads pictures, by
+`model.preprocessing.read_picture`. What file names tell follows the rule and words of names.toml.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ import tomllib
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -30,10 +30,11 @@ from model.folders import Entry, EntryType, folder_entries, zip_entries
 from model.machine import cores
 from model.preprocessing import InvalidImage, Preprocessing, read_picture
 from training import Refused
+from training.report import progress_bar
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]  # called with (pictures done, pictures in all)
+Load = Callable[[], bytes]  # the bytes of a picture's file; raises OSError
 T = TypeVar("T")
 
 CLASS_NAMES = ("cat", "non-cat")
@@ -78,11 +79,12 @@ def name_parts(name: str, source: str) -> NameParts:
     first, *words = PurePosixPath(name).stem.split("-")
     if first != source or not words:
         return NameParts(source)
-    if len(words) == 1:
-        wordnet = re.fullmatch(r"(n\d{8})_\d+", words[0])
-        return _of_kind(source, "", _imagenet_kind(wordnet[1])) if wordnet else NameParts(source)
+    if wordnet := re.fullmatch(r"(n\d{8})_\d+", words[0]):
+        animal = wordnet[1] < _RULE["first_thing"]
+        other = "reptiles, fish and insects" if animal else OTHER_THINGS
+        return _of_kind(source, "", _NAMES["wordnet"].get(wordnet[1], other))
     *words, number = words
-    if not number.isdecimal() or not all(word[0].isalpha() for word in words if word):
+    if not words or not number.isdecimal() or not all(word[:1].isalpha() for word in words):
         return NameParts(source)
     repository, *words = words if len(words) > 1 else ["", *words]
     if repository in _RULE["with_folder"] and len(words) > 1:
@@ -90,20 +92,13 @@ def name_parts(name: str, source: str) -> NameParts:
     kind, *conditions = words
     if repository in _RULE["rooms"]:
         return NameParts(ROOMS, kind.replace("_", " "), ROOMS)
-    told = [_RULE["conditions"][word] for word in conditions if word in _RULE["conditions"]]
-    return _of_kind(source, repository, _singular(kind), *told)
+    known = [_RULE["conditions"][word] for word in conditions if word in _RULE["conditions"]]
+    return _of_kind(source, repository, _singular(kind), *known)
 
 
 def _of_kind(source: str, repository: str, kind: str, *conditions: str) -> NameParts:
-    return NameParts(
-        source, " ".join([kind, *conditions]), _GROUP_OF.get(kind, OTHER_THINGS), repository
-    )
-
-
-def _imagenet_kind(identifier: str) -> str:
-    known: str | None = _NAMES["wordnet"].get(identifier)
-    animal = identifier < _RULE["first_thing"]
-    return known or ("reptiles, fish and insects" if animal else OTHER_THINGS)
+    group = _GROUP_OF.get(kind, OTHER_THINGS)
+    return NameParts(source, " ".join([kind, *conditions]), group, repository)
 
 
 def _singular(word: str) -> str:
@@ -132,22 +127,18 @@ class Listed:
     source: str
     label: float
     file: Path  # the data file or folder that it is in
-    load: Callable[[], bytes]  # raises OSError
-    pixels: Pixels | None = None  # of the course's HDF5
+    load: Load
 
 
-@dataclass(frozen=True)
+@dataclass
 class Listing:
     """What is in data files, before any picture is decoded."""
 
-    pictures: list[Listed]
-    unusable: list[tuple[str, str]]  # (name, reason) of what is in a class folder and no picture
-    left_out: list[tuple[str, str]]  # (name, reason) of files in no class folder
+    pictures: list[Listed] = field(default_factory=list)
+    # (name, reason) of what is in a class folder and no picture, and of what is in no class folder
+    unusable: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
     hidden: int = 0  # hidden and system files and folders
-
-    @property
-    def labels(self) -> Labels:
-        return np.array([picture.label for picture in self.pictures], np.float32)
 
 
 def list_pictures(
@@ -155,14 +146,15 @@ def list_pictures(
 ) -> Listing:
     """The pictures of all paths, in the order of the paths and, within one, of the names; for the
     parameters see `read_pictures`. Raises Refused but for single files."""
-    found = [_list(path, class_names) for path in paths]
-    listing = Listing(
-        [picture for each in found for picture in each.pictures],
-        [file for each in found for file in each.unusable],
-        [file for each in found for file in each.left_out],
-        sum(each.hidden for each in found),
-    )
-    _check_classes(paths, listing.labels, class_names, both_classes)
+    listing = Listing()
+    for path in paths:
+        found = _list(path, class_names)
+        listing.pictures += found.pictures
+        listing.unusable += found.unusable
+        listing.left_out += found.left_out
+        listing.hidden += found.hidden
+    labels = [picture.label for picture in listing.pictures]
+    _check_classes(paths, labels, class_names, both_classes)
     return listing
 
 
@@ -170,21 +162,17 @@ def _list(path: Path, class_names: tuple[str, str]) -> Listing:
     try:
         if path.is_dir():
             entries = folder_entries(path, follow_links=True)
-            return _list_classes(path, entries, class_names, lambda e: _file(path / e.name))
+            return _list_classes(path, entries, class_names, partial(_load_file, path))
         with path.open("rb") as file:
             start = file.read(len(_HDF5_START))
         if start == _HDF5_START or path.suffix.lower() in (".h5", ".hdf5"):
-            return Listing(_list_hdf5(path, class_names), [], [])
+            return Listing(_list_hdf5(path, class_names))
         if start[:4] in _ZIP_STARTS or path.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(path)  # kept open by those who load from it
-            for info in archive.infolist():
-                if info.flag_bits & 1:
-                    raise Refused(
-                        f"{path} is encrypted ({info.filename}). Unpack it, and give the folder."
-                    )
-            return _list_classes(
-                path, zip_entries(archive), class_names, lambda e: _member(archive, e.stored)
-            )
+            if locked := [each.filename for each in archive.infolist() if each.flag_bits & 1]:
+                raise Refused(f"{path} is encrypted ({locked[0]}). Unpack it, and give the folder.")
+            entries = zip_entries(archive)
+            return _list_classes(path, entries, class_names, partial(_load_member, archive))
     except FileNotFoundError:
         raise Refused(f"{path} does not exist.") from None
     except zipfile.BadZipFile as error:
@@ -198,23 +186,18 @@ def _list(path: Path, class_names: tuple[str, str]) -> Listing:
     )
 
 
-def _file(path: Path) -> Callable[[], bytes]:
-    def load() -> bytes:
-        _check_size(path.stat().st_size)
-        return path.read_bytes()
-
-    return load
+def _load_file(folder: Path, entry: Entry) -> bytes:
+    path = folder / entry.name
+    _check_size(path.stat().st_size)
+    return path.read_bytes()
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> Callable[[], bytes]:
-    def load() -> bytes:
-        _check_size(archive.getinfo(name).file_size)
-        try:
-            return archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise OSError(f"is damaged within the zip: {error}") from error
-
-    return load
+def _load_member(archive: zipfile.ZipFile, entry: Entry) -> bytes:
+    _check_size(archive.getinfo(entry.stored).file_size)
+    try:
+        return archive.read(entry.stored)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise OSError(f"is damaged within the zip: {error}") from error
 
 
 def _check_size(size: int) -> None:
@@ -226,90 +209,80 @@ def _list_classes(
     path: Path,
     entries: Iterable[Entry],
     class_names: tuple[str, str],
-    loader: Callable[[Entry], Callable[[], bytes]],
+    load: Callable[[Entry], bytes],
 ) -> Listing:
     """The pictures under the class folders, sorted by their paths."""
-    hidden = 0
-    unusable, left_out, pictures = [], [], []
+    listing = Listing()
     found: dict[PurePosixPath, Entry] = {}
     for entry in entries:
         if entry.type == EntryType.HIDDEN:
-            hidden += 1
+            listing.hidden += 1
         elif entry.type == EntryType.BROKEN:
             reason = getattr(entry.error, "strerror", None) or entry.error
-            unusable.append((entry.name, f"cannot be read: {reason}"))
+            listing.unusable.append((entry.name, f"cannot be read: {reason}"))
         else:
             found[PurePosixPath(entry.name)] = entry
     root = _class_root(path, sorted(found), class_names)
     for file, entry in sorted(found.items()):
         name = file.relative_to(root) if file.is_relative_to(root) else None
         if name is None or len(name.parts) < 2 or name.parts[0] not in class_names:
-            left_out.append((entry.name, f"not in {class_names[0]}/ or {class_names[1]}/"))
+            listing.left_out.append((entry.name, f"not in {class_names[0]}/ or {class_names[1]}/"))
         elif entry.type != EntryType.PICTURE and file.suffix:  # without one, its bytes will tell
             what = "a zip: unpack it" if entry.type == EntryType.ZIP else "no picture by its name"
-            unusable.append((entry.name, f"is {what}"))
+            listing.unusable.append((entry.name, f"is {what}"))
         else:
             first, dash, _ = name.name.partition("-")
-            label = float(name.parts[0] == class_names[0])
-            source = first if dash else path.stem
-            pictures.append(Listed(str(name), source, label, path, loader(entry)))
-    return Listing(pictures, unusable, left_out, hidden)
+            source, label = first if dash else path.stem, float(name.parts[0] == class_names[0])
+            picture = Listed(str(name), source, label, path, partial(load, entry))
+            listing.pictures.append(picture)
+    return listing
 
 
 def _class_root(
     path: Path, files: Sequence[PurePosixPath], class_names: tuple[str, str]
 ) -> PurePosixPath:
-    """The folder that the class folders are in; raises Refused where there is none, or several,
-    or one class folder within the other."""
-    classes: dict[PurePosixPath, set[str]] = defaultdict(set)  # folder → classes it has folders of
+    """The folder that the class folders are in; raises Refused where there is none, or several."""
+    roots = set()
     for file in files:
-        for depth, part in enumerate(file.parts[:-1]):
-            if part in class_names:
-                classes[PurePosixPath(*file.parts[:depth])].add(part)
-    complete = [folder for folder, found in classes.items() if len(found) == 2]
-    candidates = complete or list(classes)
+        depths = [depth for depth, part in enumerate(file.parts[:-1]) if part in class_names]
+        if depths:
+            roots.add(PurePosixPath(*file.parts[: depths[-1]]))
+    if len(roots) == 1:
+        return roots.pop()
     first, second = class_names
-    if len(candidates) == 1:
-        root = candidates[0]
-        for one, other in ((first, second), (second, first)):
-            for folder, found in classes.items():
-                if folder.is_relative_to(root / one) and other in found:
-                    raise Refused(
-                        f"{path} has the folder {folder / other}/ within {root / one}/. Move one "
-                        "of them: a picture has one class."
-                    )
-        return root
-    if candidates:
-        places = ", ".join(f"{folder}/" for folder in sorted(candidates)[:10])
+    if roots:
+        places = ", ".join(f"{folder}/" for folder in sorted(roots)[:10])
         raise Refused(
-            f"{path} has folders {first}/ and {second}/ in several places: {places}. Give one of "
-            "them (unpacked, if this is a zip)."
+            f"{path} has folders {first}/ or {second}/ in several places: {places}. Give one of "
+            "them (unpacked, if this is a zip); a picture has one class."
         )
     folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
-    held = f"folders {quoted(folders[:10])}" if folders else f"{len(files)} files, no folders"
+    held = f"folders {_quoted(folders[:10])}" if folders else f"{len(files)} files, no folders"
     raise Refused(
         f"{path} has no folders {first}/ and {second}/; it holds {held}. Sort the pictures into "
         "two folders of these names, or name yours with --classes, the one to look for first."
     )
 
 
-def quoted(names: Iterable[str]) -> str:
-    """Names as a message lists them."""
+def _quoted(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
 def _check_classes(
-    paths: Sequence[Path], labels: Labels, class_names: tuple[str, str], both_classes: bool
+    paths: Sequence[Path],
+    labels: Sequence[float] | Labels,
+    class_names: tuple[str, str],
+    both_classes: bool,
 ) -> None:
     where = ", ".join(str(path) for path in paths)
     if not len(labels):
         raise Refused(f"{where}: no pictures.")
-    for name, label in zip(class_names, (1, 0), strict=True):
-        if both_classes and not (labels == label).any():
-            raise Refused(
-                f"{where}: all {len(labels)} pictures are {class_names[label]!r}; training needs "
-                f"pictures of {name!r} too."
-            )
+    if both_classes and len(np.unique(labels)) == 1:
+        one, other = class_names if labels[0] else class_names[::-1]
+        raise Refused(
+            f"{where}: all {len(labels)} pictures are {one!r}; training needs pictures of "
+            f"{other!r} too."
+        )
 
 
 # --- the course's HDF5 --------------------------------------------------------------------------
@@ -322,68 +295,51 @@ def _check_classes(
 def _list_hdf5(path: Path, class_names: tuple[str, str]) -> list[Listed]:
     try:
         with h5py.File(path) as file:
-            found = {name: each for name, each in file.items() if isinstance(each, h5py.Dataset)}
-            prefix = next(
-                (p for p in ("train", "test") if {f"{p}_set_x", f"{p}_set_y"} <= set(found)), ""
-            )
-            if not prefix:
-                raise Refused(
-                    f"{path} has no datasets train_set_x and train_set_y, nor test_set_x and "
-                    f"test_set_y; it holds: {', '.join(sorted(file)) or 'nothing'}."
-                )
-            x = found[f"{prefix}_set_x"]
-            if len(x.shape) != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or x.dtype != "u1":
-                raise Refused(
-                    f"{path}: {prefix}_set_x has shape {x.shape} of {x.dtype}; expected (m, side, "
-                    "side, 3) of uint8, one RGB picture each."
-                )
-            pictures = _values(path, x)
-            y = np.asarray(found[f"{prefix}_set_y"][()])
-            names = (
-                [_text(name) for name in np.ravel(found["list_classes"][()])]
-                if "list_classes" in found
-                else None
-            )
+            x, y, names = _read_hdf5(path, file)
     except OSError as error:
         raise Refused(f"{path} is not an HDF5, or a damaged one: {error}.") from error
-    if y.size != max(y.shape, default=0) or not np.isin(y, (0, 1)).all():
-        raise Refused(
-            f"{path}: {prefix}_set_y of shape {y.shape} should hold one 0 or 1 for each picture."
-        )
-    if len(pictures) != y.size:
-        raise Refused(f"{path}: {len(pictures)} pictures but {y.size} labels.")
     if names and sorted(names) != sorted(class_names):
         raise Refused(
-            f"{path}: its classes are {quoted(names)}, not {quoted(class_names)}. "
+            f"{path}: its classes are {_quoted(names)}, not {_quoted(class_names)}. "
             "Name them with --classes, the one to look for first."
         )
-    first = y.reshape(-1) == (1 if not names or names[1] == class_names[0] else 0)
+    first = 1 if not names or names[1] == class_names[0] else 0
     return [
         Listed(
-            f"{class_names[0 if is_first else 1]}/course-{i:05d}",
+            f"{class_names[0 if label == first else 1]}/course-{i:05d}",
             "course",
-            float(is_first),
+            float(label == first),
             path,
-            partial(as_png, picture),
-            picture,
+            partial(as_png, pixels),
         )
-        for i, (picture, is_first) in enumerate(zip(pictures, first.tolist(), strict=True))
+        for i, (pixels, label) in enumerate(zip(x, y.tolist(), strict=True))
     ]
 
 
-def _values(path: Path, x: h5py.Dataset) -> Pixels:
-    try:
-        pictures: Pixels = x[()]
-    except (MemoryError, ValueError):  # ValueError: more than there are addresses
+def _read_hdf5(path: Path, file: h5py.File) -> tuple[Pixels, Labels, list[str]]:
+    """Pictures, labels (m,) and class names, if there are any; raises Refused and OSError."""
+    held = {name for name, each in file.items() if isinstance(each, h5py.Dataset)}
+    splits = [s for s in ("train", "test") if {f"{s}_set_x", f"{s}_set_y"} <= held]
+    if not splits:
         raise Refused(
-            f"{path}: {x.name[1:]} has shape {x.shape}, which does not fit into memory. Use fewer "
-            "pictures; if there should not be so many, the file is damaged."
-        ) from None
-    return pictures
-
-
-def _text(name: object) -> str:
-    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+            f"{path} has no datasets train_set_x and train_set_y, nor test_set_x and "
+            f"test_set_y; it holds: {', '.join(sorted(file)) or 'nothing'}."
+        )
+    x, y = file[f"{splits[0]}_set_x"], file[f"{splits[0]}_set_y"]
+    if len(x.shape) != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or x.dtype != "u1":
+        raise Refused(
+            f"{path}: {x.name[1:]} has shape {x.shape} of {x.dtype}; expected (m, side, "
+            "side, 3) of uint8, one RGB picture each."
+        )
+    labels = np.asarray(y[()])
+    if not len(x) == labels.size == max(y.shape, default=0) or not np.isin(labels, (0, 1)).all():
+        raise Refused(
+            f"{path}: {y.name[1:]} of shape {y.shape} should hold one 0 or 1 for each of the "
+            f"{len(x)} pictures."
+        )
+    names = np.ravel(file["list_classes"][()]).tolist() if "list_classes" in held else []
+    texts = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names]
+    return x[()], labels.reshape(-1), texts
 
 
 def as_png(pixels: Pixels) -> bytes:
@@ -408,10 +364,14 @@ class PictureSet:
     class_names: tuple[str, str]
     skipped: list[tuple[str, str]]  # (name, reason) of what was left out
     hidden: int = 0  # hidden and system files that were passed over
-    files: Sequence[Callable[[], bytes]] = ()  # (m,): what gives the bytes of each; raises OSError
+    files: Sequence[Load] = ()  # (m,): what gives the bytes of each
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{self.count(name):,} {name}" for name in self.class_names)
+        return f"{len(self):,} pictures ({counts})"
 
     def count(self, class_name: str) -> int:
         """How many pictures are of that class."""
@@ -432,13 +392,10 @@ class PictureSet:
 
     def count_sources(self, least: int = 1) -> dict[str, dict[str, int]]:
         """How many pictures of each class each source has, those of fewer than `least` as one."""
-        counts: dict[str, dict[str, int]] = {}
-        for source, label in zip(
-            join_small([part.source for part in self.parts], least), self.labels, strict=True
-        ):
-            of_source = counts.setdefault(source, dict.fromkeys(self.class_names, 0))
-            of_source[self.class_names[0 if label == 1 else 1]] += 1
-        return dict(sorted(counts.items()))
+        sources = join_small([part.source for part in self.parts], least)
+        counts = Counter(zip(sources, self.labels.tolist(), strict=True))
+        first, second = self.class_names
+        return {s: {first: counts[s, 1], second: counts[s, 0]} for s in sorted(set(sources))}
 
     def only(self, kept: npt.NDArray[np.bool_]) -> "PictureSet":
         """The pictures of which `kept` (m,) says so. They are moved within the memory of this set,
@@ -454,29 +411,8 @@ class PictureSet:
             labels=self.labels[places],
             names=[self.names[i] for i in places],
             sources=[self.sources[i] for i in places],
-            files=[self.files[int(i)] for i in places] if self.files else (),
+            files=[self.files[i] for i in places.tolist()] if self.files else (),
         )
-
-
-@dataclass(frozen=True)
-class _Size:
-    """What size pictures are read at."""
-
-    spec: Preprocessing  # its side is the largest
-    smallest: int
-
-    def read(self, listed: Listed) -> Pixels:
-        if listed.pixels is not None and len(listed.pixels) == self._side(*listed.pixels.shape[:2]):
-            return listed.pixels
-        data = listed.load()
-        picture = read_picture(data, self.spec)
-        side = self._side(picture.width, picture.height)
-        if side != self.spec.side:
-            picture = read_picture(data, replace(self.spec, side=side))
-        return picture.pixels
-
-    def _side(self, width: int, height: int) -> int:
-        return max(min(max(width, height), self.spec.side), self.smallest)
 
 
 def read_pictures(
@@ -485,20 +421,16 @@ def read_pictures(
     class_names: tuple[str, str] = CLASS_NAMES,
     *,
     smallest: int | None = None,
-    names: Container[str] | None = None,
     preprocessing: Preprocessing = Preprocessing(),
     both_classes: bool = True,
     skip_bad: bool = False,
-    progress: Progress | None = None,
 ) -> PictureSet:
     """All pictures of all paths, joined in the order of the paths and, within one, of the names.
 
-    side: pixels of a side of what comes out; everything else as `preprocessing` says. Pictures of
-    an HDF5 that have this side are taken as they are.
+    side: pixels of a side of what comes out; everything else as `preprocessing` says.
     class_names: of the two folders, or the HDF5's `list_classes`; the first one is labelled 1.
-    smallest: keep pictures whose larger side is less than `side` at that size, as long as it is no
-    less than this; they fill the first rows and columns, black beyond. Without it all are resized.
-    names: read these pictures only.
+    smallest: as for `read_at_own_size`; smaller pictures fill the first rows and columns, black
+    beyond. Without it all are resized.
     both_classes: refuse data of which all pictures are of one class; training needs both.
     skip_bad: leave out what cannot be used, instead of refusing the data.
 
@@ -506,18 +438,19 @@ def read_pictures(
     are no pictures, pictures that cannot be read or are there in both classes, only one class.
     """
     listing = list_pictures(paths, class_names, both_classes=both_classes)
-    listed = [each for each in listing.pictures if names is None or each.name in names]
-    pictures = _room_for(len(listed), side, paths)
+    listed = listing.pictures
+    pictures = np.zeros((len(listed), side, side, 3), np.uint8)
     sides = np.full(len(listed), side, np.int16)
-    size = _Size(replace(preprocessing, side=side), smallest or side)
+    spec = replace(preprocessing, side=side)
 
     def read(i: int) -> None:
-        picture = size.read(listed[i])
-        sides[i] = len(picture)
-        pictures[i, : sides[i], : sides[i]] = picture
+        pixels = read_at_own_size(listed[i].load(), spec, smallest or side)
+        sides[i] = len(pixels)
+        pictures[i, : sides[i], : sides[i]] = pixels
 
-    _, failures = on_all_cores(read, len(listed), progress)
-    check_usable(replace(listing, pictures=listed), failures, skip_bad)
+    _, failures = on_all_cores(read, len(listed), "reading")
+    if not skip_bad:
+        _check_usable(listing, failures)
     data = PictureSet(
         pictures,
         sides,
@@ -529,32 +462,34 @@ def read_pictures(
         listing.hidden,
         [each.load for each in listed],
     )
-    failures |= same_in_both_classes(data, failures, skip_bad)
-    if failures:
-        kept = np.ones(len(listed), bool)
-        kept[list(failures)] = False
-        skipped = [(listed[i].name, reason) for i, reason in sorted(failures.items())]
-        data = replace(data.only(kept), skipped=data.skipped + skipped)
+    twice = _same_in_both_classes(data, failures)
+    if twice and not skip_bad:
+        pairs = [(data.names[i], why) for i, why in twice.items() if data.labels[i] == 1]
+        count = f"{len(pairs):,} picture{'s are' if len(pairs) > 1 else ' is'}"
+        raise Refused("\n".join([f"{count} in both classes:", *_lines(pairs), _SKIP]))
+    if bad := failures | twice:
+        skipped = data.skipped + [(listed[i].name, reason) for i, reason in sorted(bad.items())]
+        data = replace(data.only(~np.isin(np.arange(len(listed)), list(bad))), skipped=skipped)
         _check_classes(paths, data.labels, class_names, both_classes)
     return data
 
 
-def _room_for(count: int, side: int, paths: Sequence[Path]) -> Pixels:
-    try:
-        return np.zeros((count, side, side, 3), np.uint8)
-    except (MemoryError, ValueError):  # ValueError: more than there are addresses
-        where = ", ".join(str(path) for path in paths)
-        raise Refused(
-            f"{where}: {count:,} pictures of {side}×{side} do not fit into memory. Use fewer."
-        ) from None
+def read_at_own_size(data: bytes, spec: Preprocessing, smallest: int) -> Pixels:
+    """The picture of a file, squeezed to (s, s, 3): s is its larger side, but at least `smallest`
+    and at most the side of `spec`. Raises InvalidImage."""
+    picture = read_picture(data, spec)
+    side = max(min(max(picture.width, picture.height), spec.side), smallest)
+    return (
+        picture.pixels if side == spec.side else read_picture(data, replace(spec, side=side)).pixels
+    )
 
 
 def on_all_cores(
-    function: Callable[[int], T], count: int, progress: Progress | None = None
+    function: Callable[[int], T], count: int, label: str
 ) -> tuple[dict[int, T], dict[int, str]]:
     """function(i) for each i below `count`, on as many threads as there are cores: its results,
     and the messages of its failures, InvalidImage and OSError, by i. Pillow and NumPy let go of the
-    interpreter lock."""
+    interpreter lock. label: of the progress bar."""
     results: dict[int, T] = {}
     failures: dict[int, str] = {}
 
@@ -566,37 +501,32 @@ def on_all_cores(
                 failures[i] = str(error)
         return len(rows)
 
-    with ThreadPoolExecutor(cores()) as pool:
+    tasks = [range(count)[i : i + _PICTURES_A_TASK] for i in range(0, count, _PICTURES_A_TASK)]
+    with ThreadPoolExecutor(cores()) as pool, progress_bar(label, "picture", count) as bar:
         try:
-            parts = [
-                range(count)[i : i + _PICTURES_A_TASK] for i in range(count)[::_PICTURES_A_TASK]
-            ]
-            done = 0
-            for task in as_completed([pool.submit(run, part) for part in parts]):
-                done += task.result()
-                if progress:
-                    progress(done, count)
+            for done in pool.map(run, tasks):
+                bar.update(done)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest
             raise
-    return results, dict(sorted(failures.items()))
+    return results, failures
 
 
-def check_usable(listing: Listing, failures: Mapping[int, str], skip_bad: bool) -> None:
-    """Refuse the data, but for `skip_bad`, for what lies in the class folders and cannot be used,
-    all in one message. failures: why pictures of the listing could not be read, by place."""
-    pictures = listing.pictures
-    bad = [(f"{pictures[i].name} in {pictures[i].file}", why) for i, why in failures.items()]
-    if skip_bad or not (bad or listing.unusable):
-        return
-    parts = []
+def _check_usable(listing: Listing, failures: Mapping[int, str]) -> None:
+    """Refuse what lies in the class folders and cannot be used, all in one message. failures: why
+    pictures of the listing could not be read, by place."""
+    pictures, unusable = listing.pictures, listing.unusable
+    bad = [
+        (f"{pictures[i].name} in {pictures[i].file}", why) for i, why in sorted(failures.items())
+    ]
+    message = []
     if bad:
-        count = f"{len(bad):,} of {len(pictures):,} pictures"
-        parts += [f"{count} cannot be read:", *_lines(bad)]
-    if listing.unusable:
-        count = f"{len(listing.unusable):,} file{'s' if len(listing.unusable) > 1 else ''}"
-        parts += [f"{count} among the pictures cannot be used:", *_lines(listing.unusable)]
-    raise Refused("\n".join([*parts, _SKIP]))
+        message += [f"{len(bad):,} of {len(pictures):,} pictures cannot be read:", *_lines(bad)]
+    if unusable:
+        count = f"{len(unusable):,} file{'s' if len(unusable) > 1 else ''}"
+        message += [f"{count} among the pictures cannot be used:", *_lines(unusable)]
+    if message:
+        raise Refused("\n".join([*message, _SKIP]))
 
 
 def _lines(files: Sequence[tuple[str, str]]) -> list[str]:
@@ -604,26 +534,17 @@ def _lines(files: Sequence[tuple[str, str]]) -> list[str]:
     return [*lines, f"  and {len(files) - _SHOWN:,} more"] if len(files) > _SHOWN else lines
 
 
-def same_in_both_classes(
-    data: PictureSet, unread: Container[int], skip_bad: bool
-) -> dict[int, str]:
-    """{i: reason} of the pictures that are in both classes, pixel for pixel; without `skip_bad`
-    they are refused with their names."""
+def _same_in_both_classes(data: PictureSet, unread: Mapping[int, str]) -> dict[int, str]:
+    """{i: reason} of the pictures that are in both classes, pixel for pixel."""
     same: dict[bytes, list[int]] = defaultdict(list)
     for i, side in enumerate(data.sides):
         if i not in unread:
             pixels = np.ascontiguousarray(data.pictures[i, :side, :side])
             same[hashlib.blake2b(pixels.data, digest_size=16).digest()].append(i)
-    found: dict[int, str] = {}
+    found = {}
     for copies in same.values():
-        first = next((i for i in copies if data.labels[i] == 1), None)
-        other = next((i for i in copies if data.labels[i] == 0), None)
-        if first is not None and other is not None:
+        of_label = {float(data.labels[i]): data.names[i] for i in reversed(copies)}
+        if len(of_label) == 2:
             for i in copies:
-                twin = data.names[other if data.labels[i] == 1 else first]
-                found[i] = f"is the same picture as {twin}"
-    if found and not skip_bad:
-        pairs = [(data.names[i], why) for i, why in found.items() if data.labels[i] == 1]
-        count = f"{len(pairs):,} picture{'s are' if len(pairs) > 1 else ' is'}"
-        raise Refused("\n".join([f"{count} in both classes:", *_lines(pairs), _SKIP]))
+                found[i] = f"is the same picture as {of_label[1 - float(data.labels[i])]}"
     return found

@@ -20,7 +20,7 @@ from model.network import Array, sigmoid
 from model.preprocessing import Preprocessing
 
 PHOTOS: Final = Path(__file__).parent.parent / "examples"
-CANDIDATES = 60
+CANDIDATES = 24  # of each photo
 # More than four times the network's input on both sides, odd, not square, to be turned: ways to
 # shrink a picture while it is decoded, or in two steps, begin there, and roundings show.
 SIZE: Final = (287, 261)

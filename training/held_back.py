@@ -1,19 +1,26 @@
 """Which pictures `fit` learns from, which it measures with, and what answers for those are worth.
 
-Pictures to measure with are read as the service reads them. Copies of a picture are on one side, or
-the figures would flatter.
+Pictures to measure with are read as the service reads them. Near copies of a picture (saved again,
+resized, mirrored) are on one side, or the figures would flatter.
+
+A picture is compared as 16×16 grey values. Two are copies of each other where these are almost
+proportional (a correlation of `LEAST_CORRELATION`) and differ nowhere by much against the picture's
+own contrast: that tells frames of a fixed camera with and without a cat apart, which are the same
+everywhere but in one place.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from model.classifier import Classifier, Looking
-from model.network import Array, Layer, sigmoid
+from model.network import Array, Layer, pieces, sigmoid
+from model.preprocessing import Preprocessing, read_picture
 from training import Refused
+from training.augmentation import LUMA
 from training.calibration import (
     by_source,
     calibrate,
@@ -21,11 +28,18 @@ from training.calibration import (
     mean_balanced_accuracy,
     source_log_loss,
 )
-from training.copies import copies_of, copy_groups, count_copies, grey_pictures
-from training.data import CLASS_NAMES, PictureSet, Pixels, join_small, list_pictures, read_pictures
+from training.data import (
+    CLASS_NAMES,
+    Load,
+    PictureSet,
+    Pixels,
+    join_small,
+    on_all_cores,
+    read_pictures,
+)
 from training.loop import score
 from training.metrics import roc_auc, summary
-from training.report import Say, counted
+from training.report import Say
 
 LARGEST, SMALLEST = 96, 64  # sides that training pictures are kept at: crops of 64 need room
 SHARE = 0.2  # of each class that is held back,
@@ -33,7 +47,6 @@ MOST = 2000  # but no more pictures than this
 LEAST_HELD_BACK, LEAST_TRAINING = 5, 10  # of each class
 LEAST_OF_A_SOURCE = 20  # pictures to be reported apart
 COPIES = "the same, saved again, resized or mirrored"
-_REMEDY = "Add pictures; with a few hundred it becomes useful."
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -52,9 +65,6 @@ class Data:
 def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
     """The pictures to learn from, at their own size, and those to measure with, at the network's.
     Raises Refused."""
-    names = data.class_names
-    listing = list_pictures(data.training, names)
-    _check_counts(listing.labels, data, "in the data", held_back=not data.validation)
     training = read_aloud(data.training, data, say, side=LARGEST, smallest=SMALLEST)
     grey = grey_pictures(training.pictures, training.sides)
     if data.validation:
@@ -67,6 +77,8 @@ def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
             )
             held = held.only(~copies)
     else:
+        parts = f"({LEAST_TRAINING} to learn from and {LEAST_HELD_BACK} to hold back)"
+        _check_counts(training, LEAST_TRAINING + LEAST_HELD_BACK, f"in the data {parts}")
         groups = copy_groups(grey)
         if count := count_copies(groups):
             say(f"{count:,} pictures are copies of each other ({COPIES}) and stay on one side")
@@ -76,14 +88,12 @@ def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
                 f"note: almost all pictures of {name!r} are copies of each other, so that both "
                 "sides have some: the figures flatter; --validation names others"
             )
-        held = read_pictures(
-            data.training, 64, names, names=chosen, both_classes=False, skip_bad=data.skip_bad
-        )
-        training = training.only(np.array([name not in chosen for name in training.names]))
+        held = _read_again(training, chosen)
+        training = training.only(~chosen)
     for pictures, purpose in ((training, "learning from"), (held, "measuring with")):
-        say(f"{purpose} {count_text(pictures)}")
-    _check_counts(training.labels, data, "to learn from")
-    _check_counts(held.labels, data, "to measure with", least=LEAST_HELD_BACK)
+        say(f"{purpose} {pictures}")
+    _check_counts(training, LEAST_TRAINING, "to learn from")
+    _check_counts(held, LEAST_HELD_BACK, "to measure with")
     return training, held
 
 
@@ -96,87 +106,158 @@ def read_aloud(
     smallest: int | None = None,
     both_classes: bool = True,
 ) -> PictureSet:
-    """`read_pictures` with a progress bar and a line that says what was read."""
-    with counted("reading", "picture") as progress:
-        pictures = read_pictures(
-            paths,
-            side,
-            data.class_names,
-            smallest=smallest,
-            both_classes=both_classes,
-            skip_bad=data.skip_bad,
-            progress=progress,
-        )
+    """`read_pictures`, and a line that says what was read."""
+    pictures = read_pictures(
+        paths,
+        side,
+        data.class_names,
+        smallest=smallest,
+        both_classes=both_classes,
+        skip_bad=data.skip_bad,
+    )
     left_out = "".join(
         f"; left out {count:,} {what}{'s' if count > 1 else ''}"
         for count, what in ((len(pictures.skipped), "file"), (pictures.hidden, "hidden file"))
         if count
     )
-    say(f"{', '.join(path.name for path in paths)}: {count_text(pictures)}{left_out}")
+    say(f"{', '.join(path.name for path in paths)}: {pictures}{left_out}")
     return pictures
 
 
-def count_text(pictures: PictureSet) -> str:
-    """How many pictures there are, for people."""
-    counts = ", ".join(f"{pictures.count(name):,} {name}" for name in pictures.class_names)
-    return f"{len(pictures):,} pictures ({counts})"
+def _read_again(pictures: PictureSet, chosen: Array) -> PictureSet:
+    """The chosen pictures (m,) bool, read from their files at the network's size."""
+    places, spec = np.flatnonzero(chosen), Preprocessing()
+    read, failures = on_all_cores(
+        lambda i: read_picture(pictures.files[places[i]](), spec).pixels, len(places), "reading"
+    )
+    for i, why in failures.items():
+        raise Refused(f"{pictures.names[places[i]]} could be read, and now not: {why}.")
+    sides = np.full(len(pictures), spec.side, np.int16)
+    without = replace(pictures, pictures=np.zeros((len(sides), 0, 0, 3), np.uint8), sides=sides)
+    return replace(without.only(chosen), pictures=np.stack([read[i] for i in sorted(read)]))
 
 
-def _check_counts(
-    labels: Array, data: Data, where: str, *, least: int = LEAST_TRAINING, held_back: bool = False
-) -> None:
+def _check_counts(pictures: PictureSet, least: int, purpose: str) -> None:
     """Raises Refused where a class has too few pictures."""
-    first = int((labels == 1).sum())
-    counts = dict(zip(data.class_names, (first, len(labels) - first), strict=True))
-    if held_back:
-        where += f" ({least} to learn from and {LEAST_HELD_BACK} to hold back)"
-        least += LEAST_HELD_BACK
+    counts = {name: pictures.count(name) for name in pictures.class_names}
     if min(counts.values()) < least:
         found = " and ".join(f"{count} of {name!r}" for name, count in counts.items())
         raise Refused(
-            f"Too few pictures {where}: {found}; at least {least} of each are needed. {_REMEDY}"
+            f"Too few pictures {purpose}: {found}; at least {least} of each are needed. Add "
+            "pictures; with a few hundred it becomes useful."
         )
-
-
-# --- what is held back --------------------------------------------------------------------------
 
 
 def hold_back(
     pictures: PictureSet, groups: Array, rng: np.random.Generator
-) -> tuple[set[str], list[str]]:
-    """The names of the pictures held back for validation: a fifth of each class, spread evenly
-    over the sources, drawn at random within them. Pictures of one group of copies, or of one name,
-    stay together; and the classes in which they cannot, since almost all are copies.
+) -> tuple[Array, list[str]]:
+    """Which pictures (m,) bool are held back for validation: a fifth of each class, spread evenly
+    over the sources, drawn at random within them. Copies stay together; besides, the names of the
+    classes in which they cannot, since almost all are copies.
 
     groups: (m,), as `copy_groups` gives them.
     """
-    same: dict[str, int] = {}
-    numbers = zip(pictures.names, groups.tolist(), strict=True)
-    units = [(same.setdefault(name, group), name) for name, group in numbers]
-    held: set[str] = set()
-    divided = []
+    held, divided = np.zeros(len(pictures), bool), []
     for label, class_name in zip((1, 0), pictures.class_names, strict=True):
-        own = [
-            (unit, name, source)
-            for (unit, name), source, its in zip(
-                units, pictures.sources, pictures.labels, strict=True
-            )
-            if its == label
-        ]
-        count = min(max(LEAST_HELD_BACK, round(SHARE * len({name for _, name, _ in own}))), MOST)
-        members: dict[Any, dict[str, str]] = {}  # unit → its names and their sources
-        for unit, name, source in own:
-            members.setdefault(unit, {})[name] = source
-        small = [each for each in members.values() if len(each) <= max(1, count // 3)]
-        if sum(map(len, small)) < count + LEAST_HELD_BACK and len(small) < len(members):
-            small = [{name: source} for each in members.values() for name, source in each.items()]
+        own = np.flatnonzero(pictures.labels == label)
+        count = min(max(LEAST_HELD_BACK, round(SHARE * len(own))), MOST)
+        units, sizes = groups[own], np.bincount(groups[own])
+        small = sizes[units] <= max(1, count // 3)
+        if small.sum() < count + LEAST_HELD_BACK and not small.all():
+            units, small = own, np.ones(len(own), bool)
             divided.append(class_name)
-        shuffled = [small[i] for i in rng.permutation(len(small))]
-        in_order = sorted(shuffled, key=lambda each: next(iter(each.values())))
-        every = max(1.0, sum(map(len, in_order)) / count)  # units for each that is held back
-        for i in range(max(1, round(len(in_order) / every))):
-            held |= in_order[min(int((i + rng.random()) * every), len(in_order) - 1)].keys()
+        own, units = own[small], units[small]
+        _, first = np.unique(units, return_index=True)  # a picture of each unit
+        in_order = sorted(rng.permutation(first), key=lambda i: pictures.sources[own[i]])
+        # One at random from each of as many stretches as units are to be held back
+        ends = np.linspace(0, len(in_order), max(1, round(len(first) * count / len(own))) + 1)
+        places = rng.uniform(ends[:-1], ends[1:]).astype(int)
+        held[own] |= np.isin(units, [units[in_order[place]] for place in places])
     return held, divided
+
+
+# --- copies -------------------------------------------------------------------------------------
+#
+# Comparing every picture with every other would take an hour for 100,000. Each is written as its
+# cosine transform of length 1, in which a mirror image has other signs and nothing else. The
+# distance of two such vectors is at least that of any part of their coordinates: one coordinate, by
+# which the pictures are sorted, leaves few to compare, and 35 leave hardly any that are no copies.
+
+GREY_SIDE = 16
+LEAST_CORRELATION = 0.98
+MOST_DIFFERENCE = 0.22  # of one grey value, in standard deviations of the picture,
+LEAST_DIFFERENCE = 1.5  # but not less than this, of 255: rounding and compression
+LEAST_DEVIATION = 1.0  # of 255; below it there is nothing to compare
+_REACH = np.float32(np.sqrt(2 * (1 - LEAST_CORRELATION)))  # distance of vectors of length 1
+_LOW = 6  # coarse cosines a direction that are compared first
+_AT_ONCE = 256
+
+_PLACE = np.arange(GREY_SIDE)
+_COSINES = np.sqrt(2 / GREY_SIDE) * np.cos(np.pi * (_PLACE + 0.5) * _PLACE[:, None] / GREY_SIDE)
+_COSINES[0] /= np.sqrt(2)
+_MIRROR = np.tile(np.where(_PLACE[:_LOW] % 2, -1, 1), _LOW).astype(np.float32)  # signs of `low`
+
+
+def grey_pictures(pictures: Array, sides: Array) -> Array:
+    """Grey values (m, 16, 16) float32, 0 to 255, of pictures uint8 (m, s, s, 3), of which picture
+    i fills its first sides[i] rows and columns: the mean over each of 16×16 areas."""
+    result = np.empty((len(pictures), GREY_SIDE, GREY_SIDE), np.float32)
+    for side in np.unique(sides).tolist():
+        areas = np.linspace(0, side, GREY_SIDE + 1)
+        covered = np.clip(areas[1:, None] - np.arange(side), 0, 1)
+        covered -= np.clip(areas[:-1, None] - np.arange(side), 0, 1)
+        mean = (covered / covered.sum(axis=1, keepdims=True)).astype(np.float32)  # (16, side)
+        own = np.flatnonzero(sides == side)
+        for part in pieces(len(own), _AT_ONCE):
+            grey = pictures[own[part], :side, :side] @ LUMA
+            result[own[part]] = mean @ grey @ mean.T
+    return result
+
+
+def copy_groups(grey: Array) -> Array:
+    """A number (m,) for each of the grey pictures (m, 16, 16), the same for copies of each other
+    and for copies of copies. Pictures of one colour are copies of none."""
+    groups = np.arange(len(grey))
+    deviation = grey.std(axis=(1, 2))
+    standard = grey - grey.mean(axis=(1, 2), keepdims=True)
+    standard /= np.maximum(deviation, 1e-6)[:, None, None]
+    transform = (_COSINES @ standard @ _COSINES.T).astype(np.float32) / GREY_SIDE  # of length 1
+    order = np.argsort(transform[:, 1, 0], kind="stable")  # a mirror image has the same
+    order = order[deviation[order] > LEAST_DEVIATION]
+    key = transform[order, 1, 0]
+    low = transform[order, :_LOW, :_LOW].reshape(-1, _LOW * _LOW)
+    squares = np.einsum("ij,ij->i", low, low)
+    tolerance = np.maximum(MOST_DIFFERENCE, LEAST_DIFFERENCE / np.maximum(deviation, 1e-6))
+    for part in pieces(len(order), _AT_ONCE):
+        end = int(np.searchsorted(key, key[part.stop - 1] + _REACH, side="right"))
+        others = slice(part.start, end)
+        for mirrored in (False, True):
+            rows = low[part] * _MIRROR if mirrored else low[part]
+            near = squares[part, None] + squares[others] - 2 * rows @ low[others].T <= _REACH**2
+            for row in np.flatnonzero(near.any(axis=1)).tolist():
+                i, candidates = order[part.start + row], order[others][near[row]]
+                candidates = candidates[groups[candidates] != groups[i]]
+                own, theirs = standard[i, :, :: -1 if mirrored else 1], standard[candidates]
+                alike = np.einsum("ij,nij->n", own, theirs) >= LEAST_CORRELATION * GREY_SIDE**2
+                difference = np.abs(theirs - own).max(axis=(1, 2))
+                alike &= difference <= np.maximum(tolerance[i], tolerance[candidates])
+                if alike.any():
+                    joined = np.append(groups[candidates[alike]], groups[i])
+                    groups[np.isin(groups, joined)] = joined.min()
+    return groups
+
+
+def copies_of(grey: Array, others: Array) -> Array:
+    """Whether each of the grey pictures (m, 16, 16) is a copy of one of the others."""
+    groups = copy_groups(np.concatenate([grey, others]))
+    result: Array = np.isin(groups[: len(grey)], groups[len(grey) :])
+    return result
+
+
+def count_copies(groups: Array) -> int:
+    """How many pictures are copies of another one."""
+    _, sizes = np.unique(groups, return_counts=True)
+    return int(sizes[sizes > 1].sum())
 
 
 # --- what answers for them are worth ------------------------------------------------------------
@@ -191,7 +272,7 @@ class Validation:
     labels: Array
     sources: Sequence[str]
     lookalikes: Sequence[str]  # sources that set no limit to the threshold
-    files: Sequence[Callable[[], bytes]]  # what gives the bytes of each
+    files: Sequence[Load]
 
     @classmethod
     def of(cls, pictures: PictureSet, lookalikes: Sequence[str]) -> "Validation":
@@ -225,15 +306,11 @@ class Validation:
         calibration = calibrate(z, y, sources)
         z = calibration.scale * z + calibration.shift
         p = sigmoid(z)
-        aucs = {
-            source: roc_auc(y[own], p[own])
-            for source, own in by_source(sources).items()
-            if len(np.unique(y[own])) > 1
-        }
+        aucs = {source: roc_auc(y[own], p[own]) for source, own in by_source(sources).items()}
         return {
             "log_loss": self.log_loss(z),
             "balanced_accuracy": mean_balanced_accuracy(y, p, sources, self.threshold(p)),
-            "roc_auc": aucs,
+            "roc_auc": {source: auc for source, auc in aucs.items() if auc == auc},  # not NaN
         }
 
     def metrics(self, p: Array, threshold: float) -> dict[str, Any]:

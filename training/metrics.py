@@ -8,7 +8,7 @@ one class is missing) is NaN: neither 0 nor 1 would be true. `summary` gives Non
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isnan, nan, sqrt
 
 import numpy as np
@@ -55,12 +55,6 @@ class Confusion:
         """Share of the negative examples that were answered right."""
         return _ratio(self.true_negative, self.true_negative + self.false_positive)
 
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall, 2TP / (2TP + FP + FN)."""
-        twice = 2 * self.true_positive
-        return _ratio(twice, twice + self.false_positive + self.false_negative)
-
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else nan
@@ -96,34 +90,6 @@ def roc_auc(y: Array, p: Array) -> float:
     return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-def average_precision(y: Array, p: Array) -> float:
-    """Σ (Rₖ − Rₖ₋₁) Pₖ over the distinct p as thresholds, from the highest down: the area under the
-    precision-recall curve in steps, without interpolation."""
-    positive = y == 1
-    n_positive = int(positive.sum())
-    if not n_positive:
-        return nan
-    distinct, place = np.unique(-p, return_inverse=True)  # highest p first
-    called = np.cumsum(np.bincount(place, minlength=len(distinct)))
-    found = np.bincount(place, weights=positive, minlength=len(distinct))
-    precision = np.cumsum(found) / called
-    return float(np.sum(found / n_positive * precision))
-
-
-def brier_score(y: Array, p: Array) -> float:
-    """Mean of (p − y)², in [0, 1], 0 the best (Brier 1950)."""
-    return float(np.mean((p.astype(np.float64) - y) ** 2))
-
-
-def log_loss(y: Array, p: Array) -> float:
-    """Mean of −(y log p + (1 − y) log(1 − p)), the course's cost from probabilities; y may lie
-    between 0 and 1. An impossible that happened costs 36 (p is kept 2⁻⁵² away from 0 and 1), not
-    infinity. From logits `training.course.loss` is exact."""
-    step = np.finfo(np.float64).eps
-    p = np.clip(p.astype(np.float64), step, 1 - step)
-    return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))
-
-
 @dataclass(frozen=True)
 class Bin:
     """The examples whose p lies in [low, high), the last bin's high included."""
@@ -137,21 +103,26 @@ class Bin:
 
 def reliability_table(y: Array, p: Array, bins: int = BINS) -> list[Bin]:
     """What was predicted against what happened, in bins of equal width over [0, 1]."""
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    predicted = np.bincount(place, weights=p, minlength=bins)
-    happened = np.bincount(place, weights=y, minlength=bins)
-    return [
-        Bin(
-            float(edges[i]),
-            float(edges[i + 1]),
-            int(counts[i]),
-            float(predicted[i] / counts[i]) if counts[i] else nan,
-            float(happened[i] / counts[i]) if counts[i] else nan,
-        )
-        for i in range(bins)
-    ]
+    place = _bins(p, bins)
+    table = []
+    for i in range(bins):
+        own = place == i
+        means = (float(p[own].mean()), float(y[own].mean())) if own.any() else (nan, nan)
+        table.append(Bin(i / bins, (i + 1) / bins, int(own.sum()), *means))
+    return table
+
+
+def expected_calibration_error(y: Array, p: Array, bins: int = BINS) -> float:
+    """Σ countₖ/m · |mean probabilityₖ − positive rateₖ| over the bins of `reliability_table`
+    (Naeini, Cooper and Hauskrecht 2015), in [0, 1], 0 the best. It depends on the number of bins
+    and is not 0 for a perfect forecast of few examples."""
+    gaps = np.bincount(_bins(p, bins), weights=p - y)  # countₖ · (mean probabilityₖ − rateₖ)
+    return float(np.abs(gaps).sum() / len(y))
+
+
+def _bins(p: Array, bins: int) -> Array:
+    places: Array = np.minimum((p * bins).astype(int), bins - 1)
+    return places
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
@@ -162,79 +133,35 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def roc_points(y: Array, p: Array) -> list[tuple[float, float, float, float]]:
-    """For every distinct p as threshold, from the highest down: (threshold, the share of the others
-    that are called positive, recall, precision). Of data with both classes."""
-    order = np.argsort(-p, kind="stable")
-    p, positive = p[order], y[order] == 1
-    last = np.append(p[1:] != p[:-1], True)  # of those that share a probability
-    found, false = np.cumsum(positive)[last], np.cumsum(~positive)[last]
-    recall, fall_out = found / positive.sum(), false / (~positive).sum()
-    points = np.stack([p[last], fall_out, recall, found / (found + false)], axis=1)
-    return [tuple(row) for row in points.tolist()]
-
-
-def expected_calibration_error(y: Array, p: Array, bins: int = BINS) -> float:
-    """Σ countₖ/m · |mean probabilityₖ − positive rateₖ| over the bins of `reliability_table`
-    (Naeini, Cooper and Hauskrecht 2015), in [0, 1], 0 the best. It depends on the number of bins
-    and is not 0 for a perfect forecast of few examples."""
-    table = [bin for bin in reliability_table(y, p, bins) if bin.count]
-    gaps = [bin.count * abs(bin.mean_probability - bin.positive_rate) for bin in table]
-    return sum(gaps) / len(y) if len(y) else nan
-
-
 def bootstrap_interval(
-    metric: Metric,
-    y: Array,
-    p: Array,
-    rng: np.random.Generator,
-    resamples: int = 1000,
-    level: float = 0.95,
+    metric: Metric, y: Array, p: Array, rng: np.random.Generator, resamples: int = 1000
 ) -> tuple[float, float]:
-    """Percentile confidence interval of metric(y, p) (Efron 1979): computed again on `resamples`
+    """The 95 % percentile interval of metric(y, p) (Efron 1979): computed again on `resamples`
     draws of m examples with replacement. Draws that leave it undefined are left out; (NaN, NaN)
     where all do. What it does not cover: examples that resemble each other, or other sources."""
-    values = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(len(y), size=len(y))
-        values[i] = metric(y[drawn], p[drawn])
+    draws = (rng.integers(len(y), size=len(y)) for _ in range(resamples))
+    values = np.array([metric(y[drawn], p[drawn]) for drawn in draws])
     values = values[~np.isnan(values)]
-    if not len(values):
-        return nan, nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (nan, nan)
     return float(low), float(high)
 
 
-def accuracy_at(threshold: float) -> Metric:
-    """Accuracy at a threshold, as a metric for `bootstrap_interval`."""
-    return lambda y, p: confusion(y, p, threshold).accuracy
-
-
-def balanced_accuracy_at(threshold: float) -> Metric:
-    """Balanced accuracy at a threshold, as a metric for `bootstrap_interval`."""
-    return lambda y, p: confusion(y, p, threshold).balanced_accuracy
-
-
 def summary(y: Array, p: Array, threshold: float = 0.5) -> dict[str, int | float | None]:
-    """Every number above, by name, as JSON values: None where it is undefined."""
+    """Counts and metrics by name, as JSON values: None where one is undefined. `called_first` is
+    the share of the answers that are the first class."""
     counts = confusion(y, p, threshold)
     numbers = {
         "accuracy": counts.accuracy,
         "balanced_accuracy": counts.balanced_accuracy,
         "precision": counts.precision,
         "recall": counts.recall,
-        "f1": counts.f1,
         "roc_auc": roc_auc(y, p),
-        "average_precision": average_precision(y, p),
-        "brier_score": brier_score(y, p),
-        "log_loss": log_loss(y, p),
         "expected_calibration_error": expected_calibration_error(y, p),
+        "called_first": float(np.mean(p >= threshold)),
     }
     return {
         "pictures": len(y),
-        "true_positive": counts.true_positive,
-        "false_negative": counts.false_negative,
-        "false_positive": counts.false_positive,
-        "true_negative": counts.true_negative,
+        **asdict(counts),
         "threshold": threshold,
-    } | {name: None if isnan(number) else number for name, number in numbers.items()}
+        **{name: None if isnan(number) else number for name, number in numbers.items()},
+    }

@@ -46,40 +46,12 @@ def progress_bar(label: str, unit: str, total: int | None = None) -> "tqdm[Never
     )
 
 
-@contextmanager
-def counted(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; yields what is called with (done, in all)."""
-    with progress_bar(label, unit) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
-
-
 def percent(share: float | None, digits: int = 2) -> str:
     """0.7 as 70.00 %; a dash for a number that is undefined."""
     return "–" if share is None else f"{share:.{digits}%}".replace("%", " %")
 
 
 # --- pages --------------------------------------------------------------------------------------
-
-
-def _data_url(picture: bytes) -> str:
-    """A PNG as a page holds it."""
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-
-
-def _interval(bin: Mapping[str, Any]) -> tuple[float, float]:
-    """The 95 % interval of what happened in a bin of `training.metrics.reliability_table`."""
-    return wilson_interval(bin["positive_rate"], bin["count"])
-
-
-def _cell(text: object) -> str:
-    """A text as a cell of a Markdown table."""
-    return str(text).replace("|", "\\|")
-
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -90,10 +62,10 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 _TEMPLATES.filters |= {
-    "data_url": _data_url,
     "percent": percent,
-    "cell": _cell,
-    "interval": _interval,
+    "data_url": lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}",
+    "cell": lambda text: str(text).replace("|", "\\|"),  # of a Markdown table
+    "interval": lambda bin: wilson_interval(bin["positive_rate"], bin["count"]),
 }
 
 
@@ -102,17 +74,12 @@ def render(template: str, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(**values)
 
 
-def json_text(values: Mapping[str, Any]) -> str:
-    """Values as JSON for people and programs; numbers that JSON does not have are a ValueError."""
-    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 # --- files --------------------------------------------------------------------------------------
 
 
-def outputs(output: Path, folder: Path | None) -> Path:
+def outputs(output: Path, folder: Path | None = None) -> Path:
     """The report folder that goes with a weights file: `folder`, or one beside it. Finds out before
-    the work what would keep both from being written; raises OSError and Refused."""
+    the work what would keep both from being written; raises OSError."""
     folder = folder or output.with_name(f"{output.stem}-report")
     check_output(output)
     check_folder(folder)
@@ -134,9 +101,6 @@ def check_folder(folder: Path) -> None:
     """Find out before the work, with an OSError, what would keep a report from being written."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is a file; a report is a folder", str(folder))
-    for file in (folder / PAGE, folder / METRICS):
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder, no part of a report", str(file))
 
 
 @contextmanager
@@ -152,9 +116,11 @@ def write_report(
     folder: Path, page: str, facts: Mapping[str, Any], more: Mapping[str, str] | None = None
 ) -> None:
     """Write report.html, metrics.json and `more` files, each whole or not at all, over those of an
-    earlier report; what else the folder holds stays. Raises OSError with the file's name."""
+    earlier report; what else the folder holds stays. facts: JSON values without NaN. Raises OSError
+    with the file's name."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in {METRICS: json_text(facts), **(more or {}), PAGE: page}.items():
+    metrics = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, text in {METRICS: metrics, **(more or {}), PAGE: page}.items():
         with naming(folder / name):
             write_file(folder / name, text.encode())
 

@@ -1,0 +1,177 @@
+"""Which pictures are held back, and which are copies of each other."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from model.network import Array
+from model.preprocessing import Preprocessing, read_picture
+from tests.pictures import encode
+from training.data import PictureSet
+from training.held_back import Data, copies_of, copy_groups, count_copies, grey_pictures, hold_back
+from training.held_back import read as read_both
+
+# --- what is held back --------------------------------------------------------------------------
+
+
+def pictures_of(groups: dict[tuple[str, int], int]) -> PictureSet:
+    """Names, sources and labels of as many pictures of each source and class; no pixels."""
+    rows = [
+        (f"{label}/{source}-{i}.jpg", source, label)
+        for (source, label), count in groups.items()
+        for i in range(count)
+    ]
+    names, sources, labels = zip(*rows, strict=True)
+    nothing = np.zeros((len(rows), 1, 1, 3), np.uint8)
+    y, sides = np.array(labels, np.float32), np.ones(len(rows), np.int16)
+    return PictureSet(nothing, sides, y, [*names], [*sources], ("cat", "non-cat"), [])
+
+
+def held_of(pictures: PictureSet, groups: Array | None = None, seed: int = 0) -> Array:
+    groups = np.arange(len(pictures)) if groups is None else groups
+    return hold_back(pictures, groups, np.random.default_rng(seed))[0]
+
+
+def test_a_fifth_of_every_source_and_class_is_held_back() -> None:
+    groups = {("a", 1): 100, ("a", 0): 400, ("b", 1): 50, ("b", 0): 7}
+    pictures = pictures_of(groups)
+    held = held_of(pictures)
+    places = np.split(held, np.cumsum(list(groups.values()))[:-1])
+    for own, count in zip(places, groups.values(), strict=True):
+        assert abs(own.sum() - count / 5) <= 1
+    assert (held == held_of(pictures)).all()
+    assert (held != held_of(pictures, seed=1)).any()
+
+
+@pytest.mark.parametrize(("cats", "others", "held"), [(15, 15, 10), (15, 30_000, 2005)])
+def test_few_pictures_give_five_and_many_no_more_than_are_needed(
+    cats: int, others: int, held: int
+) -> None:
+    assert held_of(pictures_of({("a", 1): cats, ("a", 0): others})).sum() == held
+
+
+def test_copies_are_on_one_side() -> None:
+    held = held_of(pictures_of({("a", 1): 60, ("a", 0): 60}), np.arange(120) // 3)
+    threes = held.reshape(40, 3).sum(axis=1)
+    assert set(threes.tolist()) == {0, 3}
+    assert held.sum() == 24
+
+
+def test_a_class_that_is_almost_all_copies_is_divided_and_named() -> None:
+    pictures = pictures_of({("a", 1): 40, ("a", 0): 40})
+    groups = np.where(pictures.labels == 1, np.arange(80), 50)
+    held, divided = hold_back(pictures, groups, np.random.default_rng(0))
+    assert divided == ["non-cat"]
+    assert held.sum() == 16
+
+
+# --- copies -------------------------------------------------------------------------------------
+
+Edit = Callable[[Image.Image], bytes]
+
+
+@cache
+def photo(seed: int) -> Image.Image:
+    """Coarse and fine detail, 200 × 150, unlike any other."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((150, 200, 3))
+    for cells in (3, 8, 30):
+        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
+        picture += np.asarray(noise.resize((200, 150), Image.Resampling.BICUBIC), float) / 3
+    return Image.fromarray(picture.astype(np.uint8))
+
+
+def grey(files: list[bytes], side: int = 96) -> Array:
+    pictures = np.stack([read_picture(file, Preprocessing(side=side)).pixels for file in files])
+    return grey_pictures(pictures, np.full(len(files), side))
+
+
+EDITS: dict[str, Edit] = {
+    "saved again": lambda image: encode(image, "JPEG", quality=20),
+    "as WebP": lambda image: encode(image, "WEBP", lossless=False),
+    "smaller": lambda image: encode(image.resize((75, 100))),
+    "mirrored": lambda image: encode(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+    "without colour": lambda image: encode(image.convert("L")),
+    "darker": lambda image: encode(image.point(lambda value: value * 0.7)),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_copy_is_found_among_other_pictures(edit: Edit) -> None:
+    photos = [photo(seed) for seed in range(20)]
+    groups = copy_groups(grey([*map(encode, photos), *map(edit, photos)]))
+    assert groups[:20].tolist() == groups[20:].tolist()
+    assert len(set(groups.tolist())) == 20
+
+
+def test_copies_in_the_other_set_are_found_whatever_the_size_that_it_was_read_at() -> None:
+    files = [encode(photo(seed)) for seed in range(6)]
+    known = grey([EDITS["smaller"](photo(seed)) for seed in (1, 4)], side=64)
+    assert np.flatnonzero(copies_of(grey(files), known)).tolist() == [1, 4]
+
+
+def frame(room: Image.Image, rng: np.random.Generator, cat: bool) -> bytes:
+    """A frame of a fixed camera, with its sensor's noise; the cat is a fiftieth of it."""
+    image = room.copy()
+    if cat:
+        left, top = int(rng.integers(165)), int(rng.integers(125))
+        colour = tuple(rng.integers(0, 2, 3) * 200 + 20)
+        ImageDraw.Draw(image).ellipse((left, top, left + 30, top + 25), fill=colour)
+    noisy = np.asarray(image) + rng.normal(0, 4, (150, 200, 3))
+    return encode(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), "JPEG", quality=80)
+
+
+def test_frames_of_a_fixed_camera_with_and_without_a_cat_are_told_apart() -> None:
+    rng = np.random.default_rng(1)
+    for seed in range(20):
+        room = photo(seed)
+        files = [frame(room, rng, cat) for cat in (False, False, True, True)]
+        groups = copy_groups(grey(files)).tolist()
+        assert groups[0] == groups[1]  # nothing happened in between
+        assert groups[2] != groups[0] != groups[3]
+
+
+def test_pictures_of_one_colour_are_copies_of_none() -> None:
+    flat = np.full((300, 16, 16), 7, np.float32)
+    assert count_copies(copy_groups(flat)) == 0
+
+
+def test_thousands_of_copies_of_one_picture_are_one_group() -> None:
+    rng = np.random.default_rng(2)
+    one = grey([encode(photo(3))])
+    many = one + rng.normal(0, 0.3, (3000, 16, 16)).astype(np.float32)
+    groups = copy_groups(np.concatenate([many, grey([encode(photo(4))])]))
+    assert len(set(groups.tolist())) == 2
+    assert count_copies(groups) == 3000
+
+
+def make_folder(path: Path, seeds: range) -> Path:
+    for name, shift in (("cat", 0), ("non-cat", 1000)):
+        (path / name).mkdir(parents=True)
+        for seed in seeds:
+            (path / name / f"home-{seed}.jpg").write_bytes(encode(photo(seed + shift)))
+    return path
+
+
+def test_copies_of_training_pictures_are_left_out_of_the_figures(tmp_path: Path) -> None:
+    training = make_folder(tmp_path / "training", range(10))
+    apart = make_folder(tmp_path / "apart", range(10, 16))
+    (apart / "cat" / "home-copy.jpg").write_bytes(EDITS["mirrored"](photo(3)))
+    lines: list[str] = []
+    _, held = read_both(Data([training], [apart]), 1, lines.append)
+    assert len(held) == 12
+    assert "left out 1 of the validation pictures: they are copies" in "\n".join(lines)
+
+
+def test_what_is_held_back_is_read_as_the_service_reads_it(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "data", range(16))
+    training, held = read_both(Data([data]), 1, lambda _: None)
+    assert (len(training), len(held)) == (22, 10)
+    assert not set(training.names) & set(held.names)
+    for name, pixels in zip(held.names, held.pictures, strict=True):
+        expected = read_picture((data / name).read_bytes(), Preprocessing()).pixels
+        assert (pixels == expected).all()

@@ -1,0 +1,106 @@
+"""The model card, from the weights file and its evaluation.
+
+Nothing in it is typed by hand, so nothing in it can be out of date: a test makes the committed card
+again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model.artifact import write_file
+from model.classifier import Classifier
+from model.convolution import Convolution
+from model.network import Composite, Layer, Linear, Mirrored, Residual, parameters
+from training import Refused
+from training.data import CLASS_NAMES, PROVENANCE, TEACHERS
+from training.evaluation import FORMAT, for_templates, worst_kinds
+from training.fit import FINE_TUNING, SCRATCH
+from training.report import Say, check_output, load, render
+
+EVALUATION, CARD = "evaluation.json", "MODEL_CARD.md"  # beside the weights
+
+
+def run_card(weights: Path, say: Say) -> None:
+    """Write the card of the weights. Raises Refused and OSError."""
+    output = weights.with_name(CARD)
+    check_output(output)
+    results = read_evaluation(weights.with_name(EVALUATION))
+    try:
+        text = model_card(weights, results)
+    except KeyError as error:  # weights or an evaluation of another make
+        raise Refused(f"{weights} or its evaluation says nothing of {error}.") from error
+    write_file(output, text.encode())
+    say(f"card: {output}")
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """The numbers of an evaluation; raises Refused where the file holds something else."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refused(
+            f"{path} does not exist. Make it with `python -m training evaluate`: it is the "
+            "metrics.json of the report."
+        ) from None
+    except ValueError as error:
+        raise Refused(f"{path} is no evaluation: it is not JSON ({error}).") from error
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise Refused(
+            f"{path} is no evaluation that this code reads; name the metrics.json of a report."
+        )
+    return results
+
+
+def model_card(weights: Path, results: Mapping[str, Any]) -> str:
+    """The card, in Markdown. Raises Refused where the evaluation is of other weights."""
+    classifier = load(weights)
+    model = results["model"]
+    if model["version"] != classifier.version:
+        raise Refused(
+            f"The evaluation is of {model['name']}, version {model['version']}; {weights.name} has "
+            f"version {classifier.version}. Evaluate these weights."
+        )
+    facts = classifier.metadata
+    return render(
+        "card.md",
+        classifier=classifier,
+        weights=weights.name,
+        megabytes=weights.stat().st_size / 1e6,
+        architecture=_architecture(classifier.layers),
+        parameters=sum(value.size for value in parameters(classifier.layers).values()),
+        house_cat=classifier.class_names == CLASS_NAMES,
+        facts=facts,
+        sets=facts.get("data", {}),
+        provenance=PROVENANCE,
+        teachers=TEACHERS,
+        training=facts.get("training", {}),
+        recipe=_recipe(classifier),
+        wrong={key: worst_kinds(results, key) for key in ("false", "missed")},
+        **for_templates(results),
+    )
+
+
+def _recipe(classifier: Classifier) -> dict[str, Any]:
+    """The settings of its training that differ from the defaults of `fit`."""
+    facts = classifier.metadata
+    defaults = asdict(FINE_TUNING if facts.get("started_from") else SCRATCH)
+    usual = json.loads(json.dumps(defaults)) | {"command": "fit"}
+    settings: Mapping[str, Any] = facts.get("training", {})
+    return {name: it for name, it in settings.items() if it not in (None, usual.get(name))}
+
+
+def _architecture(layers: Sequence[Layer]) -> str:
+    convolutions = _count(layers, Convolution)
+    if not convolutions and len(layers) == 1:
+        return "logistic regression on the pixels"
+    blocks, linear = _count(layers, Residual), _count(layers, Linear)
+    twice = ", mean over the picture and its mirror image" if _count(layers, Mirrored) else ""
+    return f"{convolutions} convolutions, {blocks} residual blocks, {linear} linear{twice}"
+
+
+def _count(layers: Sequence[Layer], of: type[Layer]) -> int:
+    inside = sum(_count(layer.layers, of) for layer in layers if isinstance(layer, Composite))
+    return inside + sum(isinstance(layer, of) for layer in layers)
