@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from app.capacity import workers_for
+from app.capacity import plan, workers_for
 from app.settings import BadSettings, Settings, describe, in_force
 from model.workers import CannotStart
 
@@ -29,18 +29,15 @@ def main() -> None:
     if options.settings:
         print("\n".join(in_force(settings, os.environ)))
         return
-    workers = workers_for(settings)
+    workers = workers_for(settings, plan(settings.workers))
     try:
         workers.launch()  # so that the weights are loaded while this process imports its libraries
-    except CannotStart as error:
-        sys.exit(str(error))
-    from app.main import app
-    from app.server import CannotListen, run
+        from app.main import app
+        from app.server import run
 
-    app.state.workers = workers
-    try:
+        app.state.workers = workers
         sys.exit(run(app))
-    except CannotListen as error:
+    except CannotStart as error:
         sys.exit(str(error))
 
 

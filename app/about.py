@@ -2,9 +2,9 @@
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,13 @@ ALL = "all"  # the source of metrics that are not given by source
 
 
 def about(classifier: Classifier) -> dict[str, Any]:
-    """The values of `app.answers.ModelAnswer`. An artifact's metadata may be any JSON."""
+    """The values of `app.routes.ModelAnswer`. An artifact's metadata may be any JSON: what has
+    another form than ours writes is left out."""
     facts = _finite(classifier.metadata)
-    measured = _metrics(_mapping(facts.get("metrics")))
-    side = classifier.preprocessing.side
-    weights = picture_of_weights(classifier.layers, side)
-    rule = facts.get("threshold_rule")
+    weights = picture_of_weights(classifier.layers, classifier.preprocessing.side)
     explained = method(classifier.layers)
+    metrics = _where_it_fits(_metrics, facts) or {}
+    rule, limits = facts.get("threshold_rule"), facts.get("limits")
     return {
         "name": classifier.name,
         "version": classifier.version,
@@ -41,12 +41,14 @@ def about(classifier: Classifier) -> dict[str, Any]:
             "layers": describe(classifier.layers),
         },
         "explanation": {"name": explained.name, "description": explained.description},
-        "data": _mapping(facts.get("data")),
-        "training": _mapping(facts.get("training")),
-        "metrics": measured,
-        "calibration": _mapping(facts.get("calibration")),
-        "limits": [*_limits(classifier, measured), *_texts(facts.get("limits"))],
-        "learning_curve": _curve(facts),
+        **{name: _mapping(facts.get(name)) for name in ("data", "training", "calibration")},
+        "metrics": metrics,
+        "limits": [
+            *_limits(classifier),
+            *(_where_it_fits(lambda each: [*_measured_limits(classifier, each)], metrics) or []),
+            *(each for each in (limits if isinstance(limits, list) else []) if type(each) is str),
+        ],
+        "learning_curve": _where_it_fits(_curve, facts),
         "weights_png": None if weights is None else base64.b64encode(png(weights)).decode(),
     }
 
@@ -60,110 +62,89 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 def summary(layers: Sequence[Layer]) -> str:
     """The layers that have weights, counted: "10 convolutions, 1 linear"."""
-    counts: dict[str, int] = {}
-    _count(layers, counts)
-    if counts == {"linear": 1} and len(layers) == 1:
+    kinds = [*_kinds(layers)]
+    if kinds == ["linear"] and len(layers) == 1:
         return "Logistic regression on the pixels"
-    counted = (
+    counts = {kind: kinds.count(kind) for kind in kinds}
+    return ", ".join(
         f"{n} {kind}{'s' if n > 1 and kind != 'linear' else ''}" for kind, n in counts.items()
     )
-    return ", ".join(counted)
 
 
-def _count(layers: Sequence[Layer], counts: dict[str, int]) -> None:
+def _kinds(layers: Sequence[Layer]) -> Iterator[str]:
     for layer in layers:
         if isinstance(layer, Composite):
-            _count(layer.layers, counts)
+            yield from _kinds(layer.layers)
         elif layer.parameters:
-            counts[layer.kind] = counts.get(layer.kind, 0) + 1
+            yield layer.kind
 
 
-def _metrics(measured: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+def _where_it_fits(make: Callable[[Any], Any], values: Any) -> Any:
+    try:
+        return make(values)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Split → source → metric, also where an artifact has its metrics right below the split."""
     found = {}
-    for split, metrics in measured.items():
-        by_source = {name: each for name, each in _mapping(metrics).items() if _by_source(each)}
-        if by_source or metrics:
-            found[str(split)] = by_source or {ALL: _mapping(metrics)}
+    for split, metrics in facts["metrics"].items():
+        sources = {name: each for name, each in metrics.items() if "pictures" in _mapping(each)}
+        if metrics:
+            found[str(split)] = sources or {ALL: metrics}
     return found
 
 
-def _by_source(value: Any) -> bool:
-    return isinstance(value, dict) and "pictures" in value
-
-
-def _limits(
-    classifier: Classifier, measured: Mapping[str, Mapping[str, Mapping[str, Any]]]
-) -> list[str]:
-    """What follows from its kind and from its measured metrics."""
+def _limits(classifier: Classifier) -> list[str]:
     first, other = classifier.class_names
     side = classifier.preprocessing.side
-    limits = [
+    return [
         f"It knows one question, {first} or {other}, and sees {side}×{side} pixels: what is small"
         " in the picture is lost.",
         "Pictures of other kinds, cameras and places than those it was measured on are harder.",
     ]
-    split = next((name for name in ("test", "validation") if name in measured), None)
-    for source, metrics in measured.get(split or "", {}).items():
-        missed = _share(metrics, "false_negative", "true_positive")
-        taken = _share(metrics, "false_positive", "true_negative")
+
+
+def _measured_limits(classifier: Classifier, metrics: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence a source: how much of each class gets the wrong answer."""
+    first, other = classifier.class_names
+    split = "test" if "test" in metrics else "validation"
+    for source, measured in metrics.get(split, {}).items():
         where = f"Of the {split} pictures" + ("" if source == ALL else f" from {source}")
-        at = metrics.get("threshold")
-        # The artifact's own: the service may have been given another.
-        if _is_number(at) and 0 < at < 1 and at != classifier.threshold:
+        at = measured.get("threshold")
+        if at not in (None, classifier.threshold):  # the service was given another
             where += f", with a threshold of {at:.1%},"
-        words = [
-            *([f"misses {missed:.0%} of {first}"] if missed is not None else []),
-            *([f"answers {first} to {taken:.0%} of {other}"] if taken is not None else []),
-        ]
+        missed, found, taken, left = (
+            measured.get(name, 0)
+            for name in ("false_negative", "true_positive", "false_positive", "true_negative")
+        )
+        words = [f"misses {missed / (missed + found):.0%} of {first}"] if missed + found else []
+        if taken + left:
+            words.append(f"answers {first} to {taken / (taken + left):.0%} of {other}")
         if words:
-            limits.append(f"{where} it {' and '.join(words)}.".replace("%", " %"))
-    return limits
-
-
-def _share(metrics: Mapping[str, Any], wrong: str, right: str) -> float | None:
-    counts = [metrics.get(name) for name in (wrong, right)]
-    if not all(isinstance(count, int) and count >= 0 for count in counts) or not any(counts):
-        return None
-    return float(counts[0] / (counts[0] + counts[1]))  # type: ignore[operator]
+            yield f"{where} it {' and '.join(words)}.".replace("%", " %")
 
 
 def _curve(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """The course's costs, or the losses and metrics of epochs."""
     series: dict[str, list[tuple[float, float]]] = {}
-    costs = _mapping(facts.get("costs"))
-    every, values = costs.get("every"), costs.get("values")
-    if _is_number(every) and isinstance(values, list):
-        series["cost"] = [(i * every, v) for i, v in enumerate(values) if _is_number(v)]
-        x = "iteration"
+    if "costs" in facts:
+        every, costs = facts["costs"]["every"], facts["costs"]["values"]
+        series["cost"] = [(float(i * every), float(cost)) for i, cost in enumerate(costs)]
     else:
-        x = "epoch"
-        rows = facts.get("learning_curve")
-        for row in rows if isinstance(rows, list) else []:
-            _add_epoch(series, _mapping(row))
+        for row in facts["learning_curve"]:
+            areas = {f"AUC {name}": value for name, value in row.get("roc_auc", {}).items()}
+            for name, value in {"loss": row.get("loss"), **areas}.items():
+                if value is not None:
+                    series.setdefault(name, []).append((float(row["epoch"]), float(value)))
     series = {name: line for name, line in series.items() if len(line) > 1}
+    x = "iteration" if "costs" in facts else "epoch"
     return {"x": x, "series": series} if series else None
-
-
-def _add_epoch(series: dict[str, list[tuple[float, float]]], row: Mapping[str, Any]) -> None:
-    epoch = row.get("epoch")
-    values = {"loss": row.get("loss")}
-    values |= {f"AUC {name}": value for name, value in _mapping(row.get("roc_auc")).items()}
-    for name, value in values.items():
-        if _is_number(epoch) and _is_number(value):
-            series.setdefault(name, []).append((epoch, value))
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _texts(value: Any) -> list[str]:
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.settings import Settings
 from model.machine import cores, memory_bytes
-from model.workers import Workers
+from model.workers import AHEAD_BYTES, Workers
 
 WEIGHTS = Path(__file__).parent.parent / "model" / "cat.safetensors"
 # Of the bytes that are free, what a single upload may take: large ones leave room for small ones.
@@ -19,7 +19,8 @@ PART_OF_FREE = 0.75
 # Memory, as /proc/PID/smaps_rollup has it after some hundred requests, rounded up.
 FRONT_BYTES = 44 * 2**20
 TEMPLATE_BYTES = 46 * 2**20  # interpreter, libraries, weights: workers share it
-WORKER_BYTES = 10 * 2**20  # what a worker adds before it works on anything
+# What a worker adds before it works on anything, and of the body that is sent ahead to it.
+WORKER_BYTES = 10 * 2**20 + AHEAD_BYTES
 MARGIN = 0.06  # of the limit, for what allocators keep
 BODIES_PART = 0.18  # of what is left; the rest is for the workers
 COPIES = 1.25  # of a body in the front: the bytes themselves, and a buffer on their way
@@ -56,9 +57,8 @@ def plan(workers: int | None = None) -> Capacity:
     return Capacity(workers, min(max(share(workers), 2**25), MOST_SHARE_BYTES), bodies)
 
 
-def workers_for(settings: Settings) -> Workers:
+def workers_for(settings: Settings, capacity: Capacity) -> Workers:
     """The workers of a service with these settings, not started yet."""
-    capacity = plan(settings.workers)
     return Workers(
         "app.work",
         [str(settings.weights or WEIGHTS)],

@@ -4,13 +4,13 @@
 which an answer's `type` leads to, are made from it. The front and its workers raise them alike.
 """
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MEDIA_TYPE = "application/problem+json"
 PAGE = "/problems"
+FAILED = "Something went wrong inside the service; the picture may be fine."
 
 
 @dataclass(frozen=True)
@@ -85,50 +85,38 @@ class Problem(Exception):
         }
 
 
+def _documented(kind: str, description: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "description": description, **more}
+
+
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "title": "Problem",
     "description": "What went wrong, as RFC 9457 has it. Some types add members of their own.",
     "required": ["type", "title", "status", "detail"],
     "properties": {
-        "type": {
-            "type": "string",
-            "format": "uri-reference",
-            "description": "Names the type of problem.",
-        },
-        "title": {"type": "string", "description": "The type in words."},
-        "status": {"type": "integer", "description": "The HTTP status."},
-        "detail": {"type": "string", "description": "What arrived, what the limit is, what to do."},
-        "request_id": {"type": "string", "description": "The answer's X-Request-ID."},
-        "limit_bytes": {"type": "integer", "description": "With too-large: the upload limit."},
-        "limit_pixels": {"type": "integer", "description": "With too-many-pixels: the limit."},
-        "limit_side": {"type": "integer", "description": "With too-many-pixels: the limit a side."},
+        "type": _documented("string", "Names the type of problem.", format="uri-reference"),
+        "title": _documented("string", "The type in words."),
+        "status": _documented("integer", "The HTTP status."),
+        "detail": _documented("string", "What arrived, what the limit is, what to do."),
+        "request_id": _documented("string", "The answer's X-Request-ID."),
+        "limit_bytes": _documented("integer", "With too-large: the upload limit."),
+        "limit_pixels": _documented("integer", "With too-many-pixels: the limit."),
+        "limit_side": _documented("integer", "With too-many-pixels: the limit a side."),
     },
 }
 
+
+def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {name: {"description": description, "required": True, "schema": schema}}
+
+
 # Headers of answers with these statuses; with any, the request's id.
-REQUEST_ID = {
-    "X-Request-ID": {
-        "description": "The request's own, or a new one.",
-        "required": True,
-        "schema": {"type": "string"},
-    }
-}
+REQUEST_ID = _header("X-Request-ID", "The request's own, or a new one.", type="string")
+RETRY = "Seconds until it is worth trying again."
 HEADERS: dict[int, dict[str, Any]] = {
-    401: {
-        "WWW-Authenticate": {
-            "description": "How to send a key.",
-            "required": True,
-            "schema": {"type": "string"},
-        }
-    },
-    503: {
-        "Retry-After": {
-            "description": "Seconds until it is worth trying again.",
-            "required": True,
-            "schema": {"type": "integer", "minimum": 1},
-        }
-    },
+    401: _header("WWW-Authenticate", "How to send a key.", type="string"),
+    503: _header("Retry-After", RETRY, type="integer", minimum=1),
 }
 
 
@@ -151,19 +139,3 @@ def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
             }
         }
     return documented
-
-
-def page() -> str:
-    """All of them as a page for people: where an answer's `type` leads."""
-    rows = "".join(
-        f'<dt id="{each.slug}"><strong>{html.escape(each.title)}</strong>'
-        f"</dt><dd><code>{each.status} {each.uri}</code></dd>\n"
-        for each in TYPES.values()
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        "<title>Problems</title></head>\n<body><h1>Problems</h1>\n"
-        "<p>What each answer's <code>type</code> means. Its <code>detail</code> says what arrived,"
-        f" what was expected and what to do.</p>\n<dl>\n{rows}</dl></body></html>\n"
-    )

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field
 
 from app import errors
 from app.errors import Problem
-from app.routes import PICTURE_BODY, UPLOAD_PROBLEMS, work_on_picture
+from app.routes import FORM_PROBLEMS, PICTURE_BODY, UPLOAD_PROBLEMS, work_on_picture
 from model.workers import CannotStart
 
 ID = re.compile("[0-9a-f]{24}")  # the start of a SHA-256 over the JPEG
@@ -138,15 +138,14 @@ class FeedbackAnswer(BaseModel):
 
 router = APIRouter()
 PROBLEMS = ("foreign-page", "not-found", "collection-failed")
+KEEP_PROBLEMS = (*FORM_PROBLEMS, *UPLOAD_PROBLEMS, *PROBLEMS, "invalid-request", "collection-full")
 
 
 @router.post(
     "/feedback",
-    operation_id="give_feedback",
     summary="Keep a picture with its right class, to train with",
-    response_description="The picture is kept.",
     openapi_extra={"requestBody": PICTURE_BODY},
-    responses=errors.responses(*UPLOAD_PROBLEMS, *PROBLEMS, "invalid-request", "collection-full"),
+    responses=errors.responses(*KEEP_PROBLEMS),
 )
 async def give_feedback(
     request: Request,
@@ -169,9 +168,7 @@ async def give_feedback(
 
 @router.delete(
     "/feedback/{identity}",
-    operation_id="take_feedback_back",
     summary="Remove a picture that was kept",
-    response_description="The picture is removed.",
     status_code=204,
     responses=errors.responses(*PROBLEMS),
 )

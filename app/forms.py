@@ -1,35 +1,27 @@
 """Take the one picture out of a multipart form. Runs in a worker."""
 
-import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 
 from app.errors import Problem
 
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
-
-FIELD = b"file"
 MAX_PARTS = 20
-
-# The parser would log a warning, quoting what arrived, for each form that it cannot read.
-_silent = logging.getLogger(f"{__name__}.parser")
-_silent.disabled = True
+MAX_HEAD_BYTES = 4096  # of a part's headers
 
 
 def picture_of(body: bytes, content_type: str) -> bytes:
     """The field `file` of a multipart/form-data body; the body itself if it is something else.
 
+    Fields that are no files are let pass: pages add their own, such as the button's.
     Raises Problem: empty, malformed-form, missing-file, several-files.
     """
     if not content_type.lower().lstrip().startswith("multipart/form-data"):
         if not body:
             raise Problem("empty", "The request has no body. Send the picture's bytes as the body.")
         return body
-    _, options = parse_options_header(content_type)
-    if not (boundary := options.get(b"boundary", b"")):
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not boundary:
         raise Problem(
             "malformed-form",
             "Content-Type says multipart/form-data but names no boundary. Let the HTTP client"
@@ -37,118 +29,68 @@ def picture_of(body: bytes, content_type: str) -> bytes:
         )
     if not body:
         raise Problem("empty", "The form has no content. Send the picture in the field 'file'.")
-    form = _Form()
-    try:
-        parser = MultipartParser(boundary, form.callbacks())
-        parser.logger = _silent
-        parser.write(body)
-    except FormParserError:
-        raise _malformed(_what_is_wrong(body, boundary)) from None
-    return form.picture()
+    pictures, others = [], []
+    for name, is_file, content in _parts(body, boundary):
+        if name == b"file":
+            pictures.append(content)
+            continue
+        others.append(name[:40].decode(errors="replace"))
+        if is_file and pictures:
+            raise Problem(
+                "several-files",
+                "The form has another file beside the field 'file', in the field"
+                f" {others[-1]!r}. Send one request for each picture.",
+            )
+        if is_file:
+            raise Problem(
+                "missing-file",
+                f"The form has a file in the field {others[-1]!r}. Name the field 'file', and send"
+                " no other file with it.",
+            )
+    if len(pictures) > 1:
+        detail = "The form has more than one field 'file'. Send one request for each picture."
+        raise Problem("several-files", detail)
+    if not pictures:
+        there = f"; there are {', '.join(map(repr, others))}" if others else ""
+        detail = f"The form has no field 'file'{there}. Send the picture in a field of that name."
+        raise Problem("missing-file", detail, field="file")
+    if not pictures[0]:
+        raise Problem("empty", "The form's field 'file' is empty. Choose a picture for it.")
+    return pictures[0]
 
 
-def _what_is_wrong(body: bytes, boundary: bytes) -> str:
-    if body.lstrip(b"\r\n").startswith(b"--" + boundary):
-        return "what stands between its boundaries is not built as a form's parts are"
-    return (
-        "it does not begin with the boundary that Content-Type names. Let the HTTP client write"
-        " this header, or send the picture itself as the body"
-    )
+def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
+    """Name, whether it is a file, and content of each part. Raises Problem: malformed-form."""
+    first = b"--" + boundary
+    body = body.lstrip(b"\r\n") if body[:1] == b"\r" else body
+    if not body.startswith(first):
+        raise _malformed(
+            "it does not begin with the boundary that Content-Type names. Let the HTTP client"
+            " write this header, or send the picture itself as the body"
+        )
+    at = len(first)
+    for _ in range(MAX_PARTS + 1):
+        if body.startswith(b"--", at):
+            return  # what follows the closing boundary does not count
+        end = body.find(b"\r\n" + first, at)
+        if end < 0:
+            raise _malformed("it ends before its closing boundary")
+        # The picture is copied once, as what is yielded: it may be most of what a worker may take.
+        head_end = body.find(b"\r\n\r\n", at, min(end, at + MAX_HEAD_BYTES))
+        line, *lines = body[at : max(head_end, at)].split(b"\r\n")
+        headers = [header.partition(b":") for header in lines]
+        if head_end < 0 or line.strip(b" \t") or not all(colon for _, colon, _ in headers):
+            raise _malformed(
+                "what stands between its boundaries is not built as a form's parts are"
+            )
+        named = {name.strip().lower(): value.strip() for name, _, value in headers}
+        _, options = parse_options_header(named.get(b"content-disposition"))
+        if b"name" not in options:
+            raise _malformed("a part has no Content-Disposition with a name")
+        yield options[b"name"], bool(options.get(b"filename")), body[head_end + 4 : end]
+        at = end + 2 + len(first)
+    raise _malformed(f"it has more than {MAX_PARTS} parts; one named 'file' is enough")
 
 
 def _malformed(reason: str) -> Problem:
     return Problem("malformed-form", f"The multipart form cannot be read: {reason}.")
-
-
-class _Form:
-    """Takes the parser's events and keeps the one field that counts.
-
-    Fields that are no files are let pass: pages add their own, such as the button's.
-    """
-
-    def __init__(self) -> None:
-        self._pieces: list[memoryview] = []
-        self._files = self._parts = 0
-        self._in_file = self._complete = False
-        self._name = self._value = self._disposition = b""
-        self._others: list[str] = []  # names of the fields that are not the picture
-
-    def callbacks(self) -> "MultipartCallbacks":
-        return {
-            "on_part_begin": self._part_begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_headers_finished": self._headers_finished,
-            "on_part_data": self._part_data,
-            "on_end": self._end,
-        }
-
-    def picture(self) -> bytes:
-        """The picture, once the form has been read to its end."""
-        if not self._complete:
-            raise _malformed("it ends before its closing boundary")
-        if not self._files:
-            there = f"; there are {', '.join(map(repr, self._others))}" if self._others else ""
-            raise Problem(
-                "missing-file",
-                f"The form has no field 'file'{there}. Send the picture in a field of that name.",
-                field="file",
-            )
-        picture = b"".join(self._pieces)
-        if not picture:
-            raise Problem("empty", "The form's field 'file' is empty. Choose a picture for it.")
-        return picture
-
-    def _part_begin(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise _malformed(f"it has more than {MAX_PARTS} parts; one named 'file' is enough")
-        self._name = self._value = self._disposition = b""
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._name = self._value = b""
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        if b"name" not in options:
-            raise _malformed("a part has no Content-Disposition with a name")
-        name = options[b"name"]
-        shown = name[:40].decode(errors="replace")
-        self._in_file = name == FIELD
-        if self._in_file:
-            self._files += 1
-            if self._files > 1:
-                raise Problem(
-                    "several-files",
-                    "The form has more than one field 'file'. Send one request for each picture.",
-                )
-        elif options.get(b"filename"):
-            if self._files:
-                raise Problem(
-                    "several-files",
-                    f"The form has another file beside the field 'file', in the field {shown!r}."
-                    " Send one request for each picture.",
-                )
-            raise Problem(
-                "missing-file",
-                f"The form has a file in the field {shown!r}. Name the field 'file', and send no"
-                " other file with it.",
-            )
-        else:
-            self._others.append(shown)
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._in_file:
-            self._pieces.append(memoryview(data)[start:end])
-
-    def _end(self) -> None:
-        self._complete = True

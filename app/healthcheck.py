@@ -12,22 +12,17 @@ from app.settings import BadSettings, Settings
 TIMEOUT_SECONDS = 3
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 – looked up, not bound
 
-
-def main() -> None:
+if __name__ == "__main__":
     try:
         settings = Settings.from_env(os.environ)
     except BadSettings as error:
         sys.exit(str(error))
-    host = ANY_ADDRESS.get(settings.bind_host, settings.bind_host)
-    connection = http.client.HTTPConnection(host, settings.bind_port, timeout=TIMEOUT_SECONDS)
+    host, port = ANY_ADDRESS.get(settings.bind_host, settings.bind_host), settings.bind_port
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/health")
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        sys.exit(f"{host}:{settings.bind_port} does not answer: {error}")
+        sys.exit(f"{host}:{port} does not answer: {error}")
     if status != http.client.OK:
-        sys.exit(f"{host}:{settings.bind_port} answers {status}")
-
-
-if __name__ == "__main__":
-    main()
+        sys.exit(f"{host}:{port} answers {status}")

@@ -7,37 +7,19 @@ one gives; and `vector`, what the network gets. One picture that is refused refu
 the protocol has no errors for single rows.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from app import errors
-from app.answers import (
-    InferAnswer,
-    InferRequest,
-    ModelMetadataAnswer,
-    ModelReadyAnswer,
-    ServerAnswer,
-    ServerLiveAnswer,
-    ServerReadyAnswer,
-    TensorAnswer,
-)
+from app import HEADER_LENGTH, MAX_PICTURES, MODEL, errors
 from app.errors import Problem
-from app.inference_schema import HEADER_LENGTH, MAX_PICTURES, MODEL, OUTPUTS, Spec, inputs
-from app.middleware import Facts
-from app.queue import Queue
-from app.routes import UPLOAD_PROBLEMS, check_ready
+from app.queue import Queue, read_body
+from app.routes import UPLOAD_PROBLEMS, check_ready, work
 from app.settings import Settings
-from app.uploads import read_body
 
-UNVERSIONED = f"/v2/models/{MODEL}"
-VERSIONED = UNVERSIONED + "/versions/{version}"
 # For a request's JSON, on top of the pictures themselves, which base64 makes a third larger.
 JSON_ALLOWANCE_BYTES = 64 * 2**10
-
-router = APIRouter(tags=["Open Inference Protocol"])
 
 
 def body_limit(max_upload_bytes: int) -> int:
@@ -57,9 +39,6 @@ async def check_version(request: Request) -> None:
         )
 
 
-Served = Annotated[None, Depends(check_version)]
-
-
 def _problems(*slugs: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's entries for problems as they are sent here: plain JSON with `error`."""
     documented = errors.responses(*slugs)
@@ -73,20 +52,24 @@ def _problems(*slugs: str) -> dict[int | str, dict[str, Any]]:
     return documented
 
 
-# Requests are no parameter of a function: clients leave out the content type, and binary tensors
-# follow the JSON. So the OpenAPI document is told of them here.
-SCHEMAS = models_json_schema(
-    [(InferRequest, "validation")], ref_template="#/components/schemas/{model}"
-)[1]["$defs"]
+# The protocol has the shapes of the messages, and the model's metadata its tensors: examples say
+# enough. Requests are no parameter of a function: binary tensors follow the JSON.
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["a picture in base64"]}
 INFER = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}},
-            "application/octet-stream": BINARY,
-        },
-    }
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"type": "object"}, "example": {"inputs": [IMAGE]}},
+        "application/octet-stream": BINARY,
+    },
+}
+ANSWER = {
+    "model_name": MODEL,
+    "model_version": "5d21ad618caf",
+    "outputs": [
+        {"name": "cat_probability", "datatype": "FP32", "shape": [1, 1], "data": [0.98]},
+        {"name": "label", "datatype": "BYTES", "shape": [1, 1], "data": ["cat"]},
+    ],
 }
 HEADER = {
     "name": HEADER_LENGTH,
@@ -103,134 +86,79 @@ VERSION = {
 }
 INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "model": InferAnswer,
         "description": "The pictures were classified. Where an output was asked for in binary, its"
         " bytes follow the JSON.",
-        "content": {"application/octet-stream": BINARY},
+        "content": {
+            "application/json": {"schema": {"type": "object"}, "example": ANSWER},
+            "application/octet-stream": BINARY,
+        },
     },
-    **_problems("invalid-inference", "unauthorized", "not-found", "empty", *UPLOAD_PROBLEMS[1:]),
+    **_problems("invalid-inference", "unauthorized", "not-found", *UPLOAD_PROBLEMS),
 }
 
+router = APIRouter(tags=["Open Inference Protocol"])
+model_router = APIRouter(tags=router.tags, dependencies=[Depends(check_version)])
 
+
+@router.get("/v2/", include_in_schema=False)
 @router.get(
-    "/v2/",
-    operation_id="v2_server_slash",
-    summary="Name the server and its extensions",
-    responses=_problems("unauthorized"),
-    include_in_schema=False,
+    "/v2", summary="Name the server and its extensions", responses=_problems("unauthorized")
 )
-@router.get(
-    "/v2",
-    operation_id="v2_server",
-    summary="Name the server and its extensions",
-    responses=_problems("unauthorized"),
-)
-async def server_metadata(request: Request) -> ServerAnswer:
-    return ServerAnswer(
-        name="cat-or-not", version=request.app.version, extensions=["binary_tensor_data"]
-    )
+async def v2_server(request: Request) -> dict[str, str | list[str]]:
+    version: str = request.app.version
+    return {"name": "cat-or-not", "version": version, "extensions": ["binary_tensor_data"]}
 
 
-@router.get("/v2/health/live", operation_id="v2_live", summary="Say that the process answers")
-async def live() -> ServerLiveAnswer:
-    return ServerLiveAnswer(live=True)
+@router.get("/v2/health/live", summary="Say that the process answers")
+async def v2_live() -> dict[str, bool]:
+    return {"live": True}
 
 
 @router.get(
     "/v2/health/ready",
-    operation_id="v2_ready",
     summary="Say that the service takes requests",
     responses=_problems("not-ready"),
 )
-async def ready(request: Request) -> ServerReadyAnswer:
+async def v2_ready(request: Request) -> dict[str, bool]:
     check_ready(request, ready=False, live=True)
-    return ServerReadyAnswer(live=True, ready=True)
+    return {"live": True, "ready": True}
 
 
-@router.get(
-    f"{VERSIONED}/ready",
-    operation_id="v2_model_version_ready",
-    summary="Say that this version of the model is ready",
-    responses=_problems("unauthorized", "not-found", "not-ready"),
-    openapi_extra={"parameters": [VERSION]},
-)
-@router.get(
-    f"{UNVERSIONED}/ready",
-    operation_id="v2_model_ready",
-    summary="Say that the model is ready",
-    responses=_problems("unauthorized", "not-ready"),
-)
-async def model_ready(request: Request, _: Served) -> ModelReadyAnswer:
+async def model_ready(request: Request) -> dict[str, str | bool]:
     check_ready(request, ready=False, name=MODEL)
-    return ModelReadyAnswer(name=MODEL, ready=True)
+    return {"name": MODEL, "ready": True}
 
 
-@router.get(
-    VERSIONED,
-    operation_id="v2_model_version",
-    summary="Describe this version of the model",
-    responses=_problems("unauthorized", "not-found"),
-    openapi_extra={"parameters": [VERSION]},
-)
-@router.get(
-    UNVERSIONED,
-    operation_id="v2_model",
-    summary="Describe the model: its version, inputs and outputs",
-    responses=_problems("unauthorized"),
-)
-async def model_metadata(request: Request, _: Served) -> ModelMetadataAnswer:
+async def model_metadata(request: Request) -> dict[str, Any]:
     model = request.app.state.model
-    first, second = model["class_names"]
-    meaning = {
-        "image": "picture files, JPEG, PNG and others; in JSON as base64",
-        "pixels": "upright RGB pictures, squeezed to this size: one view of each",
-        "vector": "pixels in that order, divided by 255: from 0 to 1",
-        "cat_probability": f"of the first class, {first}",
-        "label": f"{first} from the threshold on, else {second}",
-    }
-
-    def answer(spec: Spec) -> TensorAnswer:
-        return TensorAnswer(
-            name=spec.name,
-            datatype=spec.datatype,
-            shape=list(spec.shape),
-            parameters={"description": meaning[spec.name]},
-        )
-
     settings: Settings = request.app.state.settings
-    return ModelMetadataAnswer(
-        name=MODEL,
-        versions=[model["version"]],
-        platform="numpy",
-        inputs=list(map(answer, inputs(model["side"]))),
-        outputs=list(map(answer, OUTPUTS)),
-        parameters={
+
+    def described(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {
+                **{name: each[name] for name in ("name", "datatype", "shape")},
+                "parameters": {"description": each["meaning"]},
+            }
+            for each in tensors
+        ]
+
+    return {
+        "name": MODEL,
+        "versions": [model["version"]],
+        "platform": "numpy",
+        "inputs": described(model["inputs"]),
+        "outputs": described(model["outputs"]),
+        "parameters": {
             "inputs_a_request": 1,
             "max_pictures": MAX_PICTURES,
             "max_request_bytes": body_limit(settings.max_upload_bytes),
             "artifact": model["name"],
             "threshold": settings.threshold or model["threshold"],
         },
-    )
+    }
 
 
-@router.post(
-    f"{VERSIONED}/infer",
-    operation_id="v2_infer_version",
-    summary="Classify pictures with this version of the model",
-    response_class=Response,
-    responses=INFER_RESPONSES,
-    openapi_extra={**INFER, "parameters": [HEADER, VERSION]},
-)
-@router.post(
-    f"{UNVERSIONED}/infer",
-    operation_id="v2_infer",
-    summary="Classify pictures",
-    response_class=Response,
-    responses=INFER_RESPONSES,
-    openapi_extra={**INFER, "parameters": [HEADER]},
-)
-async def infer(request: Request, _: Served) -> Response:
+async def infer(request: Request) -> Response:
     """Classify the pictures of one input: `image`, `pixels` or `vector`.
 
     The body is JSON, or JSON and then tensors as bytes where the header
@@ -241,18 +169,51 @@ async def infer(request: Request, _: Served) -> Response:
     queue: Queue = request.app.state.queue
     most = body_limit(settings.max_upload_bytes)
     with queue.enter() as room:
-        body = await read_body(request, room, most, most)
-        head = {
-            "kind": "infer",
-            "header_length": request.headers.get(HEADER_LENGTH),
-            "encoding": request.headers.get("content-encoding", "").strip().lower(),
-            "threshold": settings.threshold,
-            "views": settings.views,
-            "max_pixels": settings.max_pixels,
-            "max_bytes": settings.max_upload_bytes,
-            "max_body_bytes": most,
-        }
-        facts: Facts = request.scope["facts"]
-        facts.model_version = request.app.state.model["version"]
-        reply = await queue.work(request, head, body)
+        body = await read_body(
+            request, room, most=most, limit=most, seconds=settings.upload_seconds
+        )
+        reply = await work(
+            request,
+            "infer",
+            body,
+            header_length=request.headers.get(HEADER_LENGTH),
+            encoding=request.headers.get("content-encoding", "").strip().lower(),
+            max_body_bytes=most,
+        )
     return Response(reply.body, headers=reply.head["headers"])
+
+
+def _add_model_routes(prefix: str, end: str, which: str, parameters: list[Any]) -> None:
+    """The addresses of the model; the version may be named or left out."""
+    add = model_router.add_api_route
+    add(
+        prefix,
+        model_metadata,
+        operation_id=f"v2_model{end}",
+        summary=f"Describe {which}: its version, inputs and outputs",
+        responses=_problems("unauthorized", "not-found"),
+        openapi_extra={"parameters": parameters},
+    )
+    add(
+        f"{prefix}/ready",
+        model_ready,
+        operation_id=f"v2_model{end}_ready",
+        summary=f"Say that {which} is ready",
+        responses=_problems("unauthorized", "not-found", "not-ready"),
+        openapi_extra={"parameters": parameters},
+    )
+    add(
+        f"{prefix}/infer",
+        infer,
+        methods=["POST"],
+        operation_id=f"v2_infer{end}",
+        summary=f"Classify pictures with {which}",
+        response_class=Response,
+        responses=INFER_RESPONSES,
+        openapi_extra={"requestBody": INFER, "parameters": [HEADER, *parameters]},
+    )
+
+
+_add_model_routes(f"/v2/models/{MODEL}", "", "the model", [])
+_add_model_routes(f"/v2/models/{MODEL}/versions/{{version}}", "_version", "this version", [VERSION])
+router.include_router(model_router)

@@ -20,19 +20,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from uvicorn.config import STARTUP_FAILURE
 
-from app import (
-    access,
-    docs,
-    errors,
-    feedback,
-    inference_protocol,
-    metrics,
-    middleware,
-    page,
-    routes,
-)
+from app import errors, feedback, inference_protocol, middleware, observation, pages, routes
 from app.capacity import Capacity, plan, workers_for
-from app.metrics import Metrics
+from app.observation import Metrics
 from app.queue import Queue
 from app.settings import BadSettings, Settings
 from model.workers import CannotStart, Workers
@@ -60,18 +50,21 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # a redirect would make clients send their picture twice
         telemetry={"tracing": False, "metrics": False, "logs": False},  # there are our own
     )
-    app.state.settings = Settings.from_env(os.environ) if settings is None else settings
-    app.state.workers = workers
-    app.state.metrics = Metrics()
-    app.state.ready = False
+    settings = Settings.from_env(os.environ) if settings is None else settings
+    capacity: Capacity = plan(settings.workers)
+    most = min(settings.max_upload_bytes, capacity.largest_upload_bytes)
+    state = app.state
+    state.settings, state.capacity = replace(settings, max_upload_bytes=most), capacity
+    state.workers, state.metrics, state.ready = workers, Metrics(), False
     app.include_router(routes.plain_router)
-    for module in (routes, feedback, inference_protocol, docs, page):
+    for module in (routes, feedback, inference_protocol, pages):
         app.include_router(module.router)
-    if app.state.settings.metrics != "off":
-        app.include_router(metrics.router)
+    if settings.metrics != "off":
+        app.include_router(observation.router)
     middleware.install_handlers(app)
     _wrap(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -81,26 +74,25 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
 def _wrap(app: FastAPI) -> None:
     """Put what surrounds every request round the application, from the innermost on."""
     settings: Settings = app.state.settings
-    app.add_middleware(middleware.HeadAsGet)
+    app.add_middleware(middleware.OtherMethods)
     if settings.keys:
         open_metrics = settings.metrics == "open"
-        app.add_middleware(access.KeysRequired, keys=settings.keys, metrics_open=open_metrics)
+        app.add_middleware(middleware.KeysRequired, keys=settings.keys, metrics_open=open_metrics)
     app.add_middleware(middleware.UnreadBodies)
     app.add_middleware(middleware.LostRequests)
-    app.add_middleware(access.Cors, origins=settings.cors_origins)
+    app.add_middleware(middleware.Cors, origins=settings.cors_origins)
     counted = app.state.metrics if settings.metrics != "off" else None
-    app.add_middleware(middleware.Observed, log_form=settings.log, metrics=counted)
+    app.add_middleware(observation.Observed, log_form=settings.log, metrics=counted)
     app.add_middleware(middleware.PlainStartupFailure)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    access = logging.getLogger("uvicorn.access")  # our line stands in for it, and knows more
+    access.handlers, access.propagate = [], False
     state, settings = app.state, app.state.settings
-    capacity = plan(settings.workers)
-    most = min(settings.max_upload_bytes, capacity.largest_upload_bytes)
-    state.settings = settings = replace(settings, max_upload_bytes=most)
     state.collection = _collection(settings)
-    workers: Workers = state.workers or workers_for(settings)
+    workers: Workers = state.workers or workers_for(settings, state.capacity)
     state.workers = workers
     owned = not workers.description  # else somebody has started them, for several services
     if owned:
@@ -109,18 +101,24 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     state.queue = Queue(
         workers,
         places=settings.queue,
-        body_bytes=capacity.body_bytes,
+        body_bytes=state.capacity.body_bytes,
         deadline_seconds=settings.deadline_seconds,
     )
-    _measure(app)
+    metrics: Metrics = state.metrics
+    metrics.serve(state.model["name"], state.model["version"])
+    metrics.in_progress.set_function(lambda: state.queue.in_progress)
+    metrics.waiting.set_function(lambda: workers.waiting)
+    metrics.busy.set_function(lambda: workers.busy)
+    metrics.workers.set_function(lambda: workers.count)
+    workers.on_replaced = metrics.replaced.inc
     _reload_on_hangup(app)
     gc.collect()
     gc.freeze()  # what lives as long as the service is kept out of garbage collections
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
     state.ready = True
-    _say_hello(app, capacity)
+    _say_hello(app)
     try:
-        yield {"log": settings.log, "metrics": state.metrics}
+        yield {"log": settings.log, "metrics": metrics}
     finally:
         if owned:
             await workers.stop()
@@ -133,28 +131,18 @@ def _collection(settings: Settings) -> feedback.Collection | None:
     return feedback.Collection(settings.collect, *most)
 
 
-def _measure(app: FastAPI) -> None:
-    """Have the metrics ask for what is under way."""
-    state = app.state
-    state.metrics.serve(state.model["name"], state.model["version"])
-    state.metrics.in_progress.set_function(lambda: state.queue.in_progress)
-    state.metrics.waiting.set_function(lambda: state.workers.waiting)
-    state.metrics.busy.set_function(lambda: state.workers.busy)
-    state.metrics.workers.set_function(lambda: state.workers.count)
-    state.workers.on_replaced = state.metrics.replaced.inc
-
-
-def _say_hello(app: FastAPI, capacity: Capacity) -> None:
+def _say_hello(app: FastAPI) -> None:
     """Log what is served, where, how to try it, and what follows from the settings."""
     state = app.state
-    settings, model = state.settings, state.model
-    address = getattr(state, "address", None) or "http://ADDRESS:PORT"
+    settings, capacity, model = state.settings, state.capacity, state.model
+    address = getattr(state, "address", None)
     for name in settings.ignored:
         logger.warning("%s is not a setting of this service and is ignored", name)
     logger.info("Model: %s, version %s", model["name"], model["version"])
-    if hasattr(state, "address"):
+    if address:
         logger.info("Listening on %s (Ctrl-C stops it)", address)
-    logger.info("Try it: curl --data-binary @cat.jpg %s/predict", address)
+    command = "curl --data-binary @cat.jpg"
+    logger.info("Try it: %s %s/predict", command, address or "http://ADDRESS:PORT")
     logger.info(
         "Workers: %d, each with %.0f MB for its work; uploads up to %.1f MB, %.0f MB together",
         state.workers.count,
@@ -191,18 +179,15 @@ def _reload_on_hangup(app: FastAPI) -> None:
 
 async def reload(app: FastAPI) -> None:
     """Serve what the weights file holds now; a file that cannot be used changes nothing."""
-    state = app.state
+    state, model = app.state, app.state.model  # the latter always says what is served
     try:
         await state.workers.reload()
+        state.metrics.serve(model["name"], model["version"])
+        logger.info("Reloaded: serving %s, version %s", model["name"], model["version"])
     except CannotStart as error:
-        model = state.model
         logger.error("%s", error)
-        logger.error(
-            "Nothing was reloaded: still serving %s, version %s", model["name"], model["version"]
-        )
-        return
-    state.metrics.serve(state.model["name"], state.model["version"])
-    logger.info("Reloaded: serving %s, version %s", state.model["name"], state.model["version"])
+        still = "Nothing was reloaded: still serving %s, version %s"
+        logger.error(still, model["name"], model["version"])
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -214,10 +199,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
         )
-        document["components"]["schemas"] |= inference_protocol.SCHEMAS | {"Problem": errors.SCHEMA}
+        document["components"]["schemas"]["Problem"] = errors.SCHEMA
         settings: Settings = app.state.settings
         if settings.keys:
-            access.document(document, metrics_open=settings.metrics == "open")
+            middleware.document_keys(document, metrics_open=settings.metrics == "open")
         app.openapi_schema = document
     return app.openapi_schema
 

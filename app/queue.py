@@ -2,25 +2,27 @@
 
 A request enters before its body is read. A slow upload takes bytes, no place in the queue: whoever
 was let in is not refused for want of one once the body is here. All of it runs on the event loop:
-there is nothing to lock.
+there is nothing to lock. Nothing here looks into a body.
 """
 
 import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from math import ceil
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from app.capacity import PART_OF_FREE
-from app.errors import Problem
-from app.middleware import FAILED, Facts
+from app.errors import FAILED, Problem
+from app.observation import Facts
 from model.worker import Reply
 from model.workers import End, JobRefused, Submitted, Workers
 
 LONGEST_RETRY_SECONDS = 60
+LEAST_BYTES_A_SECOND = 50_000  # of an upload, on top of the seconds that any may take
 logger = logging.getLogger("uvicorn.error")
 
 
@@ -35,7 +37,7 @@ class Queue:
         self, workers: Workers, *, places: int, body_bytes: int, deadline_seconds: float
     ) -> None:
         self._workers, self._places = workers, places
-        self._body_bytes, self._deadline_seconds = body_bytes, deadline_seconds
+        self.body_bytes, self._deadline_seconds = body_bytes, deadline_seconds
         self.in_progress = 0  # requests that have entered and not left
         self.held_bytes = 0  # of their bodies, so far
 
@@ -43,7 +45,7 @@ class Queue:
     def enter(self) -> Iterator["Body"]:
         """The room for a request's body. Raises Problem: busy."""
         if (waiting := self._workers.waiting) >= self._places:
-            raise self._busy(f"{waiting} pictures wait already, which is all that may")
+            raise self.busy(f"{waiting} pictures wait already, which is all that may")
         body = Body(self)
         self.in_progress += 1
         try:
@@ -51,19 +53,6 @@ class Queue:
         finally:
             self.in_progress -= 1
             self.held_bytes -= body.held
-
-    def fit(self, count: int, held: int) -> None:
-        """Refuse a body of so many bytes, of which `held` are here, where there is no room for
-        them. Raises Problem: busy; too-large for what will never fit."""
-        if count > (most := int(PART_OF_FREE * self._body_bytes)):
-            raise Problem(
-                "too-large",
-                f"The upload has {count:,} bytes or more, and there is room for {most:,}. Send a"
-                " smaller one.",
-                limit_bytes=most,
-            )
-        if count > PART_OF_FREE * (self._body_bytes - self.held_bytes + held):
-            raise self._busy("Beside the uploads that are here there is no memory for another one")
 
     async def work(
         self, request: Request, head: dict[str, Any], body: bytes, *, quick: bool = False
@@ -77,11 +66,11 @@ class Queue:
         loop = asyncio.get_running_loop()
         arrived = loop.time()
         job = self._workers.submit(head, body, quick=quick)
-        timer = loop.call_at(arrived + self._deadline_seconds, _expire, job)
         try:
-            if job.is_waiting:
-                await _reply_or_gone(job, request)
-            reply = await job.reply
+            async with asyncio.timeout_at(arrived + self._deadline_seconds):
+                if job.is_waiting:
+                    await _reply_or_gone(job, request)
+                reply = await job.reply
         except JobRefused as refused:
             raise _refusal(refused.end, head) from None
         except TimeoutError:
@@ -92,17 +81,23 @@ class Queue:
                 self._retry_after(),
             ) from None
         finally:
-            timer.cancel()
             job.cancel()
             facts.queue_seconds = loop.time() - arrived
         facts.decode_seconds = reply.head["seconds"]
         facts.queue_seconds = max(0.0, facts.queue_seconds - reply.head["seconds"])
-        _raise_refusal(reply)
+        if "fault" in reply.head:
+            logger.error("A worker failed:\n%s", reply.head["fault"])
+            raise Problem("internal-error", FAILED)
+        if "problem" in reply.head:
+            refusal = reply.head
+            slug, detail = refusal["problem"], refusal["detail"]
+            raise Problem(slug, detail, refusal["headers"], **refusal["members"])
         facts.answers = reply.head.get("answers", [])
         facts.distances = reply.head.get("distances", [])
         return reply
 
-    def _busy(self, why: str) -> Problem:
+    def busy(self, why: str) -> Problem:
+        """The refusal of a request that can be sent again."""
         headers = self._retry_after()
         return Problem("busy", f"{why}. Try again in {headers['Retry-After']} s.", headers)
 
@@ -119,20 +114,73 @@ class Body:
         self.held = 0
 
     def announce(self, count: int) -> None:
-        """Refuse an upload of so many bytes, before they are read, where there is no room now.
-        Who announces much and sends little takes little. Raises Problem: busy, too-large."""
-        self._queue.fit(count, 0)
+        """Refuse an upload of so many bytes where there is no room now. Who announces much and
+        sends little takes little. Raises Problem: busy; too-large for what will never fit."""
+        queue = self._queue
+        if count > (most := int(PART_OF_FREE * queue.body_bytes)):
+            raise Problem(
+                "too-large",
+                f"The upload has {count:,} bytes or more, and there is room for {most:,}. Send a"
+                " smaller one.",
+                limit_bytes=most,
+            )
+        if count > PART_OF_FREE * (queue.body_bytes - queue.held_bytes + self.held):
+            raise queue.busy("Beside the uploads that are here there is no memory for another one")
 
     def arrived(self, count: int) -> None:
         """Count bytes that were read. Raises Problem: busy, too-large."""
-        self._queue.fit(self.held + count, self.held)
+        self.announce(self.held + count)
         self.held += count
         self._queue.held_bytes += count
 
 
-def _expire(job: Submitted) -> None:
-    if not job.reply.done():
-        job.reply.set_exception(TimeoutError())
+async def read_body(
+    request: Request, room: Body, *, most: int, limit: int, seconds: float
+) -> bytes:
+    """The body, of at most `most` bytes; `limit` is what the refusal names. It may take that many
+    seconds, and more as it arrives.
+
+    Raises Problem: too-large, busy, slow-upload; and ClientDisconnect.
+    """
+    length = request.headers.get("content-length", "")
+    # A nonsensical length is the server's to refuse; what is read is counted anyway.
+    announced = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
+    if announced > most:
+        raise _too_large(f"The upload is announced as {announced:,} bytes", limit)
+    room.announce(announced)
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    chunk, rest, more = b"", BytesIO(), True
+    try:
+        async with asyncio.timeout_at(began + seconds) as timeout:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = message.get("body", b""), message.get("more_body", False)
+                if room.held + len(chunk) > most:
+                    raise _too_large(f"More than {most:,} bytes arrived", limit)
+                room.arrived(len(chunk))
+                if more or room.held > len(chunk):  # else all of it came at once: no copy
+                    rest.write(chunk)
+                    timeout.reschedule(began + seconds + room.held / LEAST_BYTES_A_SECOND)
+    except TimeoutError:
+        raise Problem(
+            "slow-upload",
+            f"After {clock() - began:.0f} s only {room.held:,} bytes had arrived; an upload may"
+            f" take {seconds:g} s and a second more for each {LEAST_BYTES_A_SECOND:,} bytes. Send"
+            " it faster, or a smaller picture.",
+            {"Connection": "close"},
+        ) from None
+    return rest.getvalue() or bytes(chunk)
+
+
+def _too_large(arrived: str, limit: int) -> Problem:
+    return Problem(
+        "too-large",
+        f"{arrived}; at most {limit:,} are accepted. Scale it down or compress it more.",
+        limit_bytes=limit,
+    )
 
 
 async def _reply_or_gone(job: Submitted, request: Request) -> None:
@@ -162,13 +210,3 @@ def _refusal(end: End, head: dict[str, Any]) -> Problem:
     limit = head.get("max_pixels", 0)
     advice = "Scale it down, or save it as a baseline JPEG."
     return Problem("too-many-pixels", f"{detail} {advice}", limit_pixels=limit)
-
-
-def _raise_refusal(reply: Reply) -> None:
-    """Raise what a worker says of a job that it did not do."""
-    head = reply.head
-    if "fault" in head:
-        logger.error("A worker failed:\n%s", head["fault"])
-        raise Problem("internal-error", FAILED)
-    if "problem" in head:
-        raise Problem(head["problem"], head["detail"], head["headers"], **head["members"])

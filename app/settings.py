@@ -7,10 +7,10 @@ reader of the environment. The field `max_pixels` is the variable CAT_MAX_PIXELS
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Self, get_type_hints
+from typing import Any, Self
 
 PREFIX = "CAT_"
 # As browsers write them: in small letters, without a path or the scheme's usual port. Of other
@@ -26,39 +26,44 @@ class BadSettings(ValueError):
     """A variable has a value that cannot be used. The message names it, and what it may be."""
 
 
-def _whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+# --- from a variable's text to its value: each raises ValueError with what the text may be --------
+
+
+def _whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     bounds = f"of at least {minimum:,}" if maximum is None else f"from {minimum:,} to {maximum:,}"
 
     def parse(text: str) -> int:
-        digits = text.strip()
-        plain = digits.isascii() and digits.isdecimal() and len(digits) < 20
-        number = int(digits) if plain else minimum - 1
-        if number < minimum or (maximum is not None and number > maximum):
+        plain = text.isascii() and text.isdecimal() and len(text) < 20
+        if not plain or not minimum <= int(text) <= (maximum or int(text)):
             raise ValueError(f"a whole number {bounds}")
-        return number
+        return int(text)
 
     return parse
 
 
-def _seconds(maximum: float, *, zero: bool = False) -> Callable[[str], float]:
+def _number(allowed: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             number = float(text)
         except ValueError:
-            number = -1.0
-        if not 0 <= number <= maximum or (number == 0 and not zero):  # also refuses NaN
-            raise ValueError(f"a number of seconds{'' if zero else ' above 0'} up to {maximum:g}")
+            number = float("nan")  # which fits nowhere
+        if not fits(number):
+            raise ValueError(allowed)
         return number
 
     return parse
 
 
+_seconds = _number("a number of seconds above 0 up to 3600", lambda number: 0 < number <= 3600)
+_pause = _number("a number of seconds up to 3600", lambda number: 0 <= number <= 3600)
+_probability = _number("a number between 0 and 1", lambda number: 0 < number < 1)
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        word = text.strip().lower()
-        if word not in words:
+        if text.lower() not in words:
             raise ValueError(f"one of {', '.join(words)}")
-        return word
+        return text.lower()
 
     return parse
 
@@ -135,14 +140,7 @@ def _proxies(text: str) -> str:
     return ",".join(proxies)
 
 
-def _probability(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1:  # also refuses NaN
-        raise ValueError("a number between 0 and 1")
-    return number
+# --- the table ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -155,165 +153,123 @@ class Setting:
     secret: bool = False
 
 
+def _setting(
+    value: Any, parse: Callable[[str], Any], meaning: str, default: str = "", secret: bool = False
+) -> Any:
+    """A field with this default value; `default` says it in words where it does not itself."""
+    row = Setting(parse, meaning, default or str(value), secret)
+    return field(default=value, repr=not secret, metadata={"setting": row})
+
+
 @dataclass(frozen=True)
 class Settings:
     """What an operator decides. `ignored` are variables with our prefix that are no setting."""
 
-    weights: Annotated[
-        Path | None,
-        Setting(
-            Path,
-            "the artifact to serve, a file that training wrote",
-            "the one that comes with the service",
-        ),
-    ] = None
-    threshold: Annotated[
-        float | None,
-        Setting(
-            _probability,
-            "from this probability on the label is the first class; between 0 and 1",
-            "the artifact's own",
-        ),
-    ] = None
-    views: Annotated[
-        str,
-        Setting(
-            _one_of("all", "one"),
-            "where the whole picture leaves the model unsure, look at all the views that the"
-            " artifact names (all), or never at more than the whole (one)",
-            "all",
-        ),
-    ] = "all"
-    max_upload_bytes: Annotated[
-        int, Setting(_whole_number(1), "the largest picture that is accepted, in bytes", "33554432")
-    ] = 32 * 2**20
-    max_pixels: Annotated[
-        int,
-        Setting(
-            _whole_number(1), "the most pixels, width × height, that a picture may have", "25000000"
-        ),
-    ] = 25_000_000
-    workers: Annotated[
-        int | None,
-        Setting(
-            _whole_number(1, 256),
-            "processes that work on pictures",
-            "one a core, as far as the memory reaches",
-        ),
-    ] = None
-    queue: Annotated[
-        int,
-        Setting(
-            _whole_number(1, 100_000),
-            "pictures that may wait for a worker; with more, new requests are answered 503 at once",
-            "128",
-        ),
-    ] = 128
-    processor_seconds: Annotated[
-        float,
-        Setting(
-            _seconds(3600),
-            "processor time that a worker may spend on one request; with more it is ended, and the"
-            " answer is 422",
-            "5",
-        ),
-    ] = 5.0
-    deadline_seconds: Annotated[
-        float,
-        Setting(
-            _seconds(3600), "how long a picture that has arrived may wait for its answer", "10"
-        ),
-    ] = 10.0
-    upload_seconds: Annotated[
-        float,
-        Setting(
-            _seconds(3600),
-            "how long an upload may take; each 50 kB that arrived give it a second more",
-            "10",
-        ),
-    ] = 10.0
-    drain_seconds: Annotated[
-        float,
-        Setting(
-            _seconds(3600, zero=True),
-            "how long a service that is stopping still takes requests, while /health/ready"
-            " already sends load balancers elsewhere",
-            "0",
-        ),
-    ] = 0.0
-    api_keys: Annotated[
-        tuple[str, ...],
-        Setting(_keys, "keys, separated by commas, one of which requests must bring", "none", True),
-    ] = field(default=(), repr=False)
-    api_keys_file: Annotated[
-        tuple[str, ...],
-        Setting(
-            _keys_in_file,
-            "a file of more such keys, one a line; lines that begin with # are comments",
-            "none",
-            True,
-        ),
-    ] = field(default=(), repr=False)
-    metrics: Annotated[
-        str,
-        Setting(
-            _one_of("open", "key", "off"),
-            "who may read /metrics: anybody (open), whoever has an API key (key), nobody (off)",
-            "open",
-        ),
-    ] = "open"
-    log: Annotated[
-        str,
-        Setting(
-            _one_of("text", "json", "off"),
-            "the log's lines: text or json; off: text, and none about requests",
-            "text",
-        ),
-    ] = "text"
-    cors_origins: Annotated[
-        tuple[str, ...],
-        Setting(
-            _origins,
-            "origins, separated by commas, whose web pages may call the service; * for all",
-            "none",
-        ),
-    ] = ()
-    forwarded_allow_ips: Annotated[
-        str,
-        Setting(
-            _proxies,
-            "addresses of proxies, separated by commas, whose X-Forwarded-For and -Proto are"
-            " believed",
-            "none",
-        ),
-    ] = ""
-    collect: Annotated[
-        Path | None,
-        Setting(
-            Path,
-            "a folder for the pictures that people send to /feedback with their right class",
-            "none; nothing is kept",
-        ),
-    ] = None
-    collect_pictures: Annotated[
-        int, Setting(_whole_number(1), "pictures that this folder may hold", "10000")
-    ] = 10_000
-    collect_bytes: Annotated[
-        int, Setting(_whole_number(1), "bytes that they may have together", "1000000000")
-    ] = 10**9
-    page: Annotated[bool, Setting(_switch, "the page for people at /; on or off", "on")] = True
-    bind_host: Annotated[
-        str,
-        Setting(str, "the address that `python -m app` listens on; 0.0.0.0 for all", "127.0.0.1"),
-    ] = "127.0.0.1"
-    bind_port: Annotated[
-        int,
-        Setting(
-            _whole_number(0, 65535),
-            "the port that `python -m app` listens on; 0 for any free one",
-            "8000",
-        ),
-    ] = 8000
+    weights: Path | None = _setting(  # noqa: RUF009 - it makes a field
+        None,
+        Path,
+        "the artifact to serve, a file that training wrote",
+        "the one that comes with the service",
+    )
+    threshold: float | None = _setting(
+        None,
+        _probability,
+        "from this probability on the label is the first class; between 0 and 1",
+        "the artifact's own",
+    )
+    views: str = _setting(
+        "all",
+        _one_of("all", "one"),
+        "where the whole picture leaves the model unsure, look at all the views that the"
+        " artifact names (all), or never at more than the whole (one)",
+    )
+    max_upload_bytes: int = _setting(
+        32 * 2**20, _whole(1), "the largest picture that is accepted, in bytes"
+    )
+    max_pixels: int = _setting(
+        25_000_000, _whole(1), "the most pixels, width × height, that a picture may have"
+    )
+    workers: int | None = _setting(
+        None,
+        _whole(1, 256),
+        "processes that work on pictures",
+        "one a core, as far as the memory reaches",
+    )
+    queue: int = _setting(
+        128,
+        _whole(1, 100_000),
+        "pictures that may wait for a worker; with more, new requests are answered 503 at once",
+    )
+    processor_seconds: float = _setting(
+        5.0,
+        _seconds,
+        "processor time that a worker may spend on one request; with more it is ended, and the"
+        " answer is 422",
+        "5",
+    )
+    deadline_seconds: float = _setting(
+        10.0, _seconds, "how long a picture that has arrived may wait for its answer", "10"
+    )
+    upload_seconds: float = _setting(
+        10.0,
+        _seconds,
+        "how long an upload may take; each 50 kB that arrived give it a second more",
+        "10",
+    )
+    drain_seconds: float = _setting(
+        0.0,
+        _pause,
+        "how long a service that is stopping still takes requests, while /health/ready"
+        " already sends load balancers elsewhere",
+        "0",
+    )
+    api_keys: tuple[str, ...] = _setting(
+        (), _keys, "keys, separated by commas, one of which requests must bring", "none", True
+    )
+    api_keys_file: tuple[str, ...] = _setting(
+        (),
+        _keys_in_file,
+        "a file of more such keys, one a line; lines that begin with # are comments",
+        "none",
+        True,
+    )
+    metrics: str = _setting(
+        "open",
+        _one_of("open", "key", "off"),
+        "who may read /metrics: anybody (open), whoever has an API key (key), nobody (off)",
+    )
+    log: str = _setting(
+        "text",
+        _one_of("text", "json", "off"),
+        "the log's lines: text or json; off: text, and none about requests",
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        _origins,
+        "origins, separated by commas, whose web pages may call the service; * for all",
+        "none",
+    )
+    forwarded_allow_ips: str = _setting(
+        "",
+        _proxies,
+        "addresses of proxies, separated by commas, whose X-Forwarded-For and -Proto are believed",
+        "none",
+    )
+    collect: Path | None = _setting(  # noqa: RUF009 - the same
+        None,
+        Path,
+        "a folder for the pictures that people send to /feedback with their right class",
+        "none; nothing is kept",
+    )
+    collect_pictures: int = _setting(10_000, _whole(1), "pictures that this folder may hold")
+    collect_bytes: int = _setting(10**9, _whole(1), "bytes that they may have together")
+    page: bool = _setting(True, _switch, "the page for people at /; on or off", "on")
+    bind_host: str = _setting(
+        "127.0.0.1", str, "the address that `python -m app` listens on; 0.0.0.0 for all"
+    )
+    bind_port: int = _setting(
+        8000, _whole(0, 65535), "the port that `python -m app` listens on; 0 for any free one"
+    )
     ignored: tuple[str, ...] = ()
 
     @classmethod
@@ -364,12 +320,8 @@ class Settings:
 
 def settings_table() -> dict[str, Setting]:
     """The environment variables that are settings, in the order of the class."""
-    hints = get_type_hints(Settings, include_extras=True)
-    return {
-        PREFIX + name.upper(): hint.__metadata__[0]
-        for name, hint in hints.items()
-        if hasattr(hint, "__metadata__")
-    }
+    rows = {each.name: each.metadata.get("setting") for each in fields(Settings)}
+    return {PREFIX + name.upper(): row for name, row in rows.items() if row}
 
 
 def describe() -> str:
@@ -391,18 +343,11 @@ def in_force(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """A line for each setting: its name, its value, and whether somebody chose it."""
     lines = []
     for name, setting in settings_table().items():
-        value = getattr(settings, name.removeprefix(PREFIX).lower())
-        chosen = bool(environ.get(name)) and name not in settings.ignored
-        shown = _shown(value) if chosen else setting.default
+        text = environ.get(name, "").strip()
+        chosen = bool(text) and name not in settings.ignored
+        shown = text if chosen else setting.default
         if chosen and setting.secret:
-            shown = f"set, hidden: {len(value)} key{'' if len(value) == 1 else 's'}"
+            count = len(getattr(settings, name.removeprefix(PREFIX).lower()))
+            shown = f"set, hidden: {count} key{'' if count == 1 else 's'}"
         lines.append(f"{name:<25}{shown} ({'from the environment' if chosen else 'default'})")
     return lines
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return ", ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,7 +3,7 @@
 A message is JSON, or JSON followed by tensors as plain bytes (the binary tensor data extension);
 the header Inference-Header-Content-Length, and nothing else, says which, and where the JSON ends.
 BYTES elements are text in JSON, which for pictures is base64, and in binary 4 bytes of length,
-little-endian, before the bytes themselves.
+little-endian, before the bytes themselves. Runs in a worker.
 """
 
 import binascii
@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app import HEADER_LENGTH, MAX_PICTURES
 from app.errors import Problem
-from app.inference_schema import HEADER_LENGTH, LONGEST_ID, MAX_PICTURES, Spec
 
+LONGEST_ID = 1000  # characters
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits
 _WHITE = b" \t\r\n"
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\s-]{32}")  # how a picture in it begins
@@ -32,6 +33,34 @@ _NUMBERS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype(
 _NOT_OFFERED = ("shared_memory_region", "classification")
 
 Data = list[bytes] | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor as the model's metadata declare it; -1 in the shape is the number of pictures."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    meaning: str
+
+
+OUTPUTS = (
+    Spec("cat_probability", "FP32", (-1, 1), "the probability of the first class"),
+    Spec("label", "BYTES", (-1, 1), "the first class from the threshold on, else the second"),
+)
+
+
+def inputs(side: int) -> tuple[Spec, ...]:
+    """The inputs of a model that sees side × side pixels; a request has exactly one of them."""
+    images = "picture files, JPEG, PNG and others; in JSON as base64"
+    pixels = "upright RGB pictures, squeezed to this size: one view of each"
+    vectors = "pixels in that order, divided by 255: from 0 to 1"
+    return (
+        Spec("image", "BYTES", (-1,), images),
+        Spec("pixels", "UINT8", (-1, side, side, 3), pixels),
+        Spec("vector", "FP32", (-1, side * side * 3), vectors),
+    )
 
 
 @dataclass(frozen=True)
@@ -67,26 +96,26 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
             f"The body inflates to more than {limit:,} bytes. Send fewer or smaller pictures.",
             limit_bytes=limit,
         )
-    if not stream.eof or stream.unused_data:
-        raise _invalid(f"The body is not one complete {encoding} stream.")
+    complete = stream.eof and not stream.unused_data
+    _check(complete, f"The body is not one complete {encoding} stream.")
     return plain
 
 
-def read(
-    body: bytes, header_length: str | None, inputs: Sequence[Spec], outputs: Sequence[Spec]
-) -> Inference:
-    """Read a request for one of the inputs and any of the outputs. A header length of 0 means a
-    body that is the one element of the first input. Raises Problem: invalid-inference."""
+def read(body: bytes, header_length: str | None, side: int) -> Inference:
+    """Read a request. A header length of 0 means a body that is one picture file.
+
+    Raises Problem: invalid-inference.
+    """
     json_end = _json_end(header_length, len(body))
     if header_length is not None and not json_end:
-        return Inference(None, inputs[0], [body], tuple((spec, False) for spec in outputs))
+        return Inference(None, inputs(side)[0], [body], tuple((spec, False) for spec in OUTPUTS))
     message = _object(_parse(body[:json_end]), "The request")
     identity = message.get("id")
-    if identity is not None and not (isinstance(identity, str) and len(identity) <= LONGEST_ID):
-        raise _invalid(f"The id must be a text of at most {LONGEST_ID:,} characters.")
+    fits = identity is None or (isinstance(identity, str) and len(identity) <= LONGEST_ID)
+    _check(fits, f"The id must be a text of at most {LONGEST_ID:,} characters.")
     tensors = memoryview(body)[json_end:]
-    spec, data = _input(message.get("inputs"), tensors, header_length is not None, inputs)
-    return Inference(identity, spec, data, tuple(_outputs(message, outputs)))
+    spec, data = _input(message.get("inputs"), tensors, header_length is not None, inputs(side))
+    return Inference(identity, spec, data, tuple(_outputs(message)))
 
 
 def write(
@@ -96,18 +125,14 @@ def write(
     binary or not. Returns the body and its headers."""
     described, binary = [], []
     for spec, values, is_binary in results:
-        output: dict[str, Any] = {
-            "name": spec.name,
-            "datatype": spec.datatype,
-            "shape": [len(values), 1],
-        }
+        shape = [len(values), 1]
+        output: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": shape}
         if is_binary:
             binary.append(_to_binary(spec.datatype, values))
             output["parameters"] = {"binary_data_size": len(binary[-1])}
-        elif spec.datatype == "BYTES":
-            output["data"] = [value.decode() for value in values]
         else:
-            output["data"] = values
+            is_text = spec.datatype == "BYTES"
+            output["data"] = [value.decode() for value in values] if is_text else values
         described.append(output)
     header = json.dumps({**message, "outputs": described}).encode()
     if not binary:
@@ -120,16 +145,23 @@ def _invalid(detail: str) -> Problem:
     return Problem("invalid-inference", detail)
 
 
+def _check(is_valid: bool, otherwise: str) -> None:
+    if not is_valid:
+        raise _invalid(otherwise)
+
+
+# --- the message --------------------------------------------------------------------------------
+
+
 def _json_end(header_length: str | None, size: int) -> int:
-    if header_length is None:
-        return size
-    digits = header_length.isascii() and header_length.isdecimal() and len(header_length) < 20
-    if not digits or int(header_length) > size:
-        raise _invalid(
-            f"{HEADER_LENGTH} is {header_length[:20]!r}, and must be the number of bytes of JSON"
-            f" that the body of {size:,} begins with."
-        )
-    return int(header_length)
+    text = str(size) if header_length is None else header_length
+    digits = text.isascii() and text.isdecimal() and len(text) < 20
+    _check(
+        digits and int(text) <= size,
+        f"{HEADER_LENGTH} is {text[:20]!r}, and must be the number of bytes of JSON that the body"
+        f" of {size:,} begins with.",
+    )
+    return int(text)
 
 
 def _parse(text: bytes) -> Any:
@@ -145,9 +177,8 @@ def _no_number(name: str) -> float:
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _invalid(f"{what} must be a JSON object.")
-    return value
+    _check(isinstance(value, dict), f"{what} must be a JSON object.")
+    return dict(value)
 
 
 def _parameters(value: dict[str, Any], what: str) -> dict[str, Any]:
@@ -159,118 +190,92 @@ def _parameters(value: dict[str, Any], what: str) -> dict[str, Any]:
 def _named(value: Any, what: str, specs: Sequence[Spec]) -> tuple[Spec, dict[str, Any]]:
     """The declared tensor that an entry of `inputs` or `outputs` names, and its parameters."""
     entry = _object(value, f"Each of the {what}")
-    known = {spec.name: spec for spec in specs}
     name = entry.get("name")
-    if not isinstance(name, str) or name not in known:
-        raise _invalid(f"There is no {what[:-1]} {_shown(name)}; there are {', '.join(known)}.")
+    known = [spec for spec in specs if spec.name == name]
+    names = ", ".join(spec.name for spec in specs)
+    _check(bool(known), f"There is no {what[:-1]} {_shown(name)}; there are {names}.")
     parameters = _parameters(entry, f"The parameters of {name}")
-    for extension in _NOT_OFFERED:
-        if extension in parameters:
-            raise _invalid(f"{name} has the parameter {extension}, which is not offered here.")
-    return known[name], parameters
+    for each in _NOT_OFFERED:
+        _check(each not in parameters, f"{name} has the parameter {each}; it is not offered here.")
+    return known[0], parameters
 
 
 def _shown(value: Any) -> str:
     return repr(value[:40]) if isinstance(value, str) else f"of the type {type(value).__name__}"
 
 
-def _outputs(message: dict[str, Any], specs: Sequence[Spec]) -> Iterator[tuple[Spec, bool]]:
+def _outputs(message: dict[str, Any]) -> Iterator[tuple[Spec, bool]]:
     parameters = _parameters(message, "The request's parameters")
     by_default = _truth(parameters, "binary_data_output", False)
     wanted = message.get("outputs")
-    if not isinstance(wanted, list | None):
-        raise _invalid("The outputs must be a list.")
+    _check(isinstance(wanted, list | None), "The outputs must be a list.")
     seen = set()
-    for value in wanted or [{"name": spec.name} for spec in specs]:
-        spec, parameters = _named(value, "outputs", specs)
-        if spec.name in seen:
-            raise _invalid(f"The output {spec.name} is asked for twice.")
-        seen.add(spec.name)
+    for value in wanted or [{"name": spec.name} for spec in OUTPUTS]:
+        spec, parameters = _named(value, "outputs", OUTPUTS)
+        _check(spec not in seen, f"The output {spec.name} is asked for twice.")
+        seen.add(spec)
         yield spec, _truth(parameters, "binary_data", by_default)
 
 
 def _truth(parameters: dict[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise _invalid(f"The parameter {name} must be true or false.")
-    return value
+    _check(isinstance(value, bool), f"The parameter {name} must be true or false.")
+    return bool(value)
 
 
 def _input(
     values: Any, tensors: memoryview, with_header: bool, specs: Sequence[Spec]
 ) -> tuple[Spec, Data]:
-    if not isinstance(values, list) or len(values) != 1:
-        names = ", ".join(spec.name for spec in specs)
-        found = len(values) if isinstance(values, list) else "no list"
-        raise _invalid(f"The inputs must be a list of exactly one of {names}; there is {found}.")
-    spec, parameters = _named(values[0], "inputs", specs)
+    names = ", ".join(spec.name for spec in specs)
+    found = len(values) if isinstance(values, list) else "no list"
+    _check(found == 1, f"The inputs must be a list of exactly one of {names}; there is {found}.")
     entry = values[0]
-    if entry.get("datatype") != spec.datatype:
-        raise _invalid(
-            f"{spec.name} has the datatype {spec.datatype}, not {_shown(entry.get('datatype'))}."
-        )
+    spec, parameters = _named(entry, "inputs", specs)
+    name, datatype, size = spec.name, entry.get("datatype"), parameters.get("binary_data_size")
+    fits = datatype == spec.datatype
+    _check(fits, f"{name} has the datatype {spec.datatype}, not {_shown(datatype)}.")
     shape = _shape(entry.get("shape"), spec)
-    size = parameters.get("binary_data_size")
     if size is None:
-        if len(tensors):
-            raise _invalid(
-                "Bytes follow the JSON, but no input has the parameter binary_data_size."
-            )
-        if "data" not in entry:
-            raise _invalid(f"{spec.name} has neither data nor the parameter binary_data_size.")
+        ends = not len(tensors)
+        _check(ends, "Bytes follow the JSON, but no input has the parameter binary_data_size.")
+        _check("data" in entry, f"{name} has neither data nor the parameter binary_data_size.")
         return spec, _from_json(entry["data"], shape, spec)
-    if "data" in entry:
-        raise _invalid(f"{spec.name} has data as well as the parameter binary_data_size.")
-    if not with_header:
-        raise _invalid(
-            f"{spec.name} is binary: the header {HEADER_LENGTH} must say where it begins."
-        )
-    if type(size) is not int or size != len(tensors):
-        stated = f"{size:,}" if type(size) is int and abs(size) < 2**63 else _shown(size)
-        raise _invalid(
-            f"The binary_data_size of {spec.name} is {stated}, but {len(tensors):,} bytes"
-            " follow the JSON."
-        )
+    _check("data" not in entry, f"{name} has data as well as the parameter binary_data_size.")
+    _check(with_header, f"{name} is binary: the header {HEADER_LENGTH} must say where it begins.")
+    _check(
+        type(size) is int and size == len(tensors),
+        f"The binary_data_size of {name} is {size if type(size) is int else _shown(size)}, but"
+        f" {len(tensors):,} bytes follow the JSON.",
+    )
     return spec, _from_binary(tensors, shape, spec)
 
 
 def _shape(value: Any, spec: Spec) -> tuple[int, ...]:
     """The shape that the request states, if it is one of the input's; a column of pictures, as
     (n, 1), passes for a row of them."""
-    column = value[:-1] if spec.datatype == "BYTES" and _is_column(value) else value
-    fits = (
-        isinstance(column, list)
-        and len(column) == len(spec.shape)
-        and all(type(size) is int for size in column)
-        and column[1:] == list(spec.shape[1:])
-    )
-    if not fits:
-        raise _invalid(f"The shape of {spec.name} must be {list(spec.shape)}, -1 for any number.")
-    if not 1 <= column[0] <= MAX_PICTURES:
-        raise _invalid(f"A request may have 1 to {MAX_PICTURES} pictures; split it into several.")
-    return tuple(value)
+    sizes = value if isinstance(value, list) and all(type(each) is int for each in value) else [0]
+    row = sizes[:1] if spec.datatype == "BYTES" and sizes[1:] == [1] else sizes
+    fits = sizes is value and row[1:] == list(spec.shape[1:]) and len(row) > 0
+    _check(fits, f"The shape of {spec.name} must be {list(spec.shape)}, -1 for any number.")
+    several = f"A request may have 1 to {MAX_PICTURES} pictures; split it into several."
+    _check(1 <= row[0] <= MAX_PICTURES, several)
+    return tuple(sizes)
 
 
-def _is_column(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and type(value[1]) is int and value[1] == 1
+# --- data ---------------------------------------------------------------------------------------
 
 
 def _from_json(data: Any, shape: tuple[int, ...], spec: Spec) -> Data:
     values = _flat(data, shape, spec.name)
     if spec.datatype == "BYTES":
         return [_base64(value, f"{spec.name}[{index}]") for index, value in enumerate(values)]
-    return _numbers(values, spec).reshape(shape)
-
-
-def _numbers(values: list[Any], spec: Spec) -> NDArray[Any]:
-    kinds = set(map(type, values))
-    if not kinds <= ({int} if spec.datatype == "UINT8" else {int, float}):
-        numbers = "whole numbers" if spec.datatype == "UINT8" else "numbers"
-        raise _invalid(f"The data of {spec.name} must be {numbers}.")
-    if spec.datatype == "UINT8" and not (min(values) >= 0 and max(values) <= 255):
-        raise _invalid(f"The data of {spec.name} must be from 0 to 255.")
+    types, whole = {*map(type, values)}, spec.datatype == "UINT8"
+    fits = types <= ({int} if whole else {int, float})
+    _check(fits, f"The data of {spec.name} must be {'whole ' * whole}numbers.")
+    fits = not whole or (min(values) >= 0 and max(values) <= 255)
+    _check(fits, f"The data of {spec.name} must be from 0 to 255.")
     try:
-        return np.array(values, _NUMBERS[spec.datatype])
+        return np.array(values, _NUMBERS[spec.datatype]).reshape(shape)
     except OverflowError:  # whole numbers that no floating-point number holds
         raise _invalid(f"The data of {spec.name} have a number that FP32 cannot hold.") from None
 
@@ -283,17 +288,15 @@ def _flat(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
             if not all(isinstance(part, list) and len(part) == size for part in values):
                 values = []
             values = list(chain.from_iterable(values))
-    if len(values) != prod(shape):
-        raise _invalid(f"The data of {name} do not fit its shape {list(shape)}, flat or nested.")
+    fits = len(values) == prod(shape)
+    _check(fits, f"The data of {name} do not fit its shape {list(shape)}, flat or nested.")
     return values
 
 
 def _base64(value: Any, name: str) -> bytes:
     try:
         text: bytes = value.encode("ascii")
-        if text.startswith(b"data:"):
-            text = text.partition(b",")[2]
-        return _decoded(text)
+        return _decoded(text.partition(b",")[2] if text.startswith(b"data:") else text)
     except (AttributeError, ValueError) as error:
         why = str(error) if isinstance(value, str) else f"it is {_shown(value)}"
         raise _invalid(f"{name} must be a picture file in base64, as one text: {why}.") from None
@@ -302,11 +305,10 @@ def _base64(value: Any, name: str) -> bytes:
 def _decoded(text: bytes) -> bytes:
     """Decode base64, also with white space in it, with - and _ for + and /, or without the padding
     at its end. Raises ValueError."""
-    end = text.find(b"=")
-    end = len(text) if end < 0 else end
-    if text[end:].strip(b"=" + _WHITE):
+    letters, _, padding = text.partition(b"=")
+    if padding.strip(b"=" + _WHITE):
         raise ValueError("something follows its padding")
-    letters = text[:end].translate(_STANDARD_LETTERS, _WHITE)
+    letters = letters.translate(_STANDARD_LETTERS, _WHITE)
     return binascii.a2b_base64(letters + b"=" * (-len(letters) % 4), strict_mode=True)
 
 
@@ -314,11 +316,12 @@ def _from_binary(tensor: memoryview, shape: tuple[int, ...], spec: Spec) -> Data
     if spec.datatype == "BYTES":
         return _elements(tensor, shape[0], spec.name)
     dtype = _NUMBERS[spec.datatype]
-    if len(tensor) != prod(shape) * dtype.itemsize:
-        raise _invalid(
-            f"{spec.name} of the shape {list(shape)} has {prod(shape) * dtype.itemsize:,} bytes as"
-            f" {spec.datatype}, not {len(tensor):,}."
-        )
+    size = prod(shape) * dtype.itemsize
+    _check(
+        len(tensor) == size,
+        f"{spec.name} of the shape {list(shape)} has {size:,} bytes as {spec.datatype}, not"
+        f" {len(tensor):,}.",
+    )
     # A copy, since the tensor may begin at any byte of the body
     return np.frombuffer(tensor, dtype).reshape(shape).copy()
 
@@ -330,20 +333,18 @@ def _elements(tensor: memoryview, count: int, name: str) -> list[bytes]:
         (length,) = struct.unpack_from("<I", tensor, at)
         elements.append(bytes(tensor[at + 4 : at + 4 + length]))
         at += 4 + length
-    if at != len(tensor) or len(elements) != count:
-        raise _invalid(
-            f"{name} must be {count} times a length, as 4 bytes, little-endian, and as many bytes."
-        )
+    _check(
+        at == len(tensor) and len(elements) == count,
+        f"{name} must be {count} times a length, as 4 bytes, little-endian, and as many bytes.",
+    )
     return [_decoded_where_text(element) for element in elements]
 
 
 def _decoded_where_text(element: bytes) -> bytes:
     """`mlserver infer -b` sends the base64 text of its input file as the bytes. No picture file
     has nothing but such letters in it."""
-    if not _BASE64.match(element):
-        return element
     try:
-        return _decoded(element)
+        return _decoded(element) if _BASE64.match(element) else element
     except ValueError:
         return element
 

@@ -7,19 +7,18 @@ looked into here, and nowhere else.
 import base64
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app import tensors
+from app import MODEL, tensors
 from app.about import about, png
 from app.errors import Problem
 from app.forms import picture_of
-from app.inference_schema import MODEL, OUTPUTS, inputs
 from app.tensors import Inference
 from model.classifier import BadArtifact, Classifier, Prediction
 from model.explanation import explain_views, overlay
@@ -40,6 +39,8 @@ from model.worker import CannotLoad, Handle, Job, Reply, serve
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 # Between measurements of how unlike training's pictures are: under load a sample says enough.
 MEASURING_SECONDS = 0.02
+
+T = TypeVar("T")
 
 
 def load(weights: str) -> tuple[dict[str, Any], Handle]:
@@ -70,9 +71,17 @@ class Work:
         self._measured = 0.0
 
     def __call__(self, jobs: Sequence[Job]) -> list[Reply]:
-        if len(jobs) > 1:
-            return self.predict_together(jobs)
-        return [self._reply(job) for job in jobs]
+        if len(jobs) == 1:
+            return [_or_refusal(self.kinds[jobs[0].head["kind"]], jobs[0])]
+        # All are for `predict`, and their wholes go through the network together.
+        read = [_or_refusal(self._read, job) for job in jobs]
+        readers = [each for each in read if isinstance(each, PictureReader)]
+        classifier, views = self._classifier(jobs[0]), jobs[0].head["views"]
+        answers = iter(classifier.answers(readers, views) if readers else ())
+        return [
+            each if isinstance(each, Reply) else self._answer(classifier, next(answers))
+            for each in read
+        ]
 
     def description(self) -> dict[str, Any]:
         """What the front has to know of the model."""
@@ -82,17 +91,10 @@ class Work:
             "version": classifier.version,
             "class_names": list(classifier.class_names),
             "threshold": classifier.threshold,
-            "side": classifier.preprocessing.side,
             "formats": accepted_formats(),
+            "inputs": list(map(asdict, tensors.inputs(classifier.preprocessing.side))),
+            "outputs": list(map(asdict, tensors.OUTPUTS)),
         }
-
-    def _reply(self, job: Job) -> Reply:
-        try:
-            return self.kinds[job.head["kind"]](job)
-        except Problem as problem:
-            return _refusal(problem)
-        except InvalidImage as error:
-            return _refusal(_problem(error, job))
 
     def _make_with_threshold(self, threshold: float | None) -> Classifier:
         if threshold is None:
@@ -103,30 +105,18 @@ class Work:
     def _classifier(self, job: Job) -> Classifier:
         return self._with_threshold(job.head["threshold"])
 
+    def _read(self, job: Job) -> PictureReader:
+        return self._classifier(job).read(_picture(job), _limits(job))
+
+    def _predict(self, job: Job) -> Prediction:
+        (prediction,) = self._classifier(job).answers([self._read(job)], job.head["views"])
+        return prediction
+
     # --- /predict -------------------------------------------------------------------------------
 
     def predict(self, job: Job) -> Reply:
         """The answer for a picture, which is the body or a form's file."""
-        classifier = self._classifier(job)
-        prediction = classifier.predict(_picture(job), _limits(job), job.head["views"])
-        return self._answer(classifier, prediction)
-
-    def predict_together(self, jobs: Sequence[Job]) -> list[Reply]:
-        """The same for several small pictures, whose wholes go through the network together."""
-        replies: dict[int, Reply] = {}
-        read: dict[int, PictureReader] = {}
-        for index, job in enumerate(jobs):
-            try:
-                read[index] = self._classifier(job).read(_picture(job), _limits(job))
-            except Problem as problem:
-                replies[index] = _refusal(problem)
-            except InvalidImage as error:
-                replies[index] = _refusal(_problem(error, job))
-        classifier = self._classifier(jobs[0])
-        answers = classifier.answers(list(read.values()), jobs[0].head["views"]) if read else []
-        for index, prediction in zip(read, answers, strict=True):
-            replies[index] = self._answer(classifier, prediction)
-        return [replies[index] for index in range(len(jobs))]
+        return self._answer(self._classifier(job), self._predict(job))
 
     def _answer(self, classifier: Classifier, prediction: Prediction) -> Reply:
         content = _prediction(classifier, prediction)
@@ -151,8 +141,7 @@ class Work:
 
     def explain(self, job: Job) -> Reply:
         """The answer, and what in the picture speaks for and against it: JSON, or a PNG."""
-        classifier = self._classifier(job)
-        prediction = classifier.predict(_picture(job), _limits(job), job.head["views"])
+        classifier, prediction = self._classifier(job), self._predict(job)
         facts = self._facts(prediction.label, prediction)
         pixels, boxes = prediction.view_pixels, classifier.views.boxes[: prediction.views]
         explanation = explain_views(classifier.layers, pixels, boxes)
@@ -197,8 +186,8 @@ class Work:
         """The answer to a request of the Open Inference Protocol."""
         classifier, head = self._classifier(job), job.head
         body = tensors.inflate(job.body, head.get("encoding", ""), head["max_body_bytes"])
-        declared = inputs(classifier.preprocessing.side)
-        inference = tensors.read(body, head.get("header_length"), declared, OUTPUTS)
+        side = classifier.preprocessing.side
+        inference = tensors.read(body, head.get("header_length"), side)
         probabilities, distances = self._probabilities(classifier, inference, job)
         first, second = classifier.class_names
         labels = [first if p >= classifier.threshold else second for p in probabilities]
@@ -302,22 +291,19 @@ def _json(content: dict[str, Any], **facts: Any) -> Reply:
     return Reply({"type": "application/json", **facts}, _encode(content).encode())
 
 
-def _problem(error: InvalidImage, job: Job) -> Problem:
-    members = {}
-    if error.reason is Reason.TOO_MANY_PIXELS:
-        members = {"limit_pixels": job.head["max_pixels"], "limit_side": Limits().max_side}
-    return Problem(error.reason, str(error), **members)
-
-
-def _refusal(problem: Problem) -> Reply:
-    return Reply(
-        {
-            "problem": problem.type.slug,
-            "detail": problem.detail,
-            "headers": problem.headers,
-            "members": problem.members,
-        }
-    )
+def _or_refusal(work: Callable[[Job], T], job: Job) -> T | Reply:
+    """What the work gives; what it refuses, as a reply that makes the front refuse it."""
+    try:
+        return work(job)
+    except Problem as error:
+        problem = error
+    except InvalidImage as error:
+        members = {}
+        if error.reason is Reason.TOO_MANY_PIXELS:
+            members = {"limit_pixels": job.head["max_pixels"], "limit_side": Limits().max_side}
+        problem = Problem(error.reason, str(error), **members)
+    head = {"problem": problem.type.slug, "detail": problem.detail}
+    return Reply({**head, "headers": problem.headers, "members": problem.members})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ except ImportError:  # Windows
 
 HEADER: Final = struct.Struct("<II")  # bytes of the head, bytes of the body
 MOST_AT_ONCE: Final = 3  # jobs that are handled together, as far as they are here already
+QUICK_BYTES: Final = 2**16  # of a body; larger ones are worked on alone
 OUT_OF_MEMORY: Final = 12  # exit status
 OUT_OF_TIME: Final = -signal.SIGPROF if hasattr(signal, "SIGPROF") else 0  # exit status
 NICENESS: Final = 2  # so that the front gets its turn first
@@ -220,7 +221,9 @@ def _work(channel: socket.socket, handle: Handle, seconds: float) -> None:
     """Read the jobs that are here, or wait for one, and send a reply for each."""
     try:
         jobs = [_receive(channel)]
-        while len(jobs) < MOST_AT_ONCE and _is_another_here(channel):
+        while len(jobs[-1].body) <= QUICK_BYTES and len(jobs) < MOST_AT_ONCE:
+            if not _is_small_one_here(channel):
+                break
             jobs.append(_receive(channel))
         began = time.perf_counter()
         signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
@@ -265,8 +268,9 @@ def _read(channel: socket.socket, count: int) -> bytes:
     return data
 
 
-def _is_another_here(channel: socket.socket) -> bool:
+def _is_small_one_here(channel: socket.socket) -> bool:
     try:
-        return len(channel.recv(1, _LOOK)) == 1
+        header = channel.recv(HEADER.size, _LOOK)
     except BlockingIOError:
         return False
+    return len(header) == HEADER.size and HEADER.unpack(header)[1] <= QUICK_BYTES

@@ -26,10 +26,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from model.worker import HEADER, MOST_AT_ONCE, OUT_OF_MEMORY, OUT_OF_TIME, Reply
+from model.worker import HEADER, MOST_AT_ONCE, OUT_OF_MEMORY, OUT_OF_TIME, QUICK_BYTES, Reply
 
-QUICK_BYTES: Final = 2**16  # bodies up to this size may be sent ahead, and worked on together
-MOST_IN_HAND: Final = 2 * MOST_AT_ONCE  # quick jobs that a worker has, the ones ahead among them
+MOST_IN_HAND: Final = 2 * MOST_AT_ONCE  # small jobs that a worker has, the ones ahead among them
+AHEAD_BYTES: Final = (
+    2**20
+)  # the largest body that is sent ahead: until it is read, it is held twice
 MOST_REPLY_HEAD_BYTES: Final = 2**20  # a worker that sends more has been taken over
 MOST_REPLY_BYTES: Final = 2**24
 MOST_CRASHES: Final = 2  # of one job: then it is its fault
@@ -37,6 +39,8 @@ MOST_TRIES: Final = 5  # of one job, whoever ended its workers
 START_SECONDS: Final = 60.0  # that a template may take to load
 STALLED_SECONDS: Final = 2.0  # without progress, before a worker is replaced
 CHECK_SECONDS: Final = 0.5
+# Before a new worker: where none can live, starting them over and over would take all there is.
+PAUSE_SECONDS: Final = 0.02
 LONGEST_PAUSE_SECONDS: Final = 5.0  # between starts that fail
 NEWEST: Final = 0.1  # weight of the newest in the moving average of how long a job takes
 _ROOT: Final = Path(__file__).parent.parent  # where programs are found
@@ -67,18 +71,20 @@ class CannotStart(Exception):
 class Submitted:
     """A job on its way. Await `reply`: a Reply, or JobRefused is raised."""
 
-    __slots__ = ("_queue", "alone", "crashes", "data", "is_quick", "is_waiting", "reply", "tries")
+    __slots__ = ("_queue", "crashes", "data", "is_waiting", "quick", "reply", "tries")
 
-    def __init__(
-        self, queue: "deque[Submitted]", data: tuple[bytes, bytes], is_quick: bool
-    ) -> None:
+    def __init__(self, queue: "deque[Submitted]", data: tuple[bytes, bytes], quick: bool) -> None:
         self._queue = queue
-        self.data = data  # kept for another try
-        self.is_quick = is_quick
+        self.data = data  # head and body, kept for another try
+        self.quick = quick  # may share a worker: not after it was there when one ended
         self.is_waiting = True  # no worker has it yet
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self.alone = False  # whether it may share a worker: not after it was there when one ended
         self.tries = self.crashes = 0
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a worker may work on it together with others."""
+        return len(self.data[1]) <= QUICK_BYTES
 
     def cancel(self) -> None:
         """Give it up. What a worker has in hand already is worked on, and nobody hears of it."""
@@ -105,15 +111,16 @@ class Workers:
         memory_bytes: int,
         seconds: float = 5.0,
     ) -> None:
-        self.program, self.arguments = program, list(arguments)
-        self.count, self.memory_bytes, self.seconds = count, memory_bytes, seconds
+        self.count = count
+        self.command = [str(memory_bytes), str(seconds), *arguments]
+        self.program = program
         self.queue: deque[Submitted] = deque()
         self.description: dict[str, Any] = {}  # what the template that serves now says of itself
         self.seconds_each = 0.05  # a guess, until something was measured
         self.current: _Generation | None = None
         self.on_replaced: Callable[[], object] = int  # called for each worker that is replaced
-        self.launched: tuple[subprocess.Popen[bytes], socket.socket] | None = None
-        self._retired: list[_Generation] = []
+        self._launched: _Generation | None = None
+        self._generations: list[_Generation] = []  # the current one, and those that still work
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()  # one generation at a time
         self._stopping = False
@@ -128,8 +135,7 @@ class Workers:
     @property
     def waiting(self) -> int:
         """Jobs that no worker works on yet."""
-        ahead = sum(max(len(worker.jobs) - 1, 0) for worker in self._workers())
-        return len(self.queue) + ahead
+        return len(self.queue) + sum(max(len(worker.jobs) - 1, 0) for worker in self._workers())
 
     @property
     def busy(self) -> int:
@@ -139,19 +145,18 @@ class Workers:
     @property
     def seconds_left(self) -> float:
         """When the work that is here now will be done."""
-        jobs = len(self.queue) + sum(len(worker.jobs) for worker in self._workers())
-        return jobs * self.seconds_each / self.count
+        return (self.waiting + self.busy) * self.seconds_each / self.count
 
     def launch(self) -> None:
         """Start loading at once, before there is an event loop. Raises CannotStart."""
         try:
-            self.launched = self._launch()
+            self._launched = _Generation(self)
         except OSError as error:
             raise CannotStart(f"No process can be started: {error.strerror}.") from None
 
     async def start(self) -> None:
         """Start all workers. Raises CannotStart."""
-        self._take_over(await self._generation())
+        await self.reload()
         self.run_task(self._watch())
 
     async def reload(self) -> None:
@@ -159,18 +164,19 @@ class Workers:
         CannotStart, and the old ones go on."""
         async with self._starting:
             new = await self._generation()
-            old = self.current
-            self._take_over(new)
+            old, self.current = self.current, new
+            self._generations.append(new)
+            self.description.clear()  # in place: whoever holds it sees the new one
+            self.description.update(new.description)
         if old:
-            self._retired.append(old)
-            old.retire()
+            old.retired = True
+            old.end_if_done()
         self.hand_out()
 
     def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
-        """Queue a job. quick: it takes a moment, and may be worked on with others."""
+        """Queue a job. quick: it takes a moment, and may be sent to a worker that has others."""
         text = json.dumps(head).encode()
-        data = (HEADER.pack(len(text), len(body)) + text, body)
-        job = Submitted(self.queue, data, quick and len(body) <= QUICK_BYTES)
+        job = Submitted(self.queue, (HEADER.pack(len(text), len(body)) + text, body), quick)
         self.queue.append(job)
         self.hand_out()
         return job
@@ -180,41 +186,23 @@ class Workers:
         self._stopping = True
         for task in [*self._tasks]:
             task.cancel()
-        for generation in [self.current, *self._retired]:
-            if generation:
-                generation.kill()
+        for generation in [*self._generations]:
+            generation.kill()
         for job in [*self.queue]:
             job.cancel()
 
     # --- the processes --------------------------------------------------------------------------
 
-    def template(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-        """A template that loads, and the front's end of its control socket. Raises OSError."""
-        launched, self.launched = self.launched, None
-        return launched or self._launch()
-
-    def _launch(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-        """Start a fresh interpreter, which inherits nothing but a socket."""
-        control, theirs = socket.socketpair()
-        numbers = (str(theirs.fileno()), str(self.memory_bytes), str(self.seconds))
-        with theirs:
-            process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", self.program, *numbers, *self.arguments],
-                cwd=_ROOT,
-                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the front alone
-            )
-        return process, control
-
     async def _generation(self) -> "_Generation":
-        generation = _Generation(self)
+        generation = None
         try:
-            await asyncio.wait_for(generation.start(), START_SECONDS)
+            generation, self._launched = self._launched or _Generation(self), None
+            async with asyncio.timeout(START_SECONDS):
+                await generation.start()
+            return generation
         except BaseException as error:
-            generation.kill()
+            if generation:
+                generation.kill()
             if isinstance(error, TimeoutError):
                 raise CannotStart(
                     f"The weights could not be loaded within {START_SECONDS:g} s: the machine is"
@@ -223,14 +211,6 @@ class Workers:
             if isinstance(error, OSError):
                 raise CannotStart(f"No process can be started: {error.strerror}.") from None
             raise
-        if generation.ended:
-            raise CannotStart("The process that loads the weights ended unexpectedly.")
-        return generation
-
-    def _take_over(self, generation: "_Generation") -> None:
-        self.current = generation
-        self.description.clear()  # in place: whoever holds it sees the new one
-        self.description.update(generation.description)
 
     def _workers(self) -> list["_Worker"]:
         return self.current.workers if self.current else []
@@ -242,36 +222,23 @@ class Workers:
         task.add_done_callback(self._tasks.discard)
 
     def hand_out(self) -> None:
-        """Give waiting jobs to workers that are free for them, the first first."""
+        """Give waiting jobs to workers that may have them, the first first."""
         while self.queue:
-            worker = self._free_worker(self.queue[0])
-            if worker is None:
+            job = self.queue[0]
+            able = [worker for worker in self._workers() if worker.takes(job)]
+            if not able:
                 return
-            worker.send(self.queue.popleft())
-
-    def _free_worker(self, job: Submitted) -> "_Worker | None":
-        best: _Worker | None = None
-        for worker in self._workers():
-            if worker.is_open and worker.takes(job):
-                if not worker.jobs:
-                    return worker
-                if best is None or len(worker.jobs) < len(best.jobs):
-                    best = worker
-        return best
-
-    def note_seconds(self, seconds: float) -> None:
-        """Take the time of a job into the moving average."""
-        self.seconds_each += NEWEST * (seconds - self.seconds_each)
+            min(able, key=_Worker.load).send(self.queue.popleft())
 
     def worker_ended(self, worker: "_Worker", status: int | None) -> None:
         """Find out whose fault it was, and see to the jobs that it had. status: its exit status,
         negative for a signal; None where it ended with its template."""
         jobs = [job for job in worker.jobs if not job.reply.done()]
         first = worker.jobs[0] if worker.jobs else None
-        alone = len(worker.jobs) == 1
+        alone = len(worker.jobs) == 1 or not all(job.is_small for job in [*worker.jobs][:2])
         worker.jobs.clear()
         for job in reversed(jobs):
-            job.alone = True  # from now on, so that the next end says whose fault it is
+            job.quick = False  # it has a worker of its own, so that an end says whose fault it is
             end = _end(status) if job is first else None
             job.tries += job is first and status is not None
             job.crashes += end is End.CRASH
@@ -282,47 +249,44 @@ class Workers:
             else:
                 job.is_waiting = True
                 self.queue.appendleft(job)
-        if self._stopping:
-            return
-        if status is not None:
+        if status is not None and not self._stopping:
             logger.warning("Worker %d %s; another one takes its place", worker.pid, _how(status))
             self.on_replaced()
         self.hand_out()
 
     def generation_ended(self, generation: "_Generation") -> None:
         """Replace a generation whose template ended."""
-        if generation in self._retired:
-            self._retired.remove(generation)
-        elif generation is self.current and not self._stopping:
-            logger.warning("The workers' template ended; it is started anew")
+        with contextlib.suppress(ValueError):  # it may not have served yet
+            self._generations.remove(generation)
+        if generation is self.current:
             self.current = None
-            self.run_task(self._start_anew())
+            if not self._stopping:
+                logger.warning("The workers' template ended; it is started anew")
+                self.run_task(self._start_anew())
 
     async def _start_anew(self) -> None:
         pause = 0.1
         while self.current is None:
             try:
-                async with self._starting:
-                    if self.current is None:  # no reload has come before
-                        self._take_over(await self._generation())
+                await self.reload()
             except CannotStart as error:
                 logger.error("%s", error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        self.hand_out()
 
     async def _watch(self) -> None:
         """Kill what makes no progress, so that it is replaced."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            now = time.monotonic()
-            for generation in [self.current, *self._retired]:
-                if generation:
-                    generation.check(now)
+            for generation in [*self._generations]:
+                generation.check(time.monotonic())
 
 
 class _Generation:
-    """A template, as the front sees it, and the workers that it forked."""
+    """A template, as the front sees it, and the workers that it forked.
+
+    Making one starts a fresh interpreter, which inherits nothing but a socket. Raises OSError.
+    """
 
     def __init__(self, owner: Workers) -> None:
         self.owner = owner
@@ -332,17 +296,32 @@ class _Generation:
         self.retired = self.ended = False
         self._forking: deque[_Worker] = deque()  # asked for, but not reported yet
         self._lines = b""
-        self._starts: deque[float] = deque(maxlen=owner.count)
-        self._is_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failure = (
+            "The process that loads the weights ended unexpectedly; the log may say why."
+        )
+        self._control, theirs = socket.socketpair()
+        self._control.setblocking(False)
+        with theirs:
+            number = str(theirs.fileno())
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-m", owner.program, number, *owner.command],
+                cwd=_ROOT,
+                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the front alone
+            )
 
     async def start(self) -> None:
-        """Load, and start all workers. Raises CannotStart."""
-        self._process, self._control = self.owner.template()
-        self._control.setblocking(False)
+        """Load, and start all workers. Raises CannotStart, and OSError."""
+        self._is_ready = asyncio.Event()
         asyncio.get_running_loop().add_reader(self._control, self._read)
-        await self._is_ready
+        await self._is_ready.wait()
         for _ in range(self.owner.count):
             await self._add_worker()
+        if self.ended:
+            raise CannotStart(self._failure)
 
     async def _add_worker(self) -> None:
         if self.retired or self.ended:
@@ -350,17 +329,24 @@ class _Generation:
         ours, theirs = socket.socketpair()
         worker = _Worker(self)
         with theirs:
-            ours.setblocking(False)
             loop = asyncio.get_running_loop()
             await loop.create_unix_connection(lambda: worker, sock=ours)
             try:
                 socket.send_fds(self._control, [b"w"], [theirs.fileno()])
-            except OSError:  # the template is gone, or does not read: `check` sees to it
+            except OSError:
                 worker.close()
-                return
+                raise
         self._forking.append(worker)
         self.workers.append(worker)
         self.owner.hand_out()
+
+    async def _replace(self, pause: float) -> None:
+        await asyncio.sleep(pause)
+        try:
+            await self._add_worker()
+        except OSError as error:  # too many open files, say, or the template is gone
+            logger.error("No worker can be started: %s", error.strerror)
+            self.owner.run_task(self._replace(LONGEST_PAUSE_SECONDS))
 
     def _read(self) -> None:
         try:
@@ -380,11 +366,10 @@ class _Generation:
         match message:
             case {"ready": description, "unlimited": unlimited}:
                 self.description, self.unlimited = description, unlimited
-                if not self._is_ready.done():
-                    self._is_ready.set_result(None)
+                self._is_ready.set()
             case {"failed": why}:
-                if not self._is_ready.done():
-                    self._is_ready.set_exception(CannotStart(why))
+                self._failure = why
+                self.kill()
             case {"started": pid}:
                 worker = self._forking.popleft()
                 worker.pid = pid
@@ -392,47 +377,21 @@ class _Generation:
                     worker.kill()
             case {"refused": why}:
                 logger.error("No worker could be started (%s); trying again", why)
-                worker = self._forking.popleft()
-                self.workers.remove(worker)
-                worker.close()
-                self.owner.worker_ended(worker, None)
-                self.owner.run_task(self._replace(LONGEST_PAUSE_SECONDS))
+                self._worker_ended(self._forking.popleft(), None, LONGEST_PAUSE_SECONDS)
             case {"ended": pid, "status": status}:
-                for worker in self.workers:
-                    if worker.pid == pid:
-                        self._worker_ended(worker, status)
-                        break
+                for worker in [each for each in self.workers if each.pid == pid]:
+                    self._worker_ended(worker, status, PAUSE_SECONDS)
 
-    def _worker_ended(self, worker: "_Worker", status: int) -> None:
+    def _worker_ended(self, worker: "_Worker", status: int | None, pause: float) -> None:
         self.workers.remove(worker)
         worker.close()
-        if self.retired:
-            if worker.jobs:
-                self.owner.worker_ended(worker, status)
-            if not self.workers:
-                self.kill()
-            return
         self.owner.worker_ended(worker, status)
-        self.owner.run_task(self._replace())
+        self.owner.run_task(self._replace(pause))
+        self.end_if_done()
 
-    async def _replace(self, pause: float = 0.0) -> None:
-        # Where workers cannot live at all, starting them over and over would take all there is.
-        now = time.monotonic()
-        too_soon = len(self._starts) == self._starts.maxlen and now - self._starts[0] < 0.2
-        self._starts.append(now)
-        await asyncio.sleep(max(pause, 0.2 * too_soon))
-        try:
-            await self._add_worker()
-        except OSError as error:  # too many open files, say
-            logger.error("No worker can be started: %s", error.strerror)
-            self.owner.run_task(self._replace(1.0))
-
-    def retire(self) -> None:
-        """End once all jobs that its workers have are done."""
-        self.retired = True
-        for worker in self.workers:
-            worker.close_if_done()
-        if not self.workers:
+    def end_if_done(self) -> None:
+        """End a generation that another has replaced, once its workers have no more jobs."""
+        if self.retired and not any(worker.jobs for worker in self.workers):
             self.kill()
 
     def check(self, now: float) -> None:
@@ -452,20 +411,15 @@ class _Generation:
         if self.ended:
             return
         self.ended = True
-        with contextlib.suppress(AttributeError):  # it may not even have been started
-            asyncio.get_running_loop().remove_reader(self._control)
-            self._control.close()
-            self._process.kill()
-            self._process.wait()
-        if not self._is_ready.done():
-            why = "The process that loads the weights ended unexpectedly; the log may say why."
-            self._is_ready.set_exception(CannotStart(why))
-        elif not self._is_ready.cancelled():
-            self._is_ready.exception()  # seen
-        for worker in self.workers:
+        asyncio.get_running_loop().remove_reader(self._control)
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+        self._is_ready.set()
+        workers, self.workers = self.workers, []
+        for worker in workers:
             worker.close()
             worker.kill()
-        workers, self.workers = self.workers, []
         self.owner.generation_ended(self)
         for worker in workers:
             self.owner.worker_ended(worker, None)
@@ -486,15 +440,19 @@ class _Worker(asyncio.Protocol):
         self._transport: asyncio.Transport = transport
 
     def takes(self, job: Submitted) -> bool:
-        """Whether it may have this job now."""
-        if not self.jobs:
-            return True
-        return (
-            len(self.jobs) < MOST_IN_HAND
-            and job.is_quick
-            and not job.alone
-            and all(other.is_quick and not other.alone for other in self.jobs)
-        )
+        """Whether it may have this job now: small ones ahead, or one that is not so small."""
+        if not self.is_open or not self.jobs:
+            return self.is_open
+        both = (job, *self.jobs)
+        if not all(each.quick for each in both):
+            return False
+        if all(each.is_small for each in both):
+            return len(self.jobs) < MOST_IN_HAND
+        return len(self.jobs) == 1 and len(job.data[1]) <= AHEAD_BYTES
+
+    def load(self) -> int:
+        """How much it has to do, as far as bytes tell."""
+        return sum(1 + len(job.data[1]) for job in self.jobs)
 
     def send(self, job: Submitted) -> None:
         if not self.jobs:
@@ -502,7 +460,7 @@ class _Worker(asyncio.Protocol):
         self.jobs.append(job)
         job.is_waiting = False
         head, body = job.data
-        if len(body) <= QUICK_BYTES:
+        if job.is_small:
             self._transport.write(head + body)
         else:
             self._transport.write(head)
@@ -517,6 +475,7 @@ class _Worker(asyncio.Protocol):
             logger.error("Worker %d sent something that is not a reply, and is ended", self.pid)
             self._received.clear()
             self._transport.abort()
+        self.generation.end_if_done()
         self.generation.owner.hand_out()
 
     def _next_reply(self) -> Reply | None:
@@ -543,14 +502,10 @@ class _Worker(asyncio.Protocol):
     def _replied(self, reply: Reply) -> None:
         job = self.jobs.popleft()
         self._progress = (-1, time.monotonic())
-        self.generation.owner.note_seconds(reply.head["seconds"])
+        owner = self.generation.owner
+        owner.seconds_each += NEWEST * (reply.head["seconds"] - owner.seconds_each)
         if not job.reply.done():
             job.reply.set_result(reply)
-        self.close_if_done()
-
-    def close_if_done(self) -> None:
-        if self.generation.retired and not self.jobs:
-            self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
@@ -596,6 +551,7 @@ def _end(status: int | None) -> End | None:
 
 
 def _how(status: int) -> str:
+    """How a worker ended, for the log."""
     if status == OUT_OF_MEMORY:
         return "ran out of its memory"
     if status == OUT_OF_TIME:

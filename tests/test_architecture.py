@@ -55,7 +55,7 @@ def imports(source: str) -> Iterator[tuple[int, str]]:
 
 
 def named_modules(source: str) -> Iterator[str]:
-    """What strings name, as `http="app.protocol:StrictHttp"` does, but for programs that are
+    """What strings name, as `http="app.server:StrictHttp"` does, but for programs that are
     started: `["-m", "app.work"]` and `Workers("app.work", …)`."""
     programs = set()
     for node in ast.walk(ast.parse(source)):
@@ -171,7 +171,7 @@ FRONT = """
 import sys
 from pathlib import Path
 from starlette.testclient import TestClient
-import app.protocol, app.server
+import app.server
 from app.main import create_app
 from app.settings import Settings
 

@@ -13,8 +13,7 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
-from app import capacity
-from app.inference_schema import MODEL
+from app import MODEL, capacity
 from app.main import create_app
 from app.settings import Settings
 from tests.data_folder import REPOSITORY

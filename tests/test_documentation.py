@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 
 from app import capacity
 from app.inference_protocol import body_limit
-from app.metrics import Metrics
+from app.observation import Metrics
 from app.server import KEEP_ALIVE_SECONDS
-from app.settings import Settings, settings_table
+from app.settings import Settings
 from tests.data_folder import REPOSITORY
 from tests.test_readme import TEXTS, blocks
 
@@ -80,12 +80,6 @@ def test_addresses_named_exist(page: Path, client: TestClient) -> None:
     assert named
     for address in named:
         assert client.get(address).status_code in (200, 405), address
-
-
-def test_operations_name_every_setting_that_limits_something() -> None:
-    elsewhere = {"CAT_THRESHOLD", "CAT_PAGE", "CAT_BIND_HOST", "CAT_BIND_PORT"}
-    for name in settings_table().keys() - elsewhere:
-        assert name in TEXTS[OPERATIONS]
 
 
 def test_the_files_fit_the_service() -> None:

@@ -13,8 +13,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.about import about
-from app.answers import ExplanationAnswer, ModelAnswer
-from app.routes import preferred
+from app.routes import ExplanationAnswer, ModelAnswer, preferred
 from model.classifier import Classifier
 from model.network import Relu
 from tests.conftest import Service
@@ -84,11 +83,15 @@ def test_each_view_is_shown_with_its_own_probability(
 
 
 def test_the_accept_header_chooses() -> None:
+    def chosen(accept: str) -> str:
+        return preferred(accept, "application/json", "image/png")
+
     browser = "text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8"
     for accept in ("", "*/*", browser, "image/png;q=0", "image/png;q=nonsense", ";;,,="):
-        assert preferred(accept) == "json", accept
-    assert preferred("image/png;q=0.5, application/json;q=0.9") == "json"
-    assert preferred("image/PNG ; q=0.9, application/json;q=0.5") == "png"
+        assert chosen(accept) == "application/json", accept
+    assert chosen("image/png;q=0.5, application/json;q=0.9") == "application/json"
+    assert chosen("image/PNG ; q=0.9, application/json;q=0.5") == "image/png"
+    assert preferred(browser, "text/plain", "text/html") == "text/html"
 
 
 # --- GET /model ----------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ def test_the_model_says_what_it_is(request: pytest.FixtureRequest, weights: str)
     assert model.bands[0]["from"] == 0
     assert model.limits
     if weights == "client":
-        assert model.network.parameters == 12289
+        assert model.network["parameters"] == 12289
         assert model.weights_png
         assert decoded(model.weights_png).size == (64, 64)
         assert model.metrics == {}
@@ -143,7 +146,7 @@ def test_the_learning_curve_is_given_however_it_was_trained(classifier: Classifi
     for metadata, name, line in cases:
         model = ModelAnswer.model_validate(about(replace(classifier, metadata=metadata)))
         assert model.learning_curve
-        assert model.learning_curve.series[name] == line
+        assert model.learning_curve["series"][name] == line
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", [], [1, None], {}, {"a": 1}, {"a": {"b": 1}}])

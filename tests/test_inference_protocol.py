@@ -19,9 +19,9 @@ import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
+from app import MAX_PICTURES
 from app.errors import TYPES
 from app.inference_protocol import body_limit
-from app.inference_schema import MAX_PICTURES
 from model.classifier import Classifier
 from model.preprocessing import read_picture, to_vector
 from tests.conftest import Service

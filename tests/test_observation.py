@@ -1,6 +1,5 @@
 """Request ids and log lines."""
 
-import asyncio
 import json
 import re
 import subprocess
@@ -11,10 +10,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from starlette.types import Message, Receive, Scope, Send
 
 from app.main import create_app
-from app.middleware import Observed
 from app.settings import Settings
 from model.classifier import Classifier
 from model.worker import Reply
@@ -195,28 +192,10 @@ def test_many_pictures_in_one_request_are_counted_in_its_line(
     assert line["path"] == "/v2/models/cat/infer"
 
 
-def test_a_client_that_leaves_is_logged_as_gone(capfd: pytest.CaptureFixture[str]) -> None:
-    async def app(_: Scope, receive: Receive, send: Send) -> None:
-        assert (await receive())["type"] == "http.disconnect"
-        await send({"type": "http.response.start", "status": 400, "headers": []})
-        await send({"type": "http.response.body"})
-
-    async def receive() -> Message:
-        return {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        pass
-
-    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
-    asyncio.run(Observed(app, "json", None)(scope, receive, send))
-    (line,) = json_lines(capfd)
-    assert line["status"] == 499
-
-
 def test_a_reader_that_stops_reading_holds_nobody_up_and_gets_whole_lines() -> None:
     code = """
         import sys
-        from app import log
+        from app import observation as log
         written = 0
         while log.write(b"x" * 199 + b"\\n"):  # would block for good if it waited
             written += 1

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app import page
+from app import pages
 from app.settings import Settings
 from tests.data_folder import REPOSITORY
 
@@ -15,10 +15,10 @@ from tests.data_folder import REPOSITORY
 def open_page(class_names: tuple[str, str] = ("cat", "non-cat"), **settings: Any) -> TestClient:
     """A client of a service that has nothing but the page."""
     app = FastAPI()
-    app.include_router(page.router)
+    app.include_router(pages.router)
     app.state.settings = Settings(**settings)
     app.state.model = {"class_names": class_names, "formats": "JPEG, PNG or WebP"}
-    return TestClient(app)
+    return TestClient(app, headers={"Accept": "text/html,*/*;q=0.8"})
 
 
 def test_it_allows_nothing_from_elsewhere_and_no_inline_code() -> None:
@@ -33,7 +33,11 @@ def test_its_files_are_small_and_every_address_in_them_is_relative() -> None:
     client = open_page()
     addresses = re.findall(r'(?:href|src|action)="([^"]+)"', client.get("/").text)
     assert {"static/page.css", "static/page.js", "static/cat.jpg", "docs"} <= set(addresses)
-    texts = {each.name: each.read_text() for each in page.FOLDER.iterdir() if each.suffix != ".jpg"}
+    texts = {
+        each.name: each.read_text()
+        for each in (pages.FOLDER / "page").iterdir()
+        if each.suffix != ".jpg"
+    }
     modules = [name for text in texts.values() for name in re.findall(r'from "\./(.+)"', text)]
     for address in {*addresses, *(f"static/{name}" for name in modules)} - {"docs"}:
         assert re.fullmatch(r"static/[a-z.]+", address)
@@ -67,6 +71,23 @@ def test_names_of_classes_are_text_not_markup(class_names: tuple[str, str], titl
     text = open_page(class_names).get("/").text
     assert f"<title>{title}</title>" in text
     assert "<b>&" not in text
+
+
+@pytest.mark.parametrize(
+    "accept", ["*/*", "", "application/json", "text/plain;q=0.9,text/html;q=0.1"]
+)
+def test_whoever_does_not_ask_for_a_page_gets_the_commands_to_try(accept: str) -> None:
+    for keys, header in (((), ""), (("secret",), ' -H "X-API-Key: KEY"')):
+        answer = open_page(api_keys=keys).get("/", headers={"Accept": accept})
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert answer.headers["vary"] == "Accept"
+        commands = [line for line in answer.text.splitlines() if line.startswith("curl")]
+        assert len(commands) == 3
+        assert f"curl{header} --data-binary @cat.jpg http://testserver/predict" in commands
+        assert "secret" not in answer.text
+        assert "feedback are answered 404" in answer.text
+    collecting = open_page(collect="/srv/feedback").get("/", headers={"Accept": accept})
+    assert "feedback are kept for training" in collecting.text
 
 
 def test_it_can_be_switched_off() -> None:

@@ -16,14 +16,14 @@ from app.capacity import PART_OF_FREE, plan
 from app.errors import Problem
 from app.main import create_app
 from app.queue import Queue
+from app.routes import FORM_ALLOWANCE_BYTES
 from app.settings import Settings
-from app.uploads import FORM_ALLOWANCE_BYTES
 from model import machine
 from model.machine import cores, memory_bytes
-from model.workers import QUICK_BYTES
+from model.workers import AHEAD_BYTES
 from tests.conftest import Stuck
 from tests.probe_worker import do
-from tests.server import linux_only, scene, started
+from tests.server import scene, started
 
 MIB = 2**20
 
@@ -44,7 +44,7 @@ async def service(**settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Fas
 
 def large(what: str, **values: Any) -> bytes:
     """A body that no worker is given ahead."""
-    return do(what, **values) + b" " * QUICK_BYTES
+    return do(what, **values) + b" " * AHEAD_BYTES
 
 
 async def stalled(come: asyncio.Event, body: bytes) -> AsyncIterator[bytes]:
@@ -235,26 +235,6 @@ async def test_an_upload_that_does_not_come_on_is_given_up_one_that_does_gets_mo
         slow = await client.post("/predict", content=stalled(asyncio.Event(), bytes(100)))
         assert (slow.status_code, slow.json()["type"]) == (408, "/problems#slow-upload")
         assert "10 bytes" in slow.json()["detail"]
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "slug"),
-    [
-        (do("crash"), 422, "crashes-decoder"),
-        (do("spin"), 422, "takes-too-long"),
-        (do("allocate", count=2**27), 422, "too-many-pixels"),
-        (do("fail"), 500, "internal-error"),
-    ],
-)
-@linux_only
-@scene
-async def test_work_that_ends_a_worker_has_an_answer_of_its_own(
-    body: bytes, status: int, slug: str
-) -> None:
-    async with service(processor_seconds=0.2) as (client, _):
-        answer = await client.post("/predict", content=body)
-        assert (answer.status_code, answer.json()["type"]) == (status, f"/problems#{slug}")
-        assert (await client.post("/predict", content=do("nothing"))).status_code == 200
 
 
 # --- the machine --------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Limits of uploads, and bodies that nobody foresaw."""
 
 from collections.abc import Iterator
-from urllib.parse import quote
 
 import httpx
 import pytest
@@ -9,7 +8,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.uploads import FORM_ALLOWANCE_BYTES
+from app.routes import FORM_ALLOWANCE_BYTES
 from tests.conftest import Service
 
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -63,17 +62,6 @@ def test_a_form_may_have_other_fields_within_its_allowance(
         assert answer.status_code == status
 
 
-def test_the_front_refuses_what_is_announced_or_arrives_beyond_the_limit(
-    exact: TestClient, cat_picture: bytes
-) -> None:
-    larger = cat_picture + b"\0"
-    announced = {"Content-Length": "1000000000"}  # the TestClient passes it on as it is
-    for headers, words in ((announced, "announced as 1,000,000,000 bytes"), ({}, "bytes arrived")):
-        answer = exact.post("/predict", content=unannounced(larger), headers=headers)
-        assert answer.status_code == 413
-        assert words in answer.json()["detail"]
-
-
 def test_a_nonsensical_length_does_no_harm(client: TestClient, cat_picture: bytes) -> None:
     for length in ("-1", "abc", "²", "9" * 5000, "1e9"):
         headers = [(b"content-length", length.encode("latin-1"))]
@@ -115,7 +103,7 @@ content_types = st.text(latin, max_size=60) | st.sampled_from(
     body=st.lists(pieces | st.binary(max_size=40), max_size=12).map(b"".join),
     content_type=content_types,
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_no_body_ever_makes_the_service_fail(
     client: TestClient, body: bytes, content_type: str
 ) -> None:
@@ -123,23 +111,6 @@ def test_no_body_ever_makes_the_service_fail(
     answer = client.post("/predict", content=body, headers=headers)
     assert answer.status_code in (400, 415, 422)
     assert answer.headers["content-type"] == "application/problem+json"
-
-
-@given(
-    headers=st.dictionaries(
-        st.sampled_from(["content-encoding", "content-length", "accept", "expect", "origin"]),
-        st.text(latin, max_size=30),
-    ),
-    path=st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(quote),
-    method=st.sampled_from(["GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH"]),
-)
-@settings(deadline=None, max_examples=100)
-def test_no_address_or_header_ever_makes_the_service_fail(
-    client: TestClient, headers: dict[str, str], path: str, method: str
-) -> None:
-    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    for address in ("/predict", f"/{path}"):
-        assert client.request(method, address, headers=raw).status_code < 500
 
 
 def test_hostile_forms_are_parsed_in_time(client: TestClient) -> None:

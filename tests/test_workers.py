@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from model.worker import MOST_AT_ONCE, Reply
-from model.workers import STALLED_SECONDS, CannotStart, End, JobRefused, Submitted, Workers
+from model.workers import (
+    AHEAD_BYTES,
+    STALLED_SECONDS,
+    CannotStart,
+    End,
+    JobRefused,
+    Submitted,
+    Workers,
+)
 from tests.probe_worker import do
 from tests.server import children, linux_only, scene, started, wait_until_gone
 
@@ -21,6 +29,11 @@ TOO_MUCH = 2**27  # bytes; `started` gives a worker a quarter of them
 
 def submit(workers: Workers, what: str, *, quick: bool = False, **values: Any) -> Submitted:
     return workers.submit({}, do(what, **values), quick=quick)
+
+
+def sized(workers: Workers, size: int, what: str = "nothing", **values: Any) -> Submitted:
+    """A job that may be sent ahead, with so many bytes more."""
+    return workers.submit({}, do(what, **values) + b" " * size, quick=True)
 
 
 async def reply(workers: Workers, what: str, **values: Any) -> dict[str, Any]:
@@ -187,6 +200,50 @@ async def test_jobs_are_done_in_the_order_of_their_arrival_small_ones_together()
         together = [each.head["together"] for each in replies]
         assert max(together) == MOST_AT_ONCE
         assert together[4] == 1
+
+
+@scene
+async def test_one_larger_job_is_sent_ahead_and_worked_on_by_itself() -> None:
+    async with started() as workers:
+        jobs = [submit(workers, "sleep", quick=True, seconds=0.2)]
+        await in_hand(workers)
+        jobs += [sized(workers, 2**17), submit(workers, "nothing", quick=True)]
+        assert [job.is_waiting for job in jobs] == [False, False, True]
+        jobs += [sized(workers, 2**17), sized(workers, AHEAD_BYTES + 1), sized(workers, 2**17)]
+        replies = [(await job.reply).head for job in jobs]
+        assert [head["handled"] for head in replies] == [1, 2, 3, 4, 5, 6]
+        assert {head["together"] for head in replies} == {1}
+
+        first = submit(workers, "sleep", quick=True, seconds=0.2)
+        await in_hand(workers)
+        others = [sized(workers, AHEAD_BYTES), submit(workers, "nothing")]
+        assert [job.is_waiting for job in others] == [True, True], "too large, and not quick"
+        await asyncio.gather(*(job.reply for job in (first, *others)))
+
+
+@pytest.mark.parametrize(
+    ("what", "values", "end"),
+    [
+        ("crash", {}, End.CRASH),
+        ("allocate", {"count": TOO_MUCH}, End.MEMORY),
+        ("spin", {}, End.TIME),
+    ],
+)
+@scene
+async def test_a_job_sent_ahead_is_not_blamed_for_the_end_of_one_in_hand_nor_that_for_its(
+    what: str, values: dict[str, Any], end: End
+) -> None:
+    async with started(seconds=0.2) as workers:
+        for sizes in ((0, 2**17), (2**17, 0)):
+            first = submit(workers, "sleep", quick=True, seconds=0.2)
+            await in_hand(workers)
+            ended = replaced(workers)
+            bad = sized(workers, sizes[0], what, **values)
+            good = sized(workers, sizes[1])
+            assert await refusal(bad) is end
+            assert "value" in (await first.reply).head
+            assert "value" in (await good.reply).head
+            assert len(ended) <= 2
 
 
 @scene

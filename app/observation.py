@@ -1,0 +1,329 @@
+"""What is known of each request: its id, its line in the log, and the metrics for Prometheus.
+
+Pictures, bodies, query strings and keys are never logged. Labels of metrics have few values,
+whatever clients send.
+"""
+
+import json
+import logging
+import os
+import re
+import secrets
+import select
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import prometheus_client
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+REQUEST_ID = b"x-request-id"
+HARMLESS_ID = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,128}")
+CLIENT_GONE = 499  # nginx's number for a client that left before its answer: HTTP has none
+LONGEST = 100  # characters of what a client wrote
+# Asked every few seconds: at 200 their lines would bury the others.
+ROUTINE = ("/health", "/v2/health", "/metrics")
+UNTEMPLATED = ("/openapi.json",)  # FastAPI's own route, which leaves no template behind
+OTHER = "other"  # unknown paths and methods
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+OPENMETRICS = "application/openmetrics-text"
+STDOUT = 1
+# Nothing here is meant to be framed, embedded by other sites, kept in a cache, or run: the pages
+# that load something state a policy of their own.
+SAFE_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+_is_plain = re.compile(r"[!#-~]+").fullmatch  # visible ASCII but the quotation mark
+
+prometheus_client.disable_created_metrics()
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of one request, for its log line and the metrics: `scope["facts"]`."""
+
+    request_id: str = ""
+    problem: str | None = None  # the slug of the answer, where that is a problem
+    model_version: str | None = None
+    answers: list[tuple[str, float]] = field(default_factory=list)  # label, probability a picture
+    distances: list[float] = field(default_factory=list)  # from training's pictures, one a picture
+    queue_seconds: float | None = None  # from the upload's end to the answer, but for the work
+    decode_seconds: float | None = None  # of a worker's time: decoding, scaling, network
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+class Metrics:
+    """The numbers of one service."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter(
+            "cat_requests",
+            "Requests by route, method and status; 499: the client left before its answer.",
+            ("route", "method", "status"),
+        )
+        self.seconds = histogram(
+            "cat_request_seconds",
+            "Time from a request's headers to the end of its answer, uploading included.",
+            ("route",),
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )
+        self.queue_seconds = histogram(
+            "cat_queue_seconds",
+            "Time that uploaded pictures waited: for a worker, and on the way to it and back.",
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self.decode_seconds = histogram(
+            "cat_decode_seconds",
+            "Time that a worker spent on a request: decoding, scaling and the network.",
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+        )
+        self.rejections = counter(
+            "cat_rejections",
+            "Requests that were answered with a problem, by the last part of its type.",
+            ("reason",),
+        )
+        self.probabilities = histogram(
+            "cat_probability",
+            "The probabilities that were answered.",
+            buckets=[step / 20 for step in range(1, 21)],
+        )
+        self.distances = histogram(
+            "cat_input_distance",
+            "How unlike the pictures of training's validation pictures were, in standard"
+            " deviations (root mean square) of brightness, contrast, colourfulness and sharpness."
+            " Around 1 is usual; a growing share above 2 means other pictures than those that the"
+            " model was measured on.",
+            buckets=(0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6, 10),
+        )
+        self.feedback = counter(
+            "cat_feedback", "Pictures that were sent as feedback and kept, by class.", ("label",)
+        )
+        self.lost_lines = counter(
+            "cat_log_lines_lost", "Log lines that were dropped because standard output took none."
+        )
+        self.in_progress = gauge(
+            "cat_requests_in_progress", "Requests with pictures that have no answer yet."
+        )
+        self.waiting = gauge("cat_queue_depth", "Uploaded pictures that wait for a worker.")
+        self.busy = gauge("cat_decoders_busy", "Workers at work.")
+        self.workers = gauge("cat_workers", "Workers: processes that work on pictures.")
+        self.replaced = counter("cat_workers_replaced", "Workers that ended and were replaced.")
+        self.model = gauge("cat_model_info", "1 for the model that is served.", ("name", "version"))
+
+    def serve(self, name: str, version: str) -> None:
+        """Say which model is served from now on."""
+        self.model.clear()
+        self.model.labels(name, version).set(1)
+
+    def count(self, facts: Facts, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request that is over. route: a template, or OTHER; method: as it was sent."""
+        self.requests.labels(route, method if method in METHODS else OTHER, status).inc()
+        self.seconds.labels(route).observe(seconds)
+        if facts.problem is not None:
+            self.rejections.labels(facts.problem).inc()
+        if facts.queue_seconds is not None:
+            self.queue_seconds.observe(facts.queue_seconds)
+        if facts.decode_seconds is not None:
+            self.decode_seconds.observe(facts.decode_seconds)
+        for _, probability in facts.answers:
+            self.probabilities.observe(probability)
+        for distance in facts.distances:
+            self.distances.observe(distance)
+
+
+router = APIRouter()
+
+
+@router.get(
+    "/metrics",
+    name="metrics",
+    summary="Tell the metrics, for Prometheus",
+    response_class=Response,
+    responses={200: {"description": "All metrics.", "content": {"text/plain": {}}}},
+)
+async def read_metrics(request: Request) -> Response:
+    """In the text format, or as OpenMetrics where that is asked for."""
+    # The library takes a malformed version in this header for its own fault.
+    wanted = OPENMETRICS if OPENMETRICS in request.headers.get("accept", "") else ""
+    encode, content_type = choose_encoder(wanted)
+    registry = request.app.state.metrics.registry
+    return Response(encode(registry), headers={"Content-Type": content_type})
+
+
+# --- the log ------------------------------------------------------------------------------------
+
+
+def timestamp(moment: datetime) -> str:
+    """A moment in UTC: 2026-11-23T10:55:44.123Z."""
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+class Formatter(logging.Formatter):
+    """The server's own lines, in the same form as those about requests: "json" or text."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        now = timestamp(datetime.fromtimestamp(record.created, UTC))
+        level, message = record.levelname, super().format(record)
+        if self.form == "json":
+            return json.dumps({"time": now, "level": level.lower(), "message": message})
+        return f"{now} {level} {message}"
+
+
+def log_configuration(form: str) -> dict[str, Any]:
+    """For uvicorn: its lines in our form."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"ours": {"()": Formatter, "form": form}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours"}},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        "loggers": {"uvicorn": {"level": "INFO"}},
+    }
+
+
+def request_line(form: str, level: str, values: dict[str, Any]) -> bytes:
+    """A line about a request; values that are None are left out."""
+    now = timestamp(datetime.now(UTC))
+    known = {name: value for name, value in values.items() if value is not None}
+    if form == "json":
+        return (json.dumps({"time": now, "level": level, **known}) + "\n").encode()
+    pairs = "".join(
+        # One word as it is; all else in quotation marks, escaped
+        f" {name}={value if type(value) is not str or _is_plain(value) else json.dumps(value)}"
+        for name, value in known.items()
+    )
+    return f"{now} {level.upper()}{pairs}\n".encode()
+
+
+def write(line: bytes) -> bool:
+    """Write a line to standard output; False if it was dropped, because nobody reads.
+
+    A full pipe would block the event loop, and with it every client.
+    """
+    try:
+        if sys.platform != "win32" and not select.select((), (STDOUT,), (), 0)[1]:
+            return False
+        os.write(STDOUT, line)
+    except (OSError, ValueError):  # closed, or its reader is gone
+        return False
+    return True
+
+
+# --- every request ------------------------------------------------------------------------------
+
+
+class Observed:
+    """Gives each request an id, adds what every answer has, counts the request and logs it.
+
+    The outermost wrapper. The id is the client's own X-Request-ID if that is harmless to print,
+    else a new one. log_form: "text", "json" or "off"; metrics: None where none are kept.
+    """
+
+    def __init__(self, app: ASGIApp, log_form: str, metrics: Metrics | None) -> None:
+        self.app, self.log_form, self.metrics = app, log_form, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = ended = time.perf_counter()
+        status = received = 0
+        gone = False
+        identity = _request_id(scope)
+        facts = scope["facts"] = Facts(identity.decode())
+
+        async def receive_counted() -> Message:
+            nonlocal received, gone
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+            elif not status:
+                gone = True
+            return message
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, ended
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = list(message.get("headers", ()))
+                names = {name for name, _ in own}
+                added = [header for header in SAFE_HEADERS if header[0] not in names]
+                message = {**message, "headers": [*own, *added, (REQUEST_ID, identity)]}
+                ended = time.perf_counter()
+            elif message.get("body"):
+                ended = time.perf_counter()  # what follows may be an upload that is dropped
+            await send(message)
+
+        try:
+            await self.app(scope, receive_counted, send_with_headers)
+        finally:
+            outcome = CLIENT_GONE if gone else status or 500
+            self._tell(scope, facts, outcome, ended - began, received)
+
+    def _tell(self, scope: Scope, facts: Facts, status: int, seconds: float, received: int) -> None:
+        route = _route(scope)
+        if self.metrics:
+            self.metrics.count(facts, route, scope["method"], status, seconds)
+        if self.log_form == "off" or (status == HTTPStatus.OK and route.startswith(ROUTINE)):
+            return
+        client = scope.get("client")
+        level = "info" if status < 500 else "error" if status == 500 else "warning"
+        values = {
+            "request_id": facts.request_id,
+            "client": client[0][:LONGEST] if client else None,
+            "method": scope["method"][:20],
+            "path": scope["path"][:LONGEST] if route == OTHER else route,
+            "status": status,
+            "duration_ms": _milliseconds(seconds),
+            "received_bytes": received,
+            "queue_ms": _milliseconds(facts.queue_seconds),
+            "decode_ms": _milliseconds(facts.decode_seconds),
+            "model": facts.model_version,
+            "problem": facts.problem,
+        }
+        if len(facts.answers) == 1:
+            values["label"], probability = facts.answers[0]
+            values["probability"] = round(probability, 4)
+        elif facts.answers:
+            values["pictures"] = len(facts.answers)
+        written = write(request_line(self.log_form, level, values))
+        if self.metrics and not written:
+            self.metrics.lost_lines.inc()
+
+
+def _request_id(scope: Scope) -> bytes:
+    named = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
+    return bytes(named) if HARMLESS_ID.fullmatch(named) else secrets.token_hex(16).encode()
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route that answered, one of few; "other" where none did."""
+    route = scope.get("route")
+    if route is not None:
+        return str(route.path)
+    return scope["path"] if scope["path"] in UNTEMPLATED else OTHER
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 2)
