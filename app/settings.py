@@ -168,80 +168,83 @@ class Settings:
     weights: Path | None = _setting(  # noqa: RUF009 - it makes a field
         None,
         Path,
-        "the artifact to serve, a file that training wrote",
-        "the one that comes with the service",
+        "the weights file to serve",
+        "model/cat.safetensors",
     )
     threshold: float | None = _setting(
         None,
         _probability,
-        "from this probability on the label is the first class; between 0 and 1",
-        "the artifact's own",
+        "the lowest probability that is labelled with the first class; between 0 and 1",
+        "the one in the weights file",
     )
     views: str = _setting(
         "all",
         _one_of("all", "one"),
-        "where the whole picture leaves the model unsure, look at all the views that the"
-        " artifact names (all), or never at more than the whole (one)",
+        "all: if the model is unsure about the whole picture, it also looks at parts of it; "
+        "one: it looks only at the whole picture",
     )
     max_upload_bytes: int = _setting(
-        32 * 2**20, _whole(1), "the largest picture that is accepted, in bytes"
+        32 * 2**20, _whole(1), "the largest accepted picture, in bytes"
     )
     max_pixels: int = _setting(
-        25_000_000, _whole(1), "the most pixels, width × height, that a picture may have"
+        25_000_000, _whole(1), "the largest accepted picture, in pixels (width × height)"
     )
     workers: int | None = _setting(
         None,
         _whole(1, 256),
-        "processes that work on pictures",
-        "one a core, as far as the memory reaches",
+        "number of worker processes",
+        "one per core, fewer if memory is short",
     )
     queue: int = _setting(
         128,
         _whole(1, 100_000),
-        "pictures that may wait for a worker; with more, new requests are answered 503 at once",
+        "how many pictures may wait for a worker; beyond that, new requests get 503",
     )
     processor_seconds: float = _setting(
         5.0,
         _seconds,
-        "processor time that a worker may spend on one request; with more it is ended, and the"
-        " answer is 422",
+        "processor time for one request, in seconds; a worker that takes longer is stopped, "
+        "and the answer is 422",
         "5",
     )
     deadline_seconds: float = _setting(
-        10.0, _seconds, "how long a picture that has arrived may wait for its answer", "10"
+        10.0,
+        _seconds,
+        "seconds from the end of an upload to its answer; after that, the answer is 503",
+        "10",
     )
     upload_seconds: float = _setting(
         10.0,
         _seconds,
-        "how long an upload may take; each 50 kB that arrived give it a second more",
+        "seconds for an upload, plus one second for each 50 kB received",
         "10",
     )
     drain_seconds: float = _setting(
         0.0,
         _pause,
-        "how long a service that is stopping still takes requests, while /health/ready"
-        " already sends load balancers elsewhere",
+        "seconds for which a stopping service still accepts requests; /health/ready answers "
+        "503 at once",
         "0",
     )
     api_keys: tuple[str, ...] = _setting(
-        (), _keys, "keys, separated by commas, one of which requests must bring", "none", True
+        (), _keys, "API keys, separated by commas; each request must send one of them", "none", True
     )
     api_keys_file: tuple[str, ...] = _setting(
         (),
         _keys_in_file,
-        "a file of more such keys, one a line; lines that begin with # are comments",
+        "a file with more API keys, one per line; lines that begin with # are comments",
         "none",
         True,
     )
     metrics: str = _setting(
         "open",
         _one_of("open", "key", "off"),
-        "who may read /metrics: anybody (open), whoever has an API key (key), nobody (off)",
+        "who may read /metrics: everyone (open), clients with an API key (key), nobody (off)",
     )
     log: str = _setting(
         "text",
         _one_of("text", "json", "off"),
-        "the log's lines: text or json; off: text, and none about requests",
+        "the log format, text or json; off: text, without request lines",
     )
     cors_origins: tuple[str, ...] = _setting(
         (),
@@ -252,18 +255,20 @@ class Settings:
     forwarded_allow_ips: str = _setting(
         "",
         _proxies,
-        "addresses of proxies, separated by commas, whose X-Forwarded-For and -Proto are believed",
+        "trusted proxies, separated by commas; X-Forwarded-For and -Proto are read only from them",
         "none",
     )
     collect: Path | None = _setting(  # noqa: RUF009 - the same
         None,
         Path,
-        "a folder for the pictures that people send to /feedback with their right class",
-        "none; nothing is kept",
+        "the folder for pictures that clients send to /feedback with their correct class",
+        "none: nothing is saved",
     )
-    collect_pictures: int = _setting(10_000, _whole(1), "pictures that this folder may hold")
-    collect_bytes: int = _setting(10**9, _whole(1), "bytes that they may have together")
-    page: bool = _setting(True, _switch, "the page for people at /; on or off", "on")
+    collect_pictures: int = _setting(
+        10_000, _whole(1), "the most pictures that this folder may hold"
+    )
+    collect_bytes: int = _setting(10**9, _whole(1), "the most bytes that this folder may hold")
+    page: bool = _setting(True, _switch, "the web page at /; on or off", "on")
     bind_host: str = _setting(
         "127.0.0.1", str, "the address that `python -m app` listens on; 0.0.0.0 for all"
     )

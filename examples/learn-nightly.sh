@@ -1,5 +1,5 @@
 #!/bin/sh
-# Learn from the feedback that the service has kept, and let it serve the result if that is better.
+# Train on the saved feedback, and deploy the result if it is clearly better.
 #
 #   examples/learn-nightly.sh FEEDBACK WEIGHTS RELOAD [OPTION...]
 #
@@ -9,7 +9,7 @@
 # OPTION    more options of `python -m training fit`, such as --validation FOLDER
 #
 # Run it in the folder of the repository. Every night starts from the same weights (START), never
-# from those of the night before: they have learned from pictures that are held back tonight.
+# from those of the night before: those were trained on pictures that are held back tonight.
 set -eu
 feedback=$1 weights=$2 reload=$3
 shift 3
@@ -22,9 +22,9 @@ rm -rf "$new-training" # of a night that was interrupted
 verdict=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["comparison"]["verdict"])' \
     "$new-report/metrics.json")
 if [ "$verdict" != "clearly better" ]; then
-    echo "Not taken up: on the pictures held back it is $verdict. See $new-report/report.html."
+    echo "Not deployed: on held-back pictures it is $verdict. See $new-report/report.html."
     exit 0
 fi
 mv "$new.safetensors" "$weights"
 sh -c "$reload"
-echo "Taken up: on the pictures held back it is $verdict."
+echo "Deployed: on held-back pictures it is $verdict."

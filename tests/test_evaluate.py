@@ -196,7 +196,7 @@ def test_the_report_is_one_file_that_tells_every_part(evaluated: Path) -> None:
     assert "http" not in re.sub(r'base64,[^"]*', "", page)
     for words in (
         *("Its balanced accuracy is", "ROC AUC", "expected calibration error", "rooms"),
-        *("Right and wrong answers", "reliability diagram of pets", "taken for class cat"),
+        *("Right and wrong answers", "reliability diagram of pets", "Wrongly called cat"),
         *("fills a quarter of the frame", "in a fifth of the light", "The worst mistakes"),
     ):
         assert words in page

@@ -357,7 +357,7 @@ def test_it_learns_from_its_mistakes_and_only_what_is_better_is_served(
             assert {label() for _ in range(5)} == {right}
             # Once more from what is served now: nothing is better than that.
             said = learn(served, folder, served, hangup, *fine_tuning, "max_lr=1e-9")
-            assert re.search(r"^Not taken up: .*no better", said, re.M)
+            assert re.search(r"^Not deployed: .*no better", said, re.M)
             assert Classifier.load(served).version == version
         server.stop()
     assert server.log.count("Reloaded") == 1

@@ -222,7 +222,7 @@ def test_fine_tuning_learns_a_camera_of_one_s_own_and_says_so(
     assert after.metadata["started_from"] == {"name": "warm", "version": before.version}
     comparison = after.metadata["comparison"]
     assert comparison["after"]["log_loss"] < comparison["before"]["log_loss"]
-    assert "Did it help warm?" in (tmp_path / "mine-report" / "report.html").read_text()
+    assert "Is it better than warm?" in (tmp_path / "mine-report" / "report.html").read_text()
     rng = np.random.default_rng(4)
     warm, green = blot(rng, WARM, 80), blot(rng, GREEN, 80)
     assert after.predict(green).cat_probability > before.predict(green).cat_probability

@@ -132,7 +132,7 @@ def test_an_example_is_answered_and_explained(server: Server, visit: Visit) -> N
     expect_answers(page, "cat.jpg · 451×300 JPEG")
     card = cards(page)
     expect(card.locator(".probability")).to_contain_text("% probability of cat")
-    expect(card.locator(".threshold")).to_contain_text("the answer is cat from 50 % on")
+    expect(card.locator(".threshold")).to_contain_text("at 50 % or more, the answer is cat")
     expect(card.locator(".sum")).to_contain_text("Heat map: weights times pixels. Its sum")
     expect(card.locator(".views")).to_have_count(0)
     expect(card.get_by_role("img", name="threshold 50 %")).to_be_visible()
@@ -165,7 +165,7 @@ def test_chosen_dropped_and_pasted_pictures_get_a_card_each(server: Server, visi
 
 
 def test_warnings_and_several_views_are_shown(server: Server, visit: Visit) -> None:
-    boxes = {"all of it": (0, 0, 1, 1), "left": (0, 0, 0.6, 1), "top right": (0.5, 0, 1, 0.5)}
+    boxes = {"whole picture": (0, 0, 1, 1), "left": (0, 0, 0.6, 1), "top right": (0.5, 0, 1, 0.5)}
 
     def add_views(route: Any) -> None:
         response = route.fetch()
@@ -203,7 +203,7 @@ def test_a_picture_that_is_too_large_is_refused_unsent(weights_path: Path, visit
         sent: list[str] = []
         page.on("request", lambda request: sent.append(request.method))
         choose(page, upload("large.jpg", bytes(12_346)))
-        expect(cards(page)).to_contain_text("It has 12,346 bytes; at most 12,345 are accepted.")
+        expect(cards(page)).to_contain_text("It has 12,346 bytes. The limit is 12,345.")
         assert "POST" not in sent
         choose(page, upload("largest.jpg", bytes(12_345)))
         expect(cards(page).first.locator("h2")).to_have_text("The upload is not a picture")
@@ -235,7 +235,7 @@ def test_a_busy_service_is_asked_again(server: Server, visit: Visit) -> None:
     busy = {"status": 503, "headers": {"Retry-After": "3600"}, "body": "{}"}
     page.route("**/explain", lambda route: route.fulfill(**busy), times=1)
     choose(page, CAT)
-    expect(cards(page).locator("h2")).to_have_text("Busy, trying again")
+    expect(cards(page).locator("h2")).to_have_text("The service is busy. Trying again")
     page.clock.fast_forward(60_000)  # it never waits longer
     expect_answers(page, "cat.jpg")
     facts = cards(page).locator(".facts").inner_text()
@@ -267,14 +267,14 @@ def test_nothing_is_sent_without_the_key_that_is_needed(with_keys: Server, visit
 def test_a_key_works_where_the_browser_keeps_nothing(with_keys: Server, visit: Visit) -> None:
     forbid = "Object.defineProperty(window, 'sessionStorage', { get() { throw new Error(); } });"
     page = visit(with_keys, before=forbid)
-    page.get_by_text("From a program").click()
+    page.get_by_text("Use it from a program").click()
     command = f'@picture.jpg -H "X-API-Key: KEY" {with_keys.url}/predict'
     expect(page.locator("#program")).to_contain_text(command)
     page.get_by_text("The model", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("This service needs a key")
     page.get_by_label("API key").fill("open-sesame")
     page.get_by_text("The model", exact=True).dblclick()  # closed and opened again
-    page.get_by_role("link", name="All of it as JSON").click()
+    page.get_by_role("link", name="All of this as JSON").click()
     expect(page.locator("body")).to_contain_text('"threshold_rule"')
 
 
@@ -298,7 +298,7 @@ def test_cancelling_sends_nothing_and_keeps_the_focus(server: Server, visit: Vis
     assert focused(page) == "file"  # its own place is gone
     page.locator("#program summary").focus()
     page.get_by_role("button", name="Cancel rocket.jpg").evaluate("button => button.click()")
-    assert focused(page) == "From a program"
+    assert focused(page) == "Use it from a program"
     expect(page.get_by_role("status")).to_have_text("rocket.jpg: cancelled" * 2)
     page.get_by_role("button", name="Cancel cat.jpg").focus()
     sent: list[str] = []
@@ -344,7 +344,7 @@ def test_odd_metadata_cost_the_panel_no_more_than_their_section(
         page = visit(server)
         page.get_by_text("The model", exact=True).click()
         panel = page.locator("#model")
-        for text in ("tiny, version", "Logistic regression", "Its weights", "All of it as JSON"):
+        for text in ("tiny, version", "Logistic regression", "Its weights", "All of this as JSON"):
             expect(panel).to_contain_text(text)
         expect(panel.locator("td")).to_have_text(["1.000", "0.000"])
         expect(panel).not_to_contain_text(re.compile("Calibration|Data"))
@@ -375,8 +375,8 @@ def test_it_is_accessible_and_fits_in_light_and_dark_wide_and_narrow(
     choose(page, upload("notes.txt", b"hello"))
     expect(page.locator(".facts")).to_have_count(2)
     page.get_by_text("The model", exact=True).click()
-    page.get_by_text("From a program").click()
-    page.get_by_role("link", name="All of it as JSON").wait_for()
+    page.get_by_text("Use it from a program").click()
+    page.get_by_role("link", name="All of this as JSON").wait_for()
     assert_accessible(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     corner = np.asarray(Image.open(BytesIO(page.screenshot())).convert("L"))[2, 2]
@@ -411,14 +411,14 @@ def test_feedback_is_given_changed_and_undone_with_the_keyboard(
         button.press("Enter")
         expect(button).to_have_attribute("aria-pressed", "true")
         expect(group.locator("[aria-live]")).to_have_text(
-            f"Thank you. The picture is kept as {name}."
+            f"Thank you. The picture was saved as {name}."
         )
         assert len([*folder.rglob("*.jpg")]) == len([*(folder / name).glob("*.jpg")]) == 1
         assert_accessible(page)
     page.keyboard.press("Tab")
     assert focused(page) == "Undo"
     page.keyboard.press("Enter")
-    expect(group.locator("[aria-live]")).to_have_text("Undone. The picture is not kept.")
+    expect(group.locator("[aria-live]")).to_have_text("Undone. The picture was deleted.")
     expect(buttons).to_have_text(["cat", "non-cat"])
     assert focused(page) == "non-cat"
     assert [*folder.rglob("*.jpg")] == []
@@ -454,7 +454,7 @@ def test_feedback_works_without_tls_from_another_machine(
     expect_answers(page, "cat.jpg")
     feedback_of(page).get_by_text("non-cat").click()
     feedback_of(page).get_by_text("Undo").click()
-    expect(feedback_of(page)).to_contain_text("Undone. The picture is not kept.")
+    expect(feedback_of(page)).to_contain_text("Undone. The picture was deleted.")
     assert headers[0]["origin"] == server.url
     assert "sec-fetch-site" not in headers[0]
 

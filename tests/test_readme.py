@@ -58,7 +58,7 @@ def commands(block: Block) -> Iterator[Command]:
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [each for block in BLOCKS if block.language == "console" for each in commands(block)]
 CURLS = [command for command in COMMANDS if command.words[0] == "curl"]
-PYTHON = [command for command in COMMANDS if "-m" in command.words[:-1]]
+PYTHON = [*dict.fromkeys(command for command in COMMANDS if "-m" in command.words[:-1])]
 MODEL = [each for each in PYTHON if each.words[each.words.index("-m") + 1] == "model"]
 
 

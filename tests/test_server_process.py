@@ -127,7 +127,7 @@ def test_a_bad_setting_stops_the_start_with_one_sentence(command: list[str]) -> 
     assert status != 0
     assert output.splitlines() == [
         "CAT_THRESHOLD is 'high', but must be a number between 0 and 1. Change it, or leave it"
-        " out for the default: the artifact's own."
+        " out for the default: the one in the weights file."
     ]
 
 

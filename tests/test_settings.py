@@ -193,6 +193,6 @@ def test_the_defaults_in_words_are_the_defaults() -> None:
     for name, setting in settings_table().items():
         default = getattr(Settings(), name.removeprefix("CAT_").lower())
         if default in (None, (), ""):
-            assert setting.default in ("none", "the artifact's own") or " " in setting.default
+            assert setting.default in ("none", "model/cat.safetensors") or " " in setting.default
         else:
             assert setting.parse(setting.default) == default

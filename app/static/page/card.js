@@ -19,13 +19,13 @@ export class Card {
   }
 
   onProgress = (share) => {
-    this.title.textContent = share < 1 ? "Sending" : "Looking";
+    this.title.textContent = share < 1 ? "Sending" : "Waiting for the answer";
     if (share < 1) this.progress.value = share;
     else this.progress.removeAttribute("value");
   };
 
   onBusy = () => {
-    this.title.textContent = "Busy, trying again";
+    this.title.textContent = "The service is busy. Trying again";
     this.progress.removeAttribute("value");
   };
 
@@ -96,7 +96,7 @@ function viewItem({ box, cat_probability: probability, picture_png: png }) {
 
 /** Where a box lies, in words; its edges are fractions of the picture's sides. */
 function placeOf([left, top, right, bottom]) {
-  if (right - left > 0.99 && bottom - top > 0.99) return "all of it";
+  if (right - left > 0.99 && bottom - top > 0.99) return "whole picture";
   const [x, y] = [(left + right) / 2, (top + bottom) / 2];
   const words = [y < 0.45 && "top", y > 0.55 && "bottom", x < 0.45 && "left", x > 0.55 && "right"];
   return words.filter(Boolean).join(" ") || "middle";
@@ -106,7 +106,7 @@ function placeOf([left, top, right, bottom]) {
 function sumText({ method, full_colour: full, ...values }) {
   const number = (name) => values[name].toFixed(2).replace("-", "−");
   return (
-    `Heat map: ${method.name}. Its sum ${number("sum")} and the bias ${number("bias")} make the` +
-    ` logit ${number("logit")}. Full colour means ${full.toPrecision(2)} or more for one pixel.`
+    `Heat map: ${method.name}. Its sum ${number("sum")} plus the bias ${number("bias")} is the` +
+    ` logit ${number("logit")}. The strongest colour means ${full.toPrecision(2)} or more per pixel.`
   );
 }

@@ -32,13 +32,13 @@ export function connect(group, file) {
     button.onclick = () =>
       once(async () => {
         id = await giveFeedback(file, button.value);
-        show(button.value, `Thank you. The picture is kept as ${button.value}.`);
+        show(button.value, `Thank you. The picture was saved as ${button.value}.`);
       });
   }
   undo.onclick = () =>
     once(async () => {
       await takeBack(id);
       labels.find((each) => each.ariaPressed === "true").focus(); // this button goes
-      show("", "Undone. The picture is not kept.");
+      show("", "Undone. The picture was deleted.");
     });
 }

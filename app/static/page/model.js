@@ -8,7 +8,7 @@ const METRICS = {
   balanced_accuracy: "balanced accuracy",
   accuracy: "accuracy",
   expected_calibration_error: "calibration error",
-  called_first: "share of answers “{first}”",
+  called_first: "share called {first}",
   threshold: "threshold",
 };
 
@@ -52,7 +52,7 @@ function about({ name, version, network, explanation, classes, threshold }) {
   const parameters = network.parameters.toLocaleString("en");
   return paragraphs(
     `Model ${name}, version ${version}: ${network.summary}, ${parameters} parameters`,
-    `It says ${classes[0]} from a probability of ${percent(threshold)} on`,
+    `It answers ${classes[0]} at a probability of ${percent(threshold)} or more`,
     `Heat maps: ${explanation.name}. ${explanation.description.replace(/\.$/, "")}`,
   );
 }
@@ -106,7 +106,7 @@ function rangeOf(values) {
 
 function weights({ weights_png: png, classes }) {
   if (!png) return [];
-  const text = `Grey is zero; brighter red, green or blue speaks for ${classes[0]}.`;
+  const text = `Grey is zero. Brighter red, green or blue is evidence for ${classes[0]}.`;
   const image = element("img", { src: pngAddress(png), alt: "The weights as a picture" });
   return [element("figure", { class: "weights" }, image, element("figcaption", {}, text))];
 }
@@ -119,7 +119,7 @@ function pictures([split, { pictures: count, classes }]) {
 /** The same as JSON. It is a copy, because a link would not send the key. */
 function link(model) {
   const json = new Blob([JSON.stringify(model, null, 1)], { type: "application/json" });
-  const all = element("a", { href: URL.createObjectURL(json) }, "All of it as JSON");
+  const all = element("a", { href: URL.createObjectURL(json) }, "All of this as JSON");
   return element("p", {}, all);
 }
 

@@ -66,8 +66,8 @@ async function checkFile(file) {
   const most = Number(document.body.dataset.maxUploadBytes);
   if (file.size > most) {
     const [size, limit] = [file.size, most].map((bytes) => bytes.toLocaleString("en"));
-    const detail = `It has ${size} bytes; at most ${limit} are accepted.`;
-    throw new Refusal("The picture is too large", `${detail} Scale it down or compress it more.`);
+    const detail = `It has ${size} bytes. The limit is ${limit}.`;
+    throw new Refusal("The picture is too large", `${detail} Make it smaller or compress it more.`);
   }
   try {
     // A file that is gone has size 0. Reading no bytes of it would succeed, so read all.
