@@ -78,7 +78,7 @@ def test_the_card_tells_what_the_weights_were_made_of(card: str, weights: Path) 
     assert f"`{Classifier.load(weights).version}`" in card
     for words in (
         PROVENANCE["pets"]["what"],
-        "| garden | 100 | 200 | pictures of whoever trained it",
+        "| garden | 100 | 200 | pictures from the person who trained it",
         "least log loss (scale 1.250, shift -0.500",
         "the best mean of the sources",
     ):

@@ -42,7 +42,7 @@ export class Card {
     this.finish(title, element("p", {}, detail), []);
   }
 
-  /** End the waiting. Who was at its button goes on from the title. */
+  /** End the waiting. If its button had the focus, the title gets it. */
   finish(title, part, facts) {
     const waiting = this.progress.parentElement;
     const focused = waiting.contains(document.activeElement);
@@ -88,7 +88,7 @@ function answerPart(answer) {
   return part;
 }
 
-/** One part of the picture that the model looked at. */
+/** One view of the picture. */
 function viewItem({ box, cat_probability: probability, picture_png: png }) {
   const image = element("img", { src: pngAddress(png), alt: "" });
   return element("li", {}, image, placeOf(box), element("br"), percent(probability));

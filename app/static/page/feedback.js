@@ -7,7 +7,7 @@ export function connect(group, file) {
   const labels = [...group.querySelectorAll("button[value]")];
   const undo = group.querySelector(".undo");
   const note = group.querySelector("[aria-live]");
-  let id; // of the picture that is kept
+  let id; // of the saved picture
   let busy = false;
 
   async function once(work) {

@@ -6,7 +6,7 @@ import { showModel } from "./model.js";
 import { Refusal, explain, hasKey } from "./service.js";
 
 const AT_ONCE = 2;
-const MOST_MESSAGES = 20; // that are kept: screen readers read them later
+const MOST_MESSAGES = 20; // that stay: screen readers read them later
 
 const answers = document.getElementById("answers");
 const chosen = document.getElementById("file");

@@ -30,7 +30,7 @@ export async function explain(file, signal, { onProgress, onBusy }) {
   }
 }
 
-/** POST a picture with its right class, to be kept. Returns its id. */
+/** POST a picture with its correct class, to be saved. Returns its id. */
 export async function giveFeedback(file, label) {
   await checkFile(file);
   const response = await send("POST", `feedback?label=${encodeURIComponent(label)}`, file);
@@ -38,7 +38,7 @@ export async function giveFeedback(file, label) {
   return response.body.id;
 }
 
-/** DELETE a picture that was kept; one that is gone already is as good. */
+/** DELETE a saved picture; it is no error if it is already gone. */
 export async function takeBack(id) {
   const response = await send("DELETE", `feedback/${id}`);
   if (![204, 404].includes(response.status)) throw refusalOf(response);
