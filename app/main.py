@@ -20,14 +20,22 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from uvicorn.config import STARTUP_FAILURE
 
-from app import errors, feedback, inference_protocol, middleware, observation, pages, routes
+from app import (
+    __version__,
+    errors,
+    feedback,
+    inference_protocol,
+    middleware,
+    observation,
+    pages,
+    routes,
+)
 from app.capacity import Capacity, plan, workers_for
 from app.observation import Metrics
 from app.queue import Queue
 from app.settings import BadSettings, Settings
 from model.workers import CannotStart, Workers
 
-API_VERSION = "1"
 # Allocations, less what was freed, before young objects are looked through. Requests leave little
 # that counting references does not free.
 YOUNG_OBJECTS = 10_000
@@ -43,7 +51,7 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     """
     app = FastAPI(
         title="Cat or not",
-        version=API_VERSION,
+        version=__version__,
         description="Says whether a picture shows a cat. Pictures are not logged, stored or sent"
         " on, but for those that people send to /feedback where the operator keeps them. Errors are"
         " problems as RFC 9457 has them.",

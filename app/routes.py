@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
-from app import errors
+from app import __version__, errors
 from app.errors import Problem
 from app.observation import Facts
 from app.queue import Queue, read_body
@@ -48,6 +48,7 @@ class ModelName(BaseModel):
 
 class HealthAnswer(BaseModel):
     status: str
+    version: str = Field(description="The service's own.")
     model: ModelName
 
 
@@ -218,9 +219,8 @@ async def get_model(request: Request) -> Response:
 async def health(request: Request) -> HealthAnswer:
     check_ready(request)
     model = request.app.state.model
-    return HealthAnswer(
-        status="ready", model=ModelName(name=model["name"], version=model["version"])
-    )
+    named = ModelName(name=model["name"], version=model["version"])
+    return HealthAnswer(status="ready", version=__version__, model=named)
 
 
 @router.get(

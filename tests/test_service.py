@@ -15,7 +15,7 @@ from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from app import pages
+from app import __version__, pages
 from app.errors import TYPES
 from app.main import create_app
 from app.routes import PredictionAnswer
@@ -150,7 +150,8 @@ def test_the_answer_warns_of_what_was_left_out(client: TestClient) -> None:
 def test_health_names_the_loaded_model(client: TestClient, classifier: Classifier) -> None:
     named = {"name": classifier.name, "version": classifier.version}
     for path in ("/health", "/health/ready"):
-        assert client.get(path).json() == {"status": "ready", "model": named}
+        ready = {"status": "ready", "version": __version__, "model": named}
+        assert client.get(path).json() == ready
     assert client.get("/health/live").json() == {"status": "live"}
 
 
@@ -324,7 +325,7 @@ def references(node: Any) -> Iterator[str]:
 
 
 def test_the_api_document_is_valid_and_holds_what_it_refers_to(document: dict[str, Any]) -> None:
-    OpenAPI.model_validate(document)
+    assert OpenAPI.model_validate(document).info.version == __version__
     named = {reference.removeprefix("#/components/schemas/") for reference in references(document)}
     assert named == set(document["components"]["schemas"])
     documented = {"/predict", "/explain", "/model", "/metrics", "/v2", "/v2/models/cat/infer"}
