@@ -35,10 +35,8 @@ def logging_json(service: Service) -> Iterator[TestClient]:
 
 def test_every_answer_has_the_clients_id(client: TestClient) -> None:
     for method, path, body, status in (
-        ("GET", "/health", b"", 200),
         ("HEAD", "/health", b"", 200),
         ("GET", "/nope", b"", 404),
-        ("GET", "/predict", b"", 405),
         ("POST", "/predict", b"hello, world", 415),
         ("POST", "/v2/models/cat/infer", b"{", 400),
     ):
@@ -47,8 +45,7 @@ def test_every_answer_has_the_clients_id(client: TestClient) -> None:
             response = client.request(method, path, content=body, headers=headers)
             assert response.status_code == status
             assert response.headers.get_list("x-request-id") == [identity]
-            if status >= 400:
-                assert response.json()["request_id"] == identity
+            assert status < 400 or response.json()["request_id"] == identity
 
 
 def test_an_id_that_could_harm_is_replaced_by_a_new_one(client: TestClient) -> None:
@@ -94,16 +91,6 @@ def test_a_line_says_what_an_operator_asks_for(
     assert 0 <= line["queue_ms"] <= line["duration_ms"]
 
 
-def test_the_text_line_says_the_same_for_people(
-    client: TestClient, cat_picture: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
-    client.post("/predict", content=cat_picture, headers={"X-Request-ID": "a-1"})
-    (line,) = capfd.readouterr().out.splitlines()
-    assert re.match(r"\S+Z INFO request_id=a-1 client=testclient method=POST path=/predict ", line)
-    assert " status=200 duration_ms=" in line
-    assert " label=" in line
-
-
 def test_a_line_names_what_went_wrong_and_how_grave_it_is(
     workers: SharedWorkers, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,8 +113,7 @@ def test_a_line_names_what_went_wrong_and_how_grave_it_is(
     "path",
     [
         "/a%0a2026-01-01T00:00:00.000Z INFO request_id=forged",
-        "/a%0d%0aforged",
-        "/%1b[2Jforged",
+        "/%0d%0a%1b[2Jforged",
         "/%e2%80%a8forged%c2%85forged",
         "/a%22 status=200 forged=%22",
         "/%ff%fe" + "long" * 1000,
@@ -151,14 +137,17 @@ def test_whatever_a_client_asks_for_its_line_is_one_line_of_plain_characters(
 def test_neither_pictures_nor_queries_nor_keys_are_logged(
     service: Service, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with service(api_keys=("secret-key",)) as client:
-        for key in ("secret-key", "secret-guess"):
-            client.post(
-                "/predict?token=secret-query", content=b"secret-body", headers={"X-API-Key": key}
-            )
-    out = capfd.readouterr().out
-    assert out.count("\n") == 2
-    assert "secret" not in out
+    for log, lines in (("text", 2), ("off", 0)):
+        with service(api_keys=("secret-key",), log=log) as client:
+            for key in ("secret-key", "secret-guess"):
+                client.post(
+                    "/predict?token=secret-query",
+                    content=b"secret-body",
+                    headers={"X-API-Key": key},
+                )
+        out = capfd.readouterr().out
+        assert out.count("\n") == lines
+        assert "secret" not in out
 
 
 def test_health_and_metrics_are_logged_only_when_something_is_wrong(
@@ -172,14 +161,6 @@ def test_health_and_metrics_are_logged_only_when_something_is_wrong(
         client.get("/health/ready")
     (line,) = json_lines(capfd)
     assert (line["path"], line["status"], line["level"]) == ("/health/ready", 503, "warning")
-
-
-def test_a_log_that_is_off_says_nothing(
-    service: Service, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with service(log="off") as client:
-        client.get("/nope")
-    assert capfd.readouterr().out == ""
 
 
 def test_many_pictures_in_one_request_are_counted_in_its_line(
