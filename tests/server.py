@@ -125,6 +125,21 @@ def running(
             server.wait()
 
 
+def ended(command: list[str], **settings: str | int | float | Path) -> tuple[int, str]:
+    """The exit status and the output of a command that ends by itself."""
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
 @contextmanager
 def load(url: str, body: bytes) -> Iterator[list[httpx.Response]]:
     """Eight clients that post this to /predict for the time of a with block; all answers."""

@@ -136,18 +136,6 @@ def test_docker_stop_lets_a_request_in_flight_finish(
     assert (container.state("ExitCode"), container.state("OOMKilled")) == ("0", "false")
 
 
-def test_bad_weights_end_it_with_one_sentence(image: str) -> None:
-    done = subprocess.run(
-        ["docker", "run", "--rm", *STRICT, "--env", "CAT_WEIGHTS=/nowhere", image],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode not in (0, 125, 126, 127)
-    assert (done.stdout + done.stderr).count("/nowhere") == 1
-    assert "Traceback" not in done.stderr
-
-
 def test_it_reaps_the_orphans_of_a_template_that_was_killed(
     container: Container, cat_picture: bytes
 ) -> None:
