@@ -66,21 +66,6 @@ def test_every_metric_is_explained_and_those_in_queries_exist() -> None:
         assert float(bound) in METRICS[name]._upper_bounds
 
 
-@pytest.mark.parametrize("page", [OPERATIONS, RECIPES], ids=lambda page: page.name)
-def test_addresses_named_exist(page: Path, client: TestClient) -> None:
-    first = "health|predict|explain|metrics|model|docs|v2"
-    patterns = (
-        r"\b(?:GET|POST) (/[\w./-]*)",
-        r"(?:SERVICE|:8000|\$\{service\})(/[\w./-]+)",
-        r"(?:path:|health_uri|location =|respond) (/[\w./-]+)",
-        rf"`(/(?:{first})\b[\w./-]*)`",
-    )
-    named = {address for pattern in patterns for address in re.findall(pattern, TEXTS[page])}
-    assert named
-    for address in named:
-        assert client.get(address).status_code in (200, 405), address
-
-
 def test_the_files_fit_the_service() -> None:
     """The texts of proxies, of what starts and of what stops it."""
     nginx, caddy, unit = block(RECIPES, "nginx"), block(RECIPES, "caddy"), block(RECIPES, "ini")

@@ -258,20 +258,6 @@ def test_nothing_is_sent_without_the_key_that_is_needed(with_keys: Server, visit
     assert page.context.cookies() == []
 
 
-def test_a_key_works_where_the_browser_keeps_nothing(with_keys: Server, visit: Visit) -> None:
-    forbid = "Object.defineProperty(window, 'sessionStorage', { get() { throw new Error(); } });"
-    page = visit(with_keys, before=forbid)
-    page.get_by_text("From a program").click()
-    command = f'@picture.jpg -H "X-API-Key: KEY" {with_keys.url}/predict'
-    expect(page.locator("#program")).to_contain_text(command)
-    page.get_by_text("The model", exact=True).click()
-    expect(page.get_by_role("alert")).to_contain_text("This service needs a key")
-    page.get_by_label("API key").fill("open-sesame")
-    page.get_by_text("The model", exact=True).dblclick()  # closed and opened again
-    page.get_by_role("link", name="All of it as JSON").click()
-    expect(page.locator("body")).to_contain_text('"threshold_rule"')
-
-
 def test_a_long_upload_shows_progress_and_can_be_cancelled(server: Server, visit: Visit) -> None:
     page = visit(server)
     slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 200_000}
@@ -385,18 +371,6 @@ def test_feedback_is_given_changed_and_undone_with_the_keyboard(
     expect(buttons).to_have_text(["cat", "non-cat"])
     assert focused(page) == "non-cat"
     assert [*folder.rglob("*.jpg")] == []
-
-
-def test_a_refusal_of_feedback_is_told(collecting: tuple[Server, Path], visit: Visit) -> None:
-    server, folder = collecting
-    page = visit(server)
-    choose(page, CAT)
-    expect_answers(page, "cat.jpg")
-    folder.rmdir()
-    folder.write_text("in the way")
-    feedback_of(page).get_by_text("non-cat").click()
-    expect(feedback_of(page)).to_contain_text("The folder of the collection cannot be written")
-    expect(feedback_of(page).get_by_text("Undo")).to_be_hidden()
 
 
 def test_a_page_of_another_site_cannot_give_feedback(

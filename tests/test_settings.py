@@ -48,6 +48,10 @@ def test_every_setting_is_read_and_typed(tmp_path: Path, end: str) -> None:
     assert settings == Settings(**values, api_keys_file=("third", "fourth#key"))
     assert settings.keys == ("first", "second", "third", "fourth#key")
     assert set(settings_table()) == set(environ)
+    for origins in ("http://localhost:3000,http://[::1]:8080", "app://-,file://", "*"):
+        read = Settings.from_env({"CAT_CORS_ORIGINS": origins})
+        assert read.cors_origins == tuple(origins.split(","))
+    assert Settings.from_env({"CAT_FORWARDED_ALLOW_IPS": "*"}).forwarded_allow_ips == "*"
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
@@ -133,16 +137,6 @@ def test_a_misspelt_setting_of_keys_does_not_open_the_service(name: str) -> None
 
 def test_keys_are_not_in_what_settings_look_like() -> None:
     assert "hidden" not in repr(Settings(api_keys=("hidden",), api_keys_file=("hidden",)))
-
-
-def test_origins_and_proxies_are_taken_as_browsers_and_systems_write_them() -> None:
-    for origins in ("http://localhost:3000,http://[::1]:8080", "app://-,file://", "*"):
-        read = Settings.from_env({"CAT_CORS_ORIGINS": origins})
-        assert read.cors_origins == tuple(origins.split(","))
-    for proxies in ("*", "10.0.0.1", "fd00::/8"):
-        assert (
-            Settings.from_env({"CAT_FORWARDED_ALLOW_IPS": proxies}).forwarded_allow_ips == proxies
-        )
 
 
 def test_other_names_that_begin_alike_are_noted_and_do_no_harm() -> None:

@@ -129,24 +129,6 @@ async def test_a_worker_that_sends_what_is_no_reply_is_replaced(head: str, body_
 # --- whom a job's end concerns ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("what", "values", "end"), BAD)
-@scene
-async def test_jobs_that_share_a_worker_with_a_bad_one_are_answered(
-    what: str, values: dict[str, Any], end: End
-) -> None:
-    async with started(seconds=0.2) as workers:
-        first = submit(workers, "sleep", quick=True, seconds=0.3)
-        await in_hand(workers)
-        good, bad, fine = (
-            submit(workers, "nothing", quick=True),
-            submit(workers, what, quick=True, **values),
-            submit(workers, "nothing", quick=True),
-        )
-        assert await refusal(bad) is end
-        for job in (first, good, fine):
-            assert (await job.reply).head["together"] == 1
-
-
 @scene
 async def test_jobs_are_done_in_the_order_of_their_arrival_small_ones_together() -> None:
     async with started() as workers:
@@ -189,20 +171,20 @@ async def test_one_larger_job_is_sent_ahead_and_worked_on_by_itself() -> None:
 
 @pytest.mark.parametrize(("what", "values", "end"), BAD)
 @scene
-async def test_a_job_sent_ahead_is_not_blamed_for_the_end_of_one_in_hand_nor_that_for_its(
+async def test_only_the_bad_one_of_the_jobs_that_a_worker_has_is_refused(
     what: str, values: dict[str, Any], end: End
 ) -> None:
+    """Whether they are worked on together, or one is sent ahead."""
     async with started(seconds=0.2) as workers:
-        for sizes in ((0, 2**17), (2**17, 0)):
+        for before, bad_bytes, behind in ((0, 0, 0), (0, 0, 2**17), (0, 2**17, 0)):
             first = submit(workers, "sleep", quick=True, seconds=0.2)
             await in_hand(workers)
-            ended = replaced(workers)
-            bad = sized(workers, sizes[0], what, **values)
-            good = sized(workers, sizes[1])
+            good = [sized(workers, before)] if not bad_bytes else []
+            bad = sized(workers, bad_bytes, what, **values)
+            good.append(sized(workers, behind))
             assert await refusal(bad) is end
-            assert "value" in (await first.reply).head
-            assert "value" in (await good.reply).head
-            assert len(ended) <= 2
+            for job in (first, *good):
+                assert "value" in (await job.reply).head
 
 
 @scene
