@@ -114,8 +114,14 @@ def test_few_open_files_mean_few_connections_and_a_warning(weights_path: Path) -
 
 
 def test_workers_hold_one_socket_and_have_no_rights(weights_path: Path, cat_picture: bytes) -> None:
-    nonsense = {"treshold": "0.7", "port": "tcp://10.0.0.1:80"}
-    with running(PYTHON_M_APP, weights=weights_path, workers=2, api_keys=KEY, **nonsense) as server:
+    with running(
+        PYTHON_M_APP,
+        weights=weights_path,
+        workers=2,
+        api_keys=KEY,
+        treshold="0.7",
+        port="tcp://10.0.0.1:80",
+    ) as server:
         key = {"X-API-Key": KEY}
         answer = httpx.post(f"{server.url}/predict", content=cat_picture, headers=key)
         assert answer.status_code == 200
