@@ -62,7 +62,9 @@ def test_anything_else_is_refused_with_what_to_do(
     assert not any(key in response.text for key in KEYS)
 
 
-def test_every_address_is_closed_that_is_not_named_open(locked: TestClient) -> None:
+def test_every_address_is_closed_that_is_not_named_open(
+    locked: TestClient, service: Service
+) -> None:
     for path in ("/predict", "/explain", "/v2/models/cat/infer"):
         assert locked.post(path, content=b"x").status_code == 401
         assert locked.options(path).status_code == 401
@@ -72,9 +74,6 @@ def test_every_address_is_closed_that_is_not_named_open(locked: TestClient) -> N
     health = ("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
     for path in (*health, "/", "/docs", "/docs/start.js", "/openapi.json", "/problems", "/metrics"):
         assert locked.get(path).status_code == locked.head(path).status_code == 200, path
-
-
-def test_metrics_ask_for_a_key_where_the_operator_says_so(service: Service) -> None:
     with service(api_keys=KEYS, metrics="key") as client:
         assert client.get("/metrics").status_code == 401
         assert client.get("/metrics", headers={"X-API-Key": KEYS[0]}).status_code == 200

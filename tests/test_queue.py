@@ -235,45 +235,30 @@ def test_there_are_as_many_workers_as_cores_and_memory_allow_and_all_stays_withi
 TWO, BELOW, ONE = "0::/", "0::/a/b", "6:memory:/\n4:cpu,cpuacct:/\n0::/"
 
 
-def in_group(monkeypatch: pytest.MonkeyPatch, group: str, contents: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("group", "contents", "count", "memory"),
+    [
+        ("", {}, 8, None),
+        (TWO, {"cpu.max": "max 100000", "memory.max": "max"}, 8, None),
+        (TWO, {"cpu.max": "150000 100000", "memory.max": "1048576"}, 2, MIB),
+        (TWO, {"cpu.max": "10000 100000"}, 1, None),
+        (BELOW, {"a/b/memory.max": "max", "a/memory.max": "2097152"}, 8, 2 * MIB),
+        (BELOW, {"a/cpu.max": "300000 100000"}, 3, None),
+        (ONE, {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4, None),
+        (ONE, {"cpu/cpu.cfs_quota_us": "-1", "memory/memory.limit_in_bytes": "9999"}, 8, 9999),
+        (ONE, {"memory/memory.limit_in_bytes": "9223372036854771712"}, 8, None),  # no limit
+    ],
+)
+def test_cores_and_memory_are_those_that_the_control_group_allows(
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    contents: dict[str, str],
+    count: int,
+    memory: int | None,
+) -> None:
     files = {"/proc/self/cgroup": group}
     files |= {f"/sys/fs/cgroup/{name}": text for name, text in contents.items()}
     monkeypatch.setattr(machine, "_read", lambda path: files.get(str(path), ""))
-
-
-@pytest.mark.parametrize(
-    ("group", "contents", "expected"),
-    [
-        ("", {}, 8),
-        (TWO, {"cpu.max": "max 100000"}, 8),
-        (TWO, {"cpu.max": "150000 100000"}, 2),
-        (TWO, {"cpu.max": "10000 100000"}, 1),
-        (BELOW, {"a/cpu.max": "300000 100000"}, 3),
-        (ONE, {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
-        (ONE, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
-    ],
-)
-def test_cores_are_those_that_the_control_group_allows(
-    monkeypatch: pytest.MonkeyPatch, group: str, contents: dict[str, str], expected: int
-) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    in_group(monkeypatch, group, contents)
-    assert cores() == expected
-
-
-@pytest.mark.parametrize(
-    ("group", "contents", "expected"),
-    [
-        ("", {}, None),
-        (TWO, {"memory.max": "max"}, None),
-        (TWO, {"memory.max": "1048576"}, MIB),
-        (BELOW, {"a/b/memory.max": "max", "a/memory.max": "2097152"}, 2 * MIB),
-        (ONE, {"memory/memory.limit_in_bytes": "3145728"}, 3 * MIB),
-        (ONE, {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),  # no limit
-    ],
-)
-def test_memory_is_what_the_control_group_allows(
-    monkeypatch: pytest.MonkeyPatch, group: str, contents: dict[str, str], expected: int | None
-) -> None:
-    in_group(monkeypatch, group, contents)
-    assert memory_bytes() == (expected or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    assert cores() == count
+    assert memory_bytes() == (memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
