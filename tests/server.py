@@ -42,14 +42,11 @@ def environment(**settings: str | int | float | Path) -> dict[str, str]:
 class Server:
     """A running server: where it listens, its processes, and what it has logged."""
 
-    def __init__(
-        self, command: Sequence[str], stdin: int | None = None, **settings: str | int | float | Path
-    ) -> None:
+    def __init__(self, command: Sequence[str], **settings: str | int | float | Path) -> None:
         self.process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
             env=environment(**settings),
-            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -112,11 +109,9 @@ class Server:
 
 
 @contextmanager
-def running(
-    command: Sequence[str], stdin: int | None = None, **settings: str | int | float | Path
-) -> Iterator[Server]:
+def running(command: Sequence[str], **settings: str | int | float | Path) -> Iterator[Server]:
     """A server for the time of a with block; it is ended with it."""
-    server = Server(command, stdin, **settings)
+    server = Server(command, **settings)
     try:
         yield server
     finally:

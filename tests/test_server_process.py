@@ -114,14 +114,8 @@ def test_few_open_files_mean_few_connections_and_a_warning(weights_path: Path) -
 
 
 def test_workers_hold_one_socket_and_have_no_rights(weights_path: Path, cat_picture: bytes) -> None:
-    with running(
-        PYTHON_M_APP,
-        weights=weights_path,
-        workers=2,
-        api_keys=KEY,
-        treshold="0.7",
-        port="tcp://10.0.0.1:80",
-    ) as server:
+    nonsense = {"treshold": "0.7", "port": "tcp://10.0.0.1:80"}
+    with running(PYTHON_M_APP, weights=weights_path, workers=2, api_keys=KEY, **nonsense) as server:
         key = {"X-API-Key": KEY}
         answer = httpx.post(f"{server.url}/predict", content=cat_picture, headers=key)
         assert answer.status_code == 200
@@ -372,7 +366,8 @@ def test_clients_alone_cannot_keep_it_from_stopping(weights_path: Path) -> None:
 
 def test_it_ends_with_the_terminal_it_runs_on(weights_path: Path) -> None:
     ours, its = pty.openpty()
-    with running(PYTHON_M_APP, stdin=its, weights=weights_path) as server:
+    on_it = ["sh", "-c", f'exec "$@" < {os.ttyname(its)}', "sh", *PYTHON_M_APP]
+    with running(on_it, weights=weights_path) as server:
         os.close(its)
         server.process.send_signal(signal.SIGHUP)  # a terminal that is there: reload
         server.wait_for_log("Reloaded")

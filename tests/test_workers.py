@@ -176,10 +176,10 @@ async def test_only_the_bad_one_of_the_jobs_that_a_worker_has_is_refused(
 ) -> None:
     """Whether they are worked on together, or one is sent ahead."""
     async with started(seconds=0.2) as workers:
-        for before, bad_bytes, behind in ((0, 0, 0), (0, 0, 2**17), (0, 2**17, 0)):
+        for bad_bytes, behind in ((0, 0), (0, 2**17), (2**17, 0)):
             first = submit(workers, "sleep", quick=True, seconds=0.2)
             await in_hand(workers)
-            good = [sized(workers, before)] if not bad_bytes else []
+            good = [] if bad_bytes else [sized(workers, 0)]
             bad = sized(workers, bad_bytes, what, **values)
             good.append(sized(workers, behind))
             assert await refusal(bad) is end
