@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.network import Array, Gradients, Layer, Linear, Scratch, forward, parameters
+from model.network import Array, Layer, Linear, Scratch, forward, parameters
 from training import Refused
 from training.architecture import convolutional
 from training.augmentation import whole
@@ -37,7 +37,6 @@ CONFIG = Settings(
 
 @pytest.fixture(autouse=True)
 def one_blas() -> Iterator[None]:
-    """Threads inside the linear algebra of each of ours make them wait for one another."""
     with one_blas_thread():
         yield
 
@@ -141,9 +140,7 @@ def test_a_checkpoint_that_cannot_go_on_is_refused_with_what_is_wrong(tmp_path: 
 def test_odd_numbers_of_pictures_and_threads_do(pictures: int, batch: int, threads: int) -> None:
     config = replace(CONFIG, batch=batch, threads=threads)
     with trainer(config, blots(pictures)) as t:
-        losses = run(t, 1)
-        assert len(losses) == max(1, pictures // batch)
-        assert np.isfinite(losses).all()
+        assert len(run(t, 1)) == max(1, pictures // batch)
         assert np.isfinite(weights(t)).all()
 
 
@@ -220,33 +217,21 @@ def test_look_alikes_are_drawn_by_kind_and_no_source_is_all_of_one_class() -> No
 # --- the optimiser and its schedule ---------------------------------------------------------------
 
 
-def layers_of(seed: int, n_x: int = 5) -> list[Layer]:
-    rng = np.random.default_rng(seed)
-    return [
-        Linear(rng.standard_normal((n_x, 3)), rng.standard_normal(3)),
-        Linear(rng.standard_normal((3, 1)), rng.standard_normal(1)),
-    ]
-
-
-def gradients_of(layers: list[Layer], seed: int) -> Gradients:
-    rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(v.shape) for name, v in parameters(layers).items()}
-
-
 def flat(values: dict[str, Array]) -> Array:
     return np.concatenate([value.ravel() for value in values.values()])
 
 
 @pytest.mark.parametrize("n_x", [5, NUMBERS // 2])  # in one piece and in several
 def test_a_step_is_nesterov_momentum_with_decay_and_an_average(n_x: int) -> None:
-    layers = layers_of(0, n_x)
+    normal = np.random.default_rng(0).standard_normal
+    layers: list[Layer] = [Linear(normal((n_x, 3)), normal(3)), Linear(normal((3, 1)), normal(1))]
     optimizer = Optimizer(layers, momentum=0.8, weight_decay=0.01, ema_decay=0.5)
     theta = flat(parameters(layers)).copy()
     velocity, average = np.zeros_like(theta), theta.copy()
     decay = flat({n: np.full(v.shape, 0.01 * (v.ndim > 1)) for n, v in parameters(layers).items()})
     with ThreadPoolExecutor(2) as pool:
         for step in range(4):
-            shards = [gradients_of(layers, 10 * step + i) for i in range(3)]
+            shards = [{n: normal(v.shape) for n, v in parameters(layers).items()} for _ in "abc"]
             rate, beta = 0.1 / (step + 1), min(0.5, (step + 1) / (step + 10))
             optimizer.step(shards, 12, rate, pool)
             g = sum(flat(shard) for shard in shards) / 12 + decay * theta
@@ -277,16 +262,6 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     assert (np.diff(rates[70:]) < 0).all()
     assert 0 < rates[0] < 0.02
     assert 0 < rates[-1] < 0.01
-
-
-def test_a_longer_run_is_the_same_until_the_shorter_one_decays() -> None:
-    weights = []
-    for epochs in (4, 8):
-        config = replace(CONFIG, epochs=epochs, decay=0.5, augmentation_fade=0.25)
-        with Trainer(network(), blots(32), config) as trainer:
-            run(trainer, 2)
-            weights.append(trainer.optimizer.theta)
-    np.testing.assert_array_equal(weights[0], weights[1])
 
 
 def test_other_outputs_are_learned_beside_the_class_and_not_kept() -> None:
