@@ -15,7 +15,6 @@ from training.architecture import convolutional
 from training.augmentation import whole
 from training.loop import (
     NUMBERS,
-    Best,
     Examples,
     Optimizer,
     Run,
@@ -93,28 +92,6 @@ def test_the_same_seed_data_and_threads_give_the_same_weights(threads: int) -> N
             results.append(weights(t))
     np.testing.assert_array_equal(results[0], results[1])
     assert not np.array_equal(results[0], results[2])
-
-
-def test_a_resumed_run_has_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    with trainer() as unbroken:
-        run(unbroken, 3)
-        expected = weights(unbroken)
-    with trainer() as first:
-        run(first, 1)
-        save_checkpoint(path, first, Run({"seed": 5}, [{"epoch": 1}], Best(1, 0.5, first.folded())))
-        best = weights(first)
-        steps = first.run_epoch()
-        next(steps)  # and is cut off in the middle of the next epoch
-    with trainer() as second:
-        so_far = resume(path, second, {"seed": 5})
-        assert second.epoch == 1
-        run(second, 2)
-        np.testing.assert_array_equal(weights(second), expected)
-    assert so_far.curve == [{"epoch": 1}]
-    assert so_far.best is not None
-    kept = np.concatenate([v.ravel() for v in parameters(so_far.best.layers).values()])
-    np.testing.assert_array_equal(kept, best)
 
 
 def test_a_checkpoint_that_cannot_go_on_is_refused_with_what_is_wrong(tmp_path: Path) -> None:

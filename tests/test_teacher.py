@@ -8,7 +8,8 @@ import pytest
 
 from model.network import sigmoid
 from training import Refused
-from training.teacher import calibrated, read_teacher, soften
+from training.data import PictureSet
+from training.teacher import calibrated, read_teacher, soft_targets
 
 
 def npz(folder: Path, **arrays: Any) -> Path:
@@ -73,9 +74,15 @@ def test_each_source_is_calibrated_on_its_own_labels_or_if_of_one_class_on_all()
     assert 0.001 < probabilities[8000:].mean() < 0.1  # not a blank 0
 
 
-def test_targets_are_a_mix_of_label_and_teacher() -> None:
-    labels, probabilities = np.array([1.0, 0.0], np.float32), np.array([0.6, 0.1])
-    targets = soften(labels, probabilities, 0.25)
-    assert targets.dtype == np.float32
-    np.testing.assert_allclose(targets, [0.9, 0.025])
-    np.testing.assert_array_equal(soften(labels, probabilities, 0), labels)
+def test_targets_are_a_mix_of_label_and_teacher_beside_its_groups(tmp_path: Path) -> None:
+    labels, names = np.array([1, 0, 1, 0], np.float32), [*"abcd"]
+    logit, groups = np.array([2.0, -1, 0.5, 1]), np.full((4, 3), 0.25)
+    path = npz(tmp_path, name=names, logit=logit, group_probability=groups)
+    pixels, sides = np.zeros((4, 1, 1, 3), np.uint8), np.ones(4, np.int16)
+    pictures = PictureSet(pixels, sides, labels, names, ["s"] * 4, ("cat", "non-cat"), [])
+    for share in (0.25, 0.0):
+        targets = soft_targets(path, pictures, share)
+        assert targets.dtype == np.float32
+        probabilities = calibrated(logit, labels, ["s"] * 4)
+        expected = np.column_stack([(1 - share) * labels + share * probabilities, groups[:, 1:]])
+        np.testing.assert_allclose(targets, expected, rtol=1e-6)

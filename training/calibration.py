@@ -129,24 +129,14 @@ def calibrate(z: Array, y: Array, sources: Sequence[str]) -> Calibration:
     if scale <= 0:
         return Calibration(rule="left as it was: the network is no better than guessing")
     for width in (1.0, 0.3, 0.1):
-        scale, shift = _least_regret(mixed, scale, shift, width)
+        scales = scale * np.exp(width / 2 * np.linspace(-1, 1, 11))
+        grid = list(product(scales.tolist(), (shift + width * np.linspace(-1, 1, 11)).tolist()))
+        scores = np.array(
+            [[np.mean((sigmoid(a * z + b) - y) ** 2) for z, y in mixed] for a, b in grid]
+        )  # (calibrations, sources)
+        regret = (scores - scores.min(axis=0)).max(axis=1)
+        scale, shift = grid[int(regret.argmin())]
     return Calibration(scale, shift, CALIBRATION_RULE)
-
-
-def _least_regret(
-    groups: Sequence[tuple[Array, Array]], scale: float, shift: float, width: float
-) -> tuple[float, float]:
-    """The best of a grid of calibrations around the one given, for groups of logits and labels."""
-    grid = [
-        (float(scale * factor), float(shift + step))
-        for factor in np.exp(width / 2 * np.linspace(-1, 1, 11))
-        for step in width * np.linspace(-1, 1, 11)
-    ]
-    scores = np.array(
-        [[np.mean((sigmoid(a * z + b) - y) ** 2) for z, y in groups] for a, b in grid]
-    )  # (calibrations, groups)
-    regret = (scores - scores.min(axis=0)).max(axis=1)
-    return grid[int(regret.argmin())]
 
 
 def fold_calibration(layers: Sequence[Layer], calibration: Calibration) -> list[Layer]:

@@ -68,7 +68,7 @@ from training.report import (
     save,
     write_report,
 )
-from training.teacher import calibrated, read_teacher, soften
+from training.teacher import soft_targets
 
 MOST_STAGES = 5  # halved after each but the last, 16 places a side become 1
 FEW = 1000  # pictures of a class below which training from scratch disappoints
@@ -176,11 +176,9 @@ def _task(
         )
     targets = training.labels[:, None]
     if teacher:
-        said = read_teacher(teacher, training.names)
-        probabilities = calibrated(said.log_odds, training.labels, training.sources)
-        targets = soften(training.labels, probabilities, settings.teacher_share)[:, None]
-        if not start:  # a network that is there has one output
-            targets = np.hstack([targets, said.groups])
+        targets = soft_targets(teacher, training, settings.teacher_share)
+        if start:  # a network that is there has one output
+            targets = targets[:, :1]
     if not start and min(training.count(name) for name in training.class_names) < FEW:
         say(
             f"note: from scratch, with fewer than {FEW:,} pictures of a class, the result will be "
@@ -385,12 +383,11 @@ def _keep(folder: Path, trainer: Trainer, run: Run) -> None:
 
 
 def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    minutes, seconds = divmod(round((epochs - row["epoch"]) * row["seconds"]), 60)
+    left = tqdm.format_interval((epochs - row["epoch"]) * row["seconds"])
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.4f}; validation: "
         f"log loss {row['log_loss']:.4f}, balanced accuracy {row['balanced_accuracy']:.1%}; "
-        f"{row['pictures_per_second']:,.0f} pictures/s, "
-        f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+        f"{row['pictures_per_second']:,.0f} pictures/s, {left} left"
     )
 
 
