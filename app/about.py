@@ -32,7 +32,7 @@ def about(classifier: Classifier) -> dict[str, Any]:
         "classes": list(classifier.class_names),
         "threshold": classifier.threshold,
         "threshold_rule": rule if isinstance(rule, str) else None,
-        "bands": [{"from": band.start, "words": band.words} for band in classifier.all_bands],
+        "bands": [{"from": band.start, "words": band.words} for band in classifier.bands],
         "preprocessing": classifier.preprocessing.to_json(),
         "views": classifier.views.to_json(),
         "network": {

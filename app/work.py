@@ -99,9 +99,8 @@ class Work:
     def _make_with_threshold(self, threshold: float | None) -> Classifier:
         if threshold is None:
             return self.classifier
-        # The artifact's own bands belong to its own threshold.
         metadata = {**self.classifier.metadata, "threshold_rule": "set by CAT_THRESHOLD"}
-        return replace(self.classifier, threshold=threshold, bands=(), metadata=metadata)
+        return replace(self.classifier, threshold=threshold, metadata=metadata)
 
     def _classifier(self, job: Job) -> Classifier:
         return self._with_threshold(job.head["threshold"])

@@ -1,5 +1,8 @@
 """The pictures of files, folders and zips: found one after the other, and answered as rows.
 
+Training finds its pictures here too. Names are paths within the folder or zip, with slashes. Only
+folders are opened to find them: whether a file of a picture's name holds one, reading it tells.
+
 A row has JSON values, whoever writes it where: `picture`, the name, as valid text; then either
 `cat_probability`, `label` and `warnings`, or `error` with `reason`, for programs, and `detail`, for
 people; and `model_version`. The bytes are read here. Workers look into them, whose program is
@@ -9,25 +12,43 @@ people; and `model_version`. The bytes are read here. Workers look into them, wh
 import asyncio
 import errno
 import os
+import stat
 import struct
 import sys
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum, auto
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
-from model.folders import Entry, EntryType, folder_entries, is_zip_name, zip_entries
 from model.machine import cores, memory_bytes
 from model.worker import CannotLoad, Handle, Job, Reply, serve
 from model.workers import End, JobRefused, Workers
 
 Row = dict[str, Any]
 
+# Files of these names are taken for pictures, whatever turns out to be in them. The last ones are
+# not decoded, or only with an extra: whoever keeps them learns so when they are read.
+PICTURE_SUFFIXES: Final = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib"),
+        *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2"),
+    )
+)
+# What file managers, network drives and systems leave beside pictures, in lower case; besides,
+# every name that begins with a dot.
+SYSTEM_NAMES: Final = frozenset(
+    (
+        *("__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
+        *("@eadir", "#recycle", "@recycle", "#snapshot", "lost+found"),
+        *("$recycle.bin", "system volume information"),
+    )
+)
 STANDARD_INPUT: Final = Path("-")
 MOST_BYTES: Final = 4 * 25_000_000 + 2**20  # the most pixels, stored with four bytes each, and more
 LEAST_SHARE_BYTES: Final = 128 * 2**20  # of memory for a worker, or there are fewer of them
@@ -51,6 +72,109 @@ _BROKEN = (
 # socket.
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 _LASTING |= {errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ENXIO}
+
+
+class EntryType(StrEnum):
+    """What an entry is, by its name and by what the file system says of it."""
+
+    PICTURE = auto()
+    ZIP = auto()
+    OTHER = auto()  # a note, a sidecar, a film, a device, a linked folder that is not followed
+    HIDDEN = auto()  # of a hidden or system folder the folder alone, once
+    BROKEN = auto()  # a folder that cannot be read, a link to nothing or in a circle
+
+
+class Entry(NamedTuple):
+    """One thing in a folder or zip."""
+
+    name: str
+    type: EntryType
+    stored: str = ""  # a member's name as it stands in the zip
+    error: OSError | None = None  # of a broken one
+
+
+def _type_by_name(name: str) -> EntryType:
+    """name: of a file or folder, without its path."""
+    lower = name.lower()
+    if lower.startswith(".") or lower in SYSTEM_NAMES:
+        return EntryType.HIDDEN
+    if PurePosixPath(lower).suffix in PICTURE_SUFFIXES:
+        return EntryType.PICTURE
+    return EntryType.ZIP if lower.endswith(".zip") else EntryType.OTHER
+
+
+def folder_entries(folder: Path, *, follow_links: bool = False) -> Iterator[Entry]:
+    """What lies in a folder and its folders, each sorted by name, folders as `name/`.
+
+    Held in memory are the names of one folder and of those above it. Links to files are followed
+    always. Links to folders are OTHER, or with `follow_links` entered; one that leads to a folder
+    that was entered before, itself or above it, is BROKEN: it might lead in a circle.
+    """
+    yield from _walk(folder, "", set() if follow_links else None)
+
+
+def _walk(folder: Path, prefix: str, entered: set[str] | None) -> Iterator[Entry]:
+    """entered: the real path of each folder so far; None where links are not followed."""
+    if entered is not None:
+        entered.add(os.path.realpath(folder))
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(
+                found, key=lambda each: each.name + "/" * each.is_dir(follow_symlinks=False)
+            )
+    except OSError as error:
+        yield Entry(prefix.rstrip("/") or ".", EntryType.BROKEN, error=error)
+        return
+    for entry in entries:
+        name = prefix + entry.name
+        try:
+            kind = _type_in_folder(entry, entered)
+        except OSError as error:
+            yield Entry(name, EntryType.BROKEN, error=error)
+            continue
+        if kind is None:
+            yield from _walk(Path(entry.path), f"{name}/", entered)
+        else:
+            yield Entry(name, kind)
+
+
+def _type_in_folder(entry: os.DirEntry[str], entered: set[str] | None) -> EntryType | None:
+    """The type of an entry, None for a folder to enter; raises OSError for a broken one."""
+    kind = _type_by_name(entry.name)
+    if kind is EntryType.HIDDEN:
+        return kind
+    if entry.is_dir():
+        if entry.is_symlink():
+            if entered is None:
+                return EntryType.OTHER
+            if (target := os.path.realpath(entry.path)) in entered:
+                raise OSError(errno.ELOOP, f"links to a folder that is read already, {target}")
+        return None
+    if kind is not EntryType.OTHER and not stat.S_ISREG(entry.stat().st_mode):
+        return EntryType.OTHER
+    return kind
+
+
+def zip_entries(archive: ZipFile) -> Iterator[Entry]:
+    r"""What lies in a zip, in the zip's own order; of members with the same name, the last.
+
+    Backslashes, which some programs for Windows write in place of slashes, are slashes.
+    """
+    members: dict[str, str] = {}
+    for info in archive.infolist():
+        parts = [part for part in info.filename.replace("\\", "/").split("/") if part != "."]
+        members["/".join(parts)] = info.filename
+    hidden: set[str] = set()
+    for name, stored in members.items():
+        *folders, last = name.split("/")
+        types = [_type_by_name(part) for part in (*folders, last)]
+        if EntryType.HIDDEN in types:
+            name = "/".join([*folders, last][: types.index(EntryType.HIDDEN) + 1])
+            if name not in hidden:  # the folder in place of all that is in it
+                hidden.add(name)
+                yield Entry(name, EntryType.HIDDEN, stored)
+        elif last:
+            yield Entry(name, types[-1], stored)
 
 
 class Refused(Exception):
@@ -129,7 +253,8 @@ class Pictures:
 
 
 def _is_archive(source: str) -> bool:
-    return is_zip_name(source) or os.path.isdir(source)  # noqa: PTH112 - this one never raises
+    is_zip = source.lower().endswith(".zip")
+    return is_zip or os.path.isdir(source)  # noqa: PTH112 - this one never raises
 
 
 def text(name: str) -> str:

@@ -69,20 +69,14 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
         raise ValueError(f"it is damaged or no safetensors file ({error})") from error
     header_size = int.from_bytes(data[:8], "little")
     texts = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
-    values = {key: _json(key, text) for key, text in texts.items()}
-    values = values.get(_VALUES, values)  # older files have a text for each value
-    if not isinstance(values, dict):
-        raise ValueError(f"its {_VALUES} are no JSON object")
-    return values, {name: _tensor(name, entry) for name, entry in stored}
-
-
-def _json(key: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        values = {key: json.loads(text) for key, text in texts.items()}
+        values = dict(values.get(_VALUES, values))  # older files have a text for each value
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(
-            f"it is no classifier of this project, or damaged: its {key} is not JSON"
+            "it is no classifier of this project, or damaged: its values are not JSON"
         ) from None
+    return values, {name: _tensor(name, entry) for name, entry in stored}
 
 
 def _tensor(name: str, entry: dict[str, Any]) -> NDArray[np.float32]:
@@ -140,14 +134,8 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-_KINDS: dict[str, type[Layer]] = {
-    layer.kind: layer
-    for layer in (
-        *(Linear, Standardise, Convolution, Relu, MaxPool, GlobalAverage),
-        *(Residual, Mirrored),
-    )
-}
-_DIMENSIONS = {"weights": {"linear": 2, "convolution": 4}, "bias": {"linear": 1, "convolution": 1}}
+_LAYERS = (Linear, Standardise, Convolution, Relu, MaxPool, GlobalAverage, Residual, Mirrored)
+_KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in _LAYERS}
 
 
 def describe(layers: Sequence[Layer]) -> list[dict[str, Any]]:
@@ -162,8 +150,8 @@ def describe(layers: Sequence[Layer]) -> list[dict[str, Any]]:
 def build(description: Sequence[Mapping[str, Any]], tensors: Mapping[str, Array]) -> list[Layer]:
     """The layers that a description and its tensors stand for, in float32.
 
-    Raises ValueError, saying which, for an unknown layer, a setting or tensor that is missing,
-    left over or of the wrong number of dimensions, and for numbers that are not finite.
+    Raises ValueError, saying which, for an unknown layer, a setting or tensor that is missing or
+    left over, and for numbers that are not finite.
     """
     unused = dict(tensors)
     layers = _build(description, unused, "")
@@ -185,24 +173,14 @@ def _layer(entry: Mapping[str, Any], unused: dict[str, Array], prefix: str) -> L
     kind = settings.pop("kind", None)
     if kind not in _KINDS:
         raise ValueError(f"layer {prefix[:-1]} is of an unknown kind: {kind!r}")
-    composite = issubclass(_KINDS[kind], Composite)
-    if composite:
+    if issubclass(_KINDS[kind], Composite):
         settings["layers"] = _build(settings.get("layers", ()), unused, prefix)
-    own = [] if composite else [n for n in unused if n.rpartition(".")[0] + "." == prefix]
-    for name in own:
-        settings[name.removeprefix(prefix)] = _parameter(kind, name, unused.pop(name))
+    for name in [name for name in unused if name.rpartition(".")[0] + "." == prefix]:
+        value = unused.pop(name)
+        if not np.isfinite(value).all():
+            raise ValueError(f"tensor {name} holds numbers that are not finite")
+        settings[name.removeprefix(prefix)] = np.ascontiguousarray(value, dtype=np.float32)
     try:
         return _KINDS[kind](**settings)
     except (TypeError, IndexError, KeyError) as error:
         raise ValueError(f"layer {prefix[:-1]} ({kind}) cannot be built: {error}") from None
-
-
-def _parameter(kind: str, name: str, value: Array) -> Array:
-    expected = _DIMENSIONS.get(name.rpartition(".")[2], {}).get(kind)
-    if expected is None:
-        raise ValueError(f"tensor {name} does not belong to a layer of the kind {kind}")
-    if value.ndim != expected:
-        raise ValueError(f"tensor {name} has shape {value.shape}, expected {expected} dimensions")
-    if not np.isfinite(value).all():
-        raise ValueError(f"tensor {name} holds numbers that are not finite")
-    return np.ascontiguousarray(value, dtype=np.float32)

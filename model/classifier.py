@@ -5,8 +5,9 @@ weights that this code would use differently from how they were trained are refu
 """
 
 import base64
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -23,7 +24,6 @@ from model.network import (
     forward,
     parameters,
     pieces,
-    prepare,
     sigmoid,
     unmirrored,
 )
@@ -38,7 +38,6 @@ from model.preprocessing import (
     Views,
     to_vector,
 )
-from model.statistics import InputStatistics
 
 FORMAT_VERSION = 1
 # Pictures that go through the network together. With one more, and their mirror images, the
@@ -46,13 +45,17 @@ FORMAT_VERSION = 1
 PICTURES_AT_ONCE = 3
 READ_AT_ONCE = 12  # pictures that `logits` holds
 LONGEST = 80  # characters of a name
+INPUT_STATISTICS = "input_statistics"  # in an artifact's metadata
+STATISTICS = ("brightness", "contrast", "colourfulness", "sharpness")
+LEAST_DEVIATION = 1e-3  # else all others would be infinitely far from pictures all alike
 GOLDEN_TOLERANCE = 1e-3  # other processors and decoders differ in the last digits
 
-_OWN_KEYS = (
+# What decides the answers, beside the tensors. "bands" stand in older files; "views" in those of
+# networks that look at more than the whole.
+_DECIDING = (
     *("format_version", "name", "class_names", "threshold", "bands"),
-    *("preprocessing", "architecture", "golden"),
+    *("preprocessing", "views", "architecture"),
 )
-_VIEWS = "views"  # another key of its own; a file without it looks at the whole alone
 
 Looking = Literal["all", "one"]  # at all views where the whole leaves the network unsure, or never
 
@@ -75,37 +78,69 @@ class Band:
     words: str
 
 
-def default_bands(class_names: tuple[str, str], threshold: float) -> tuple[Band, ...]:
-    """Five bands: quite sure from 0.9 on (and below 0.1), not sure between 1/3 and 2/3.
-
-    A threshold far from 0.5 moves them, so that "not sure" lies on both sides of it and no words
-    contradict the label: each border is at most a third, or two thirds, of the way from its end
-    to the threshold.
-    """
-    first, other = class_names
-    no = f"no {first}" if other in (f"non-{first}", f"not-{first}", f"no-{first}") else other
-    below, above = threshold, 1 - threshold
-    return (
-        Band(0.0, f"{no}, quite sure"),
-        Band(min(0.1, below / 3), f"{no}, probably"),
-        Band(min(1 / 3, below * 2 / 3), "not sure"),
-        Band(max(2 / 3, 1 - above * 2 / 3), f"{first}, probably"),
-        Band(max(0.9, 1 - above / 3), f"{first}, quite sure"),
-    )
-
-
-def words_for(probability: float, bands: Sequence[Band]) -> str:
-    """The words of the band that a probability of the first class lies in."""
-    found = (band.words for band in reversed(bands) if probability >= band.start)
-    return next(found, bands[0].words)
-
-
 @dataclass(frozen=True)
 class Golden:
     """An encoded picture and the probability that the right code gives for it."""
 
     picture: bytes
     probability: float
+
+
+def statistics(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Brightness, contrast, colourfulness and sharpness of a picture (side, side, 3), side > 1.
+
+    Each is in 0 to 255. Of the grey picture, which is the mean of red, green and blue: its mean,
+    its standard deviation, and the mean difference of neighbours; and the mean of max − min of the
+    colours.
+    """
+    colours = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)  # NumPy is fast on these
+    grey = colours.mean(axis=0)
+    spread = colours.max(axis=0) - colours.min(axis=0)
+    steps = np.abs(np.concatenate([np.diff(grey, axis=axis).ravel() for axis in (0, 1)]))
+    return np.array([grey.mean(), grey.std(), spread.mean(), steps.mean()], np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """What `statistics` are for the pictures that a network was measured on: (4,) each.
+
+    A picture's distance is the root mean square of how many deviations it is from the means: 1 is
+    usual, and what stays above 2 or 3 is not what the network was measured on.
+    """
+
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, pictures: Iterable[NDArray[np.uint8]]) -> "InputStatistics":
+        """Mean and standard deviation over pictures, one or more, each (side, side, 3)."""
+        rows = np.stack([statistics(pixels) for pixels in pictures])
+        return cls(rows.mean(0), np.maximum(rows.std(0), LEAST_DEVIATION))
+
+    def distance(self, pixels: NDArray[np.uint8]) -> float:
+        """The root mean square of the z-scores of a picture (side, side, 3); 0 or more."""
+        z = (statistics(pixels) - self.mean) / self.deviation
+        return math.sqrt(z @ z / len(z))
+
+    def to_json(self) -> dict[str, Any]:
+        """The value that an artifact's metadata hold under INPUT_STATISTICS."""
+        mean, deviation = self.mean.tolist(), self.deviation.tolist()
+        return {"names": [*STATISTICS], "mean": mean, "deviation": deviation}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> "InputStatistics | None":
+        """What to_json wrote; None where an artifact has none, or one of other numbers."""
+        match metadata.get(INPUT_STATISTICS):
+            case {"names": [*names], "mean": [*mean], "deviation": [*deviation]}:
+                values = [*mean, *deviation]
+                if (
+                    tuple(names) == STATISTICS
+                    and len(mean) == len(deviation) == len(STATISTICS)
+                    and all(type(value) is float and math.isfinite(value) for value in values)
+                    and min(deviation) >= LEAST_DEVIATION
+                ):
+                    return cls(np.array(mean), np.array(deviation))
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +171,6 @@ class Classifier:
     layers: Sequence[Layer]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     views: Views = ONE_VIEW
-    bands: tuple[Band, ...] = ()  # words for probabilities; empty for those that fit the threshold
     metadata: dict[str, Any] = field(default_factory=dict)  # how it was trained: JSON values
     golden: tuple[Golden, ...] = ()
     version: str = ""  # 12 hex digits of a hash of what decides the answers; empty while in no file
@@ -213,12 +247,26 @@ class Classifier:
 
     def words(self, probability: float) -> str:
         """Return the words for a probability of the first class."""
-        return words_for(probability, self.all_bands)
+        return next(band.words for band in reversed(self.bands) if probability >= band.start)
 
     @property
-    def all_bands(self) -> tuple[Band, ...]:
-        """The bands of its own, or else those that fit its threshold."""
-        return self.bands or default_bands(self.class_names, self.threshold)
+    def bands(self) -> tuple[Band, ...]:
+        """Five: quite sure from 0.9 on (and below 0.1), not sure between 1/3 and 2/3.
+
+        A threshold far from 0.5 moves them, so that "not sure" lies on both sides of it and no
+        words contradict the label: each border is at most a third, or two thirds, of the way from
+        its end to the threshold.
+        """
+        first, other = self.class_names
+        no = f"no {first}" if other in (f"non-{first}", f"not-{first}", f"no-{first}") else other
+        below, above = self.threshold, 1 - self.threshold
+        return (
+            Band(0.0, f"{no}, quite sure"),
+            Band(min(0.1, below / 3), f"{no}, probably"),
+            Band(min(1 / 3, below * 2 / 3), "not sure"),
+            Band(max(2 / 3, 1 - above * 2 / 3), f"{first}, probably"),
+            Band(max(0.9, 1 - above / 3), f"{first}, quite sure"),
+        )
 
     @cached_property
     def input_statistics(self) -> InputStatistics | None:
@@ -244,7 +292,7 @@ class Classifier:
     ) -> NDArray[np.float64]:
         z = np.empty(len(X))
         for part in pieces(len(X), at_once):
-            z[part] = forward(layers, X[part], self._scratch)[-1][:, 0]
+            z[part] = forward(layers, X[part], self._scratch)[-1].reshape(-1)
         return z
 
     @classmethod
@@ -254,6 +302,8 @@ class Classifier:
             return _from_bytes(read_file(path))
         except ValueError as error:
             raise BadArtifact(path, str(error)) from error
+        except Exception as error:  # values of any kind reach what is built from them
+            raise BadArtifact(path, f"it is damaged ({error!r})") from error
 
     def save(
         self, path: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32"
@@ -278,14 +328,13 @@ class Classifier:
         with np.errstate(over="ignore"):  # too large for float16: build says which tensor
             tensors = {name: value.astype(dtype) for name, value in parameters(self.layers).items()}
         description = describe(self.layers)
-        stored = replace(self, layers=_network(description, tensors))
+        stored = replace(self, layers=build(description, tensors))
         values = {
             **self.metadata,
             "format_version": FORMAT_VERSION,
             "name": self.name,
             "class_names": self.class_names,
             "threshold": self.threshold,
-            "bands": [{"from": band.start, "words": band.words} for band in self.all_bands],
             "preprocessing": self.preprocessing.to_json(),
             "architecture": description,
             "golden": [
@@ -297,7 +346,7 @@ class Classifier:
             ],
         }
         if self.views != ONE_VIEW:
-            values[_VIEWS] = self.views.to_json()
+            values["views"] = self.views.to_json()
         return pack(values, tensors)
 
 
@@ -309,115 +358,62 @@ def default_weights() -> Path:
 def _from_bytes(data: bytes) -> Classifier:
     """Return the classifier that a file holds; raises ValueError, saying what is wrong with it."""
     values, tensors = unpack(data)
-    if "format_version" not in values:
+    version = values.get("format_version")
+    if version is None:
         raise ValueError("it is a safetensors file, but no classifier of this project")
-    if type(values["format_version"]) is not int or values["format_version"] != FORMAT_VERSION:
-        found = values["format_version"]
-        raise ValueError(f"its format version is {found!r}, and this code reads {FORMAT_VERSION}")
-    missing = [key for key in _OWN_KEYS if key not in values]
-    if missing:
-        raise ValueError(f"its metadata lack {', '.join(missing)}")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"its format version is {version!r}, and this code reads {FORMAT_VERSION}")
+    for key, (is_valid, expected) in _VALID.items():
+        if key not in values or not is_valid(values[key]):
+            raise ValueError(f"its {key} must be {expected}, not {values.get(key)!r:.200}")
+    golden = values["golden"]
     classifier = Classifier(
-        name=_name(values["name"]),
-        class_names=_class_names(values["class_names"]),
-        threshold=_threshold(values["threshold"]),
-        bands=_bands(values["bands"]),
-        layers=_network(values["architecture"], tensors),
-        preprocessing=Preprocessing.from_json(values["preprocessing"]),
-        views=Views.from_json(values[_VIEWS]) if _VIEWS in values else ONE_VIEW,
-        metadata={key: value for key, value in values.items() if key not in (*_OWN_KEYS, _VIEWS)},
-        golden=_golden(values["golden"]),
-        version=_version(values, tensors),
+        name=values["name"],
+        class_names=tuple(values["class_names"]),
+        threshold=values["threshold"],
+        layers=build(values.get("architecture", ""), tensors),
+        preprocessing=Preprocessing.from_json(values.get("preprocessing")),
+        views=Views.from_json(values["views"]) if "views" in values else ONE_VIEW,
+        metadata={key: values[key] for key in values if key not in (*_DECIDING, "golden")},
+        golden=tuple(map(_golden, golden if isinstance(golden, list) else [golden])),
+        # Metrics that are recorded later leave a model the version it had.
+        version=digest({key: values[key] for key in _DECIDING if key in values}, tensors),
     )
     _check_golden(classifier)
     return classifier
 
 
-def _version(values: Mapping[str, Any], tensors: dict[str, NDArray[Any]]) -> str:
-    """Name what decides the answers: metrics recorded later leave a model the version it had."""
-    deciding = {key: values[key] for key in (*_OWN_KEYS, _VIEWS) if key in values}
-    del deciding["golden"]
-    return digest(deciding, tensors)
-
-
-def _network(description: Any, tensors: Mapping[str, NDArray[Any]]) -> list[Layer]:
-    try:
-        layers = build(description, tensors)
-        prepare(layers)
-    except ValueError:
-        raise
-    except Exception as error:  # numbers of any size and kind reach the layers' constructors
-        raise ValueError(f"its architecture cannot be built ({error})") from error
-    return layers
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str) or not _is_a_word(value):
-        raise ValueError(f"its name must be a printable text of at most {LONGEST}, not {value!r}")
-    return value
-
-
-def _is_a_word(text: str) -> bool:
+def _is_word(value: object) -> bool:
     """Whether a text is fit to be printed into a line of a log and every answer."""
-    return 0 < len(text) <= LONGEST and text.isprintable()
+    return isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable()
 
 
-def _class_names(value: object) -> tuple[str, str]:
-    match value:
-        case [str(first), str(second)] if first != second and all(map(_is_a_word, value)):
-            return first, second
-    raise ValueError(
-        f"its class_names must be two different printable names of at most {LONGEST}, not {value!r}"
-    )
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and len({*filter(_is_word, value)}) == len(value) == 2
 
 
-def _threshold(value: object) -> float:
-    if not isinstance(value, float) or not 0 < value < 1:
-        raise ValueError(f"its threshold must be a number between 0 and 1, not {value!r}")
-    return value
+_VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_word, f"a printable text of at most {LONGEST} characters"),
+    "class_names": (_are_names, f"two printable names of at most {LONGEST} characters"),
+    "threshold": (lambda value: type(value) is float and 0 < value < 1, "between 0 and 1"),
+    "golden": (bool, "pictures with their probabilities"),  # one alone in older files
+}
 
 
-def _bands(value: object) -> tuple[Band, ...]:
-    found = [_band(entry) for entry in value] if isinstance(value, list) else []
-    starts = [band.start for band in found if band is not None]
-    if not found or None in found or starts[0] != 0 or sorted(set(starts)) != starts:
-        raise ValueError(
-            "its bands must be a list of {'from': probability, 'words': text}, from 0 upwards,"
-            f" with texts of at most {LONGEST} printable characters, not {value!r:.200}"
-        )
-    return tuple(band for band in found if band is not None)
-
-
-def _band(entry: object) -> Band | None:
-    match entry:
-        case {"from": (float() | int()) as start, "words": str(words), **rest} if not rest:
-            if 0 <= start < 1 and 0 < len(words) <= LONGEST and words.isprintable():
-                return Band(float(start), words)
-    return None
-
-
-def _golden(value: object) -> tuple[Golden, ...]:
-    entries = value if isinstance(value, list) else [value]  # one alone in older files
-    return tuple(map(_golden_pair, entries or [None]))
-
-
-def _golden_pair(value: object) -> Golden:
+def _golden(value: Any) -> Golden:
     match value:
         case {"picture": str(picture), "probability": float(probability)}:
             return Golden(base64.b64decode(picture, validate=True), probability)
-    raise ValueError("its golden pairs must each be a picture in base64 and a probability")
+    raise ValueError("its golden pictures must be in base64, each with a probability")
 
 
 def _check_golden(classifier: Classifier) -> None:
     try:
-        shape = _output_shape(classifier)
         found = [classifier.predict(each.picture).cat_probability for each in classifier.golden]
     except InvalidImage as error:
         raise ValueError(f"its golden picture cannot be read ({error})") from error
     except Exception as error:  # tensors that fit their layers, but not each other
         raise ValueError(f"its network does not run ({error})") from error
-    if shape != (1, 1):
-        raise ValueError(f"its network gives numbers of the shape {shape}, expected (1, 1)")
     for golden, probability in zip(classifier.golden, found, strict=True):
         if not abs(probability - golden.probability) <= GOLDEN_TOLERANCE:
             raise ValueError(
@@ -425,9 +421,3 @@ def _check_golden(classifier: Classifier) -> None:
                 f"{golden.probability:.4f}: this code reads or scales pictures differently from "
                 "the code that trained it"
             )
-
-
-def _output_shape(classifier: Classifier) -> tuple[int, ...]:
-    side = classifier.preprocessing.side
-    black = np.zeros((1, side * side * 3), np.float32)
-    return forward(classifier.layers, black, Scratch())[-1].shape

@@ -22,7 +22,8 @@ and the backward pass is the chain rule through the same products:
     dM = (A⊗A) dY,  dU_k = V_kᵀ dM_k,  dV_k = dM_k U_kᵀ,
     dW = (G⊗G)ᵀ dU,  dD = (Bᵀ⊗Bᵀ)ᵀ dV,  dx adds the overlapping tiles up.
 
-Any other kernel or stride gathers each output's neighbourhood into a row (im2col) and multiplies.
+Any other convolution gathers each output's neighbourhood into a row (im2col) and multiplies; so
+does one of a picture whose sides are not whole numbers of blocks.
 """
 
 from typing import Any
@@ -67,9 +68,7 @@ class Convolution(Layer):
     kind = "convolution"
 
     def __init__(self, weights: Array, bias: Array | None = None, stride: int = 1) -> None:
-        super().__init__(weights=weights) if bias is None else super().__init__(
-            weights=weights, bias=bias
-        )
+        super().__init__({"weights": weights} | ({} if bias is None else {"bias": bias}))
         self.kernel, self.stride = weights.shape[0], stride
         self._transformed: Array | None = None
 
@@ -108,12 +107,12 @@ class Convolution(Layer):
         return dx, gradients
 
     def _minimal(self, x: Array, scratch: Scratch) -> bool:
-        """Whether minimal filtering is the faster way: it reads U, four times the weights, which
-        pays where there are tiles enough to use it on."""
+        """Whether minimal filtering is possible and the faster way: it reads U, four times the
+        weights, which pays where there are tiles enough to use it on."""
         m, height, width, _ = x.shape
-        enough = m * -(-height // 4) * -(-width // 4) >= FEW_TILES
-        pays = enough or (scratch.keep and scratch.train)
-        return self.kernel == 3 and self.stride == 1 and pays
+        pays = m * height * width >= 16 * FEW_TILES or (scratch.keep and scratch.train)
+        blocks = height % 4 == width % 4 == 0
+        return self.kernel == 3 and self.stride == 1 and blocks and pays
 
     # --- 3×3, stride 1: minimal filtering ---------------------------------------------------
 
@@ -130,13 +129,14 @@ class Convolution(Layer):
                 products[:, 7] += self.parameters["bias"]
             blocks = scratch.array("blocks", (tiles, 16, c_out), x.dtype)
             np.matmul(_as("output", x), products, out=blocks)
-            _scatter_blocks(blocks, y[part])
+            in_y = _blocks(y[part])
+            in_y[...] = blocks.reshape(in_y.shape)
 
     def _transform_tiles(self, x: Array, part: slice, scratch: Scratch) -> Array:
         """V (tiles, 36, C_in) of the pictures x; kept for the backward pass where one follows."""
         m, height, width, c_in = x.shape
-        rows, columns = -(-height // 4), -(-width // 4)
-        padded = _padded(x, 1, (4 * rows + 2, 4 * columns + 2), scratch)
+        rows, columns = height // 4, width // 4
+        padded = _padded(x, 1, scratch)
         picture, row, column, channel = padded.strides
         tiles = as_strided(  # read only: the tiles overlap; a tile's row is contiguous
             padded,
@@ -159,11 +159,11 @@ class Convolution(Layer):
         du = scratch.array((id(self), "dU"), (36, c_in, c_out), x.dtype)
         dx = scratch.array((id(self), "dx"), x.shape, x.dtype)
         for part in self._parts(x):
-            m, height, width, _ = x[part].shape
-            rows, columns = -(-height // 4), -(-width // 4)
+            in_dy = _blocks(dy[part])
+            m, rows, columns, _, _ = in_dy.shape
             tiles = m * rows * columns
             blocks = scratch.array("blocks", (tiles, 16, c_out), x.dtype)
-            _gather_blocks(dy[part], blocks)
+            blocks.reshape(in_dy.shape)[...] = in_dy
             dproducts = scratch.array("products", (tiles, 36, c_out), x.dtype)
             np.matmul(_as("output.T", x), blocks, out=dproducts)
             v = scratch.array((id(self), "V", part.start), (tiles, 36, c_in), x.dtype)
@@ -177,13 +177,13 @@ class Convolution(Layer):
                 np.matmul(_by_place(dproducts), u.transpose(0, 2, 1), out=_by_place(v))
                 dtiles = scratch.array("tiles", (m, rows, columns, 6, 6 * c_in), x.dtype)
                 np.matmul(_as("input.T", x), v, out=dtiles.reshape(v.shape))
-                dx[part] = _add_tiles(dtiles, scratch)[:, 1 : height + 1, 1 : width + 1]
+                dx[part] = _add_tiles(dtiles, scratch)[:, 1:-1, 1:-1]
         dw = _as("kernel.T", x) @ du.reshape(36, -1)
         return dx, dw.reshape(3, 3, c_in, c_out)
 
     def _parts(self, x: Array) -> list[slice]:
         _, height, width, _ = x.shape
-        return list(pieces(len(x), max(1, TILES // (-(-height // 4) * -(-width // 4)))))
+        return list(pieces(len(x), max(1, 16 * TILES // (height * width))))
 
     # --- any other kernel or stride: gathered neighbourhoods ---------------------------------
 
@@ -197,9 +197,8 @@ class Convolution(Layer):
 
     def _gather(self, x: Array, shape: tuple[int, ...], scratch: Scratch) -> Array:
         """Each output's neighbourhood as a row (m·h·w, kernel·kernel·C_in)."""
-        _, height, width, c_in = x.shape
-        k, half = self.kernel, self.kernel // 2
-        padded = _padded(x, half, (height + k - 1, width + k - 1), scratch)
+        k, c_in = self.kernel, x.shape[-1]
+        padded = _padded(x, k // 2, scratch)
         picture, row, column, channel = padded.strides
         view = as_strided(  # a window's row of k pixels is contiguous
             padded,
@@ -277,11 +276,11 @@ def _by_place(tiles: Array) -> Array:
     return tiles.transpose(1, 0, 2)
 
 
-def _padded(x: Array, margin: int, size: tuple[int, int], scratch: Scratch) -> Array:
-    """x (m, h, w, C) in the middle of zeros: (m, *size, C), `margin` of them above and left."""
+def _padded(x: Array, margin: int, scratch: Scratch) -> Array:
+    """x (m, h, w, C) with that many zeros on each side."""
     m, height, width, c = x.shape
     bottom, right = margin + height, margin + width
-    padded = scratch.array("padded", (m, *size, c), x.dtype)
+    padded = scratch.array("padded", (m, bottom + margin, right + margin, c), x.dtype)
     padded[:, :margin] = 0
     padded[:, bottom:] = 0
     padded[:, margin:bottom, :margin] = 0
@@ -290,31 +289,10 @@ def _padded(x: Array, margin: int, size: tuple[int, int], scratch: Scratch) -> A
     return padded
 
 
-def _block_view(blocks: Array, y: Array) -> tuple[Array, tuple[int, int]]:
+def _blocks(y: Array) -> Array:
+    """y (m, h, w, C) seen as 4×4 blocks: (m, h/4, w/4, 4, 4·C)."""
     m, height, width, c = y.shape
-    rows, columns = -(-height // 4), -(-width // 4)
-    return blocks.reshape(m, rows, columns, 4, 4 * c).swapaxes(2, 3), (rows, columns)
-
-
-def _scatter_blocks(blocks: Array, y: Array) -> None:
-    """Blocks (tiles, 16, C) to their places in y (m, h, w, C), cut off at its edge."""
-    m, height, width, c = y.shape
-    view, (rows, columns) = _block_view(blocks, y)
-    if height % 4 == 0 and width % 4 == 0:
-        y.reshape(m, rows, 4, columns, 4 * c)[...] = view
-    else:
-        y[...] = view.reshape(m, 4 * rows, 4 * columns, c)[:, :height, :width]
-
-
-def _gather_blocks(dy: Array, blocks: Array) -> None:
-    """The reverse of `_scatter_blocks`: zero beyond the edge."""
-    m, height, width, c = dy.shape
-    view, (rows, columns) = _block_view(blocks, dy)
-    if height % 4 or width % 4:
-        larger = np.zeros((m, 4 * rows, 4 * columns, c), dy.dtype)
-        larger[:, :height, :width] = dy
-        dy = larger
-    view[...] = dy.reshape(m, rows, 4, columns, 4 * c)
+    return y.reshape(m, height // 4, 4, width // 4, 4 * c).swapaxes(2, 3)
 
 
 def _add_tiles(tiles: Array, scratch: Scratch) -> Array:

@@ -21,15 +21,12 @@ from PIL import AvifImagePlugin, Image, ImagePalette, TiffImagePlugin, _webp
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from model.formats import Format, InvalidImage, Reason, damaged, mangled, not_accepted
-
-Box = tuple[float, float, float, float]  # left, upper, right, lower: what of an image is used
 
 # `Limits` are checked here, so Pillow's own are not: a fixed number for the whole process
 Image.MAX_IMAGE_PIXELS = None
@@ -89,9 +86,10 @@ class Decoded:
     """Pixels as they lie in the file, not turned yet, and what the file says of them."""
 
     image: Image.Image
+    format: str
     width: int  # pixels of the picture in the file
     height: int
-    box: Box  # where in the image the picture lies: its last row may lie beyond the edge in part
+    scale: int = 1  # how many times smaller a JPEG was decoded; its last row may be a part of one
     orientation: int = 1  # as EXIF counts it: 1 is upright, up to 8
     animated: bool = False
     bits: int = 8  # a channel
@@ -221,8 +219,7 @@ def _decode_jpeg(data: bytes, reduction: Callable[[int, int], int], limits: Limi
     if not limits.allow(*held) or width * height > limits.max_pixels_in_file:
         raise limits.exceeded(f"{width:,} × {height:,} pixels", Format.JPEG)
     image, notes = _jpeg_pixels(data, header, scale, shape)
-    box = (0, 0, width / scale, height / scale)
-    return Decoded(image, width, height, box, header.orientation, warnings=notes)
+    return Decoded(image, Format.JPEG, width, height, scale, header.orientation, warnings=notes)
 
 
 def _jpeg_pixels(
@@ -310,10 +307,9 @@ def _has_all_scans(data: bytes, header: _JpegHeader) -> bool:
 def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
     if kind is Format.WEBP and (still := _decode_still_webp(data, limits)):
         return still
-    chunks = _read_png_chunks(data) if kind is Format.PNG else None
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.max_pixels // 2
     try:  # Pillow refuses twice as many where it needs memory for them as soon as it opens a file
-        image = _open_png(data, chunks) if chunks else _open(data, kind)
+        image = _open_png(data) if kind is Format.PNG else _DECODERS[kind](BytesIO(data))
     finally:
         Image.MAX_IMAGE_PIXELS = before
     width, height = image.size
@@ -326,26 +322,16 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
         # Some decoders do not say that it was memory they lacked. MemoryError, if it may have been:
         np.empty(4 * width * height + 2**24, np.uint8)
         raise
-    decoded = Decoded(pixels, width, height, (0, 0, width, height))
-    if chunks is not None:
-        decoded.bits, decoded.animated = chunks.bits, chunks.animated
-        decoded.orientation = orientation_of(chunks.exif)
-    elif kind is not Format.HEIC:  # which its decoder turns
+    decoded = Decoded(pixels, kind, width, height)
+    if kind is not Format.HEIC:  # which its decoder turns
         decoded.animated = animated
         decoded.orientation = orientation_of(image.info.get("exif", b""))
+    if kind is Format.PNG:
+        decoded.bits = data[_PNG_DEPTH]
+        _state_transparent_colour(pixels, decoded.bits)
     if isinstance(image, _Tiff):
         decoded.bits, decoded.orientation = image.bits, image.orientation
     return decoded
-
-
-def _open(data: bytes, kind: Format) -> Any:
-    """Read the header with the one decoder of that format."""
-    if kind is Format.HEIC:  # optional, and slow to import
-        from pillow_heif import HeifImageFile, options
-
-        options.DECODE_THREADS = 1
-        return HeifImageFile(BytesIO(data))
-    return _DECODERS[kind](BytesIO(data))
 
 
 def _load(image: Any, kind: Format) -> Image.Image:
@@ -363,51 +349,52 @@ def _load(image: Any, kind: Format) -> Image.Image:
     return Image.frombuffer(mode, image.size, pixels, "raw", mode, 0, 1)
 
 
+def _open_heic(file: BytesIO) -> Any:
+    from pillow_heif import HeifImageFile, options  # optional, and slow to import
+
+    options.DECODE_THREADS = 1
+    return HeifImageFile(file)
+
+
 _PNG_PIXEL_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_PNG_DEPTH: Final = 24  # where the bits a channel stand
 
 
-@dataclass
-class _PngChunks:
-    """What a PNG says beside its pixels."""
+def _open_png(data: bytes) -> PngImageFile:
+    """Open a PNG; where Pillow refuses it for what is beside its pixels, without that.
 
-    bits: int = 8
-    animated: bool = False
-    exif: bytes = b""
-    needed: list[tuple[int, int]] = field(default_factory=list)  # by the pixels
-
-
-def _read_png_chunks(data: bytes) -> _PngChunks:
-    """Read the chunks; Pillow looks at no checksum of pixels. Raises InvalidImage, struct.error."""
-    chunks = _PngChunks(needed=[(0, 8)])
-    view, at, name = memoryview(data), 8, b""
+    Pillow looks at no checksum of pixels. Raises InvalidImage, struct.error.
+    """
+    needed: list[bytes | memoryview] = [data[:8]]
+    at, name = 8, b""
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at)
-        start, content, at = at, at + 8, at + 12 + length
-        if at > len(data):
+        chunk = memoryview(data)[at : at + 12 + length]
+        if len(chunk) < 12 + length:
             raise damaged(data, Format.PNG, cut_off=True)
         if name in _PNG_PIXEL_CHUNKS:
-            if zlib.crc32(view[start + 4 : at - 4]) != int.from_bytes(view[at - 4 : at], "big"):
+            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
                 raise InvalidImage(
                     Reason.DAMAGED,
                     f"The PNG picture is damaged: the checksum of its {name.decode()} chunk at "
-                    f"byte {start:,} does not match; {mangled(data) or 'send it again'}.",
+                    f"byte {at:,} does not match; {mangled(data) or 'send it again'}.",
                 )
-            chunks.needed.append((start, at))
-        if name == b"IHDR" and length > 8:
-            chunks.bits = data[content + 8]
-        elif name == b"eXIf":
-            chunks.exif = data[content : at - 4]
-        elif name == b"acTL":
-            chunks.animated = int.from_bytes(view[content : content + 4], "big") > 1
-    return chunks
-
-
-def _open_png(data: bytes, chunks: _PngChunks) -> PngImageFile:
-    """Open a PNG; where Pillow refuses it for what is beside its pixels, without that."""
+            needed.append(chunk)
+        at += len(chunk)
     try:
         return PngImageFile(BytesIO(data))
     except _ODD_METADATA:
-        return PngImageFile(BytesIO(b"".join(data[i:j] for i, j in chunks.needed)))
+        return PngImageFile(BytesIO(b"".join(needed)))
+
+
+def _state_transparent_colour(image: Image.Image, bits: int) -> None:
+    """Write the one transparent colour of a PNG as Pillow's conversions take it."""
+    key = image.info.get("transparency")
+    if isinstance(key, int) and image.mode == "L" and bits < 8:
+        image.info["transparency"] = key * 255 // (2**bits - 1)  # PNG states it unscaled
+    elif isinstance(key, tuple) and bits == 16:
+        # Pillow keeps the high bytes of 16-bit colours, so near shades become transparent too
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 _libwebp = ctypes.CDLL(_webp.__file__)  # Pillow's module, and the library that it is linked with
@@ -441,7 +428,8 @@ def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
     has_alpha = flags & _WEBP_ALPHA if kind == b"VP8X" else kind == b"VP8L" and data[24] & 0x10
     mode = "RGBA" if has_alpha else "RGBX"
     image = Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
-    return Decoded(image, *size, (0, 0, *size), orientation_of(_webp_exif(data)))
+    orientation = orientation_of(_webp_exif(data))
+    return Decoded(image, Format.WEBP, *size, orientation=orientation)
 
 
 _WEBP_ANIMATION, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x08, 0x10
@@ -466,19 +454,13 @@ def _webp_chunk_end(data: bytes, at: int) -> int:
 _BITS, _PHOTOMETRIC, _MAKER, _COLOURS = 258, 262, 271, 320
 _SUBFILE, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _SUBSAMPLING, _DNG_VERSION = 254, 330, 339, 530, 50706
 _PREVIEW, _YCBCR, _SENSOR, _PLANES_APART, _UNSIGNED = 1, 6, (32803, 34892), 2, 1
-_RAWS: Final = {  # by the first word of the camera's maker
-    "nikon": "NEF",
-    "sony": "ARW",
-    "pentax": "PEF",
-    "ricoh": "PEF",
-    "canon": "CR2",
-    "samsung": "SRW",
-    "hasselblad": "3FR",
-    "olympus": "ORF",
-    "om": "ORF",
-    "seiko": "ERF",
-    "kodak": "DCR",
-}
+_RAWS: Final = dict(  # by the first word of the camera's maker
+    (
+        *(("nikon", "NEF"), ("sony", "ARW"), ("pentax", "PEF"), ("ricoh", "PEF"), ("om", "ORF")),
+        *(("canon", "CR2"), ("samsung", "SRW"), ("hasselblad", "3FR"), ("olympus", "ORF")),
+        *(("seiko", "ERF"), ("kodak", "DCR")),
+    )
+)
 
 
 class _Tiff(TiffImageFile):
@@ -563,11 +545,11 @@ class _Tiff(TiffImageFile):
             )
 
 
-_DECODERS: Final[dict[Format, type[ImageFile]]] = {
-    Format.PNG: PngImageFile,
+_DECODERS: Final[dict[Format, Callable[[BytesIO], Any]]] = {
     Format.WEBP: WebPImageFile,
     Format.GIF: GifImageFile,
     Format.BMP: BmpImageFile,
     Format.TIFF: _Tiff,
     Format.AVIF: AvifImageFile,
+    Format.HEIC: _open_heic,
 }

@@ -6,8 +6,10 @@ Names, extensions and content types are never asked: they are claims of the send
 import codecs
 import importlib.util
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from functools import cache
+from typing import Final
 
 
 class Reason(StrEnum):
@@ -41,88 +43,85 @@ class Format(StrEnum):
     HEIC = "HEIC"
 
 
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
-_AVIF_BRANDS = {b"avif", b"avis"}
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-_HEIF_BRANDS = {b"mif1", b"mif2", b"msf1", b"miaf"}  # of a picture, whatever its codec
-
-# (offset, bytes there, name). Pictures and documents that one could take for a picture.
-_OTHER_PICTURES = (
-    (0, b"II*\0\x10\0\0\0CR", "Canon camera raw (CR2)"),
-    (0, b"IIU\0", "Panasonic camera raw (RW2)"),
-    (0, b"IIRO", "Olympus camera raw (ORF)"),
-    (0, b"IIRS", "Olympus camera raw (ORF)"),
-    (0, b"MMOR", "Olympus camera raw (ORF)"),
-    (0, b"FUJIFILMCCD-RAW", "Fujifilm camera raw (RAF)"),
-    (0, b"FOVb", "Sigma camera raw (X3F)"),
-    (0, b"\0MRM", "Minolta camera raw (MRW)"),
-    (0, b"8BPS", "Photoshop (PSD)"),
-    (0, b"gimp xcf", "GIMP (XCF)"),
-    (0, b"%PDF-", "PDF"),
-    (0, b"%!PS", "PostScript (EPS)"),
-    (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
-    (0, b"\0\0\1\0", "icon (ICO)"),
-    (0, b"\0\0\2\0\0\0\0\0", "Targa (TGA)"),  # where a cursor has its number of pictures
-    (0, b"\0\0\2\0", "cursor (CUR)"),
-    (0, b"icns", "icon (ICNS)"),
-    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"II\xbc\1", "JPEG XR"),
-    (0, b"\x8aMNG\r\n\x1a\n", "MNG"),
-    (0, b"\x8bJNG\r\n\x1a\n", "JNG"),
-    (0, b"DDS ", "DDS"),
-    (0, b"qoif", "QOI"),
-    (0, b"v/1\1", "OpenEXR"),
-    (0, b"#?RADIANCE", "Radiance HDR"),
-    (0, b"AT&TFORM", "DjVu"),
-    (0, b"BPG\xfb", "BPG"),
-    (0, b"FLIF", "FLIF"),
-    (0, b"SIMPLE  =", "FITS"),
-    (0, b"\xd7\xcd\xc6\x9a", "WMF"),
-    (40, b" EMF", "EMF"),
-    (128, b"DICM", "DICOM"),
-    (8, b"AVI ", "video (AVI)"),
-    (4, b"ftypcrx", "Canon camera raw (CR3)"),
-    (4, b"ftyp", "video (MP4, MOV) or related"),
-    (0, b"\x1a\x45\xdf\xa3", "video (WebM, Matroska)"),
+# What files begin with: a pattern, and a format that is decoded or the name of one that is not. The
+# first that matches counts.
+_SIGNATURES: Final = (
+    (rb"\xff\xd8\xff", Format.JPEG),
+    (rb"\x89PNG", Format.PNG),
+    (rb"GIF8[79]a", Format.GIF),
+    (rb"RIFF....WEBP", Format.WEBP),
+    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", Format.BMP),  # size of a header
+    (rb"II\*\0....CR", "Canon camera raw (CR2)"),
+    (rb"II[*+]\0|MM\0[*+]", Format.TIFF),
+    (rb"IIU\0", "Panasonic camera raw (RW2)"),
+    (rb"IIR[OS]|MMOR", "Olympus camera raw (ORF)"),
+    (rb"FUJIFILMCCD-RAW", "Fujifilm camera raw (RAF)"),
+    (rb"FOVb", "Sigma camera raw (X3F)"),
+    (rb"\0MRM", "Minolta camera raw (MRW)"),
+    (rb"8BPS", "Photoshop (PSD)"),
+    (rb"gimp xcf", "GIMP (XCF)"),
+    (rb"%PDF-", "PDF"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
+    (rb"\0\0\x01\0", "icon (ICO)"),
+    (rb"\0\0\x02\0\0\0\0\0", "Targa (TGA)"),  # where a cursor has its number of pictures
+    (rb"\0\0\x02\0", "cursor (CUR)"),
+    (rb"icns", "icon (ICNS)"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
+    (rb"II\xbc\x01", "JPEG XR"),
+    (rb"\x8aMNG\r\n\x1a\n", "MNG"),
+    (rb"\x8bJNG\r\n\x1a\n", "JNG"),
+    (rb"DDS ", "DDS"),
+    (rb"qoif", "QOI"),
+    (rb"v/1\x01", "OpenEXR"),
+    (rb"#\?RADIANCE", "Radiance HDR"),
+    (rb"AT&TFORM", "DjVu"),
+    (rb"BPG\xfb", "BPG"),
+    (rb"FLIF", "FLIF"),
+    (rb"SIMPLE  =", "FITS"),
+    (rb"\xd7\xcd\xc6\x9a", "WMF"),
+    (rb".{40} EMF", "EMF"),
+    (rb".{128}DICM", "DICOM"),
+    (rb".{8}AVI ", "video (AVI)"),
+    (rb"....ftypcrx", "Canon camera raw (CR3)"),
+    (rb"....ftyp", "video (MP4, MOV) or related"),
+    (rb"\x1a\x45\xdf\xa3", "video (WebM, Matroska)"),
+    (rb"P[1-7]\s", "PNM"),
+    (rb"(?i)[\xef\xbb\xbf\s]*<(svg|(\?xml|!doctype svg|!--).{0,2000}<svg)", "SVG"),
 )
-_PNM = re.compile(rb"P[1-7]\s")
-
-_OTHER_FILES = (
-    (b"PK\3\4", "a zip archive (or an office document)"),
-    (b"\x1f\x8b", "gzip-compressed data"),
-    (b"7z\xbc\xaf", "a 7-Zip archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    (b"\x7fELF", "a program"),
-    (b"MZ", "a program"),
-    (b"ID3", "an audio file"),
-    (b"OggS", "an audio or video file"),
-    (b"RIFF", "an audio file"),
+# What else is sent by mistake.
+_OTHER_FILES: Final = (
+    (rb"PK\x03\x04", "a zip archive (or an office document)"),
+    (rb"\x1f\x8b", "gzip-compressed data"),
+    (rb"7z\xbc\xaf", "a 7-Zip archive"),
+    (rb"Rar!", "a RAR archive"),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (rb"\x7fELF|MZ", "a program"),
+    (rb"ID3|RIFF", "an audio file"),
+    (rb"OggS", "an audio or video file"),
+    (
+        rb"[\xef\xbb\xbf\s]*(/9j/|iVBORw0KGgo|R0lGOD|UklGR|data:image/)",
+        "a picture encoded as base64 text",
+    ),
+    (rb"(?i)[\xef\xbb\xbf\s]*<(!doctype html|html|head)", "an HTML page"),
+    (rb"[\xef\xbb\xbf\s]*<", "XML or HTML"),
+    (rb"[\xef\xbb\xbf\s]*[{\[]", "JSON"),
+    (rb"--.{0,2000}Content-Disposition", "a whole multipart form"),
 )
-_BASE64_PICTURES = (b"/9j/", b"iVBORw0KGgo", b"R0lGOD", b"UklGR", b"data:image/")
-
-
-# What of the first bytes each format is told by, where they stand behind something else
-_STARTS = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF89a", "GIF"),
-    (b"GIF87a", "GIF"),
-)
-_SEARCHED = 4096  # bytes in which a picture is looked for
-_ENOUGH = 2000  # bytes, among which each of the 256 appears by chance
+_AVIF_BRANDS: Final = {b"avif", b"avis"}
+_HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_HEIF_BRANDS: Final = {b"mif1", b"mif2", b"msf1", b"miaf"}  # of a picture, whatever its codec
+_PICTURE_LATER: Final = re.compile(rb"(\xff\xd8\xff)|(\x89PNG\r\n\x1a\n)|GIF8[79]a")
+_SEARCHED: Final = 4096  # bytes in which a picture is looked for
+_ENOUGH: Final = 2000  # bytes, among which each of the 256 appears by chance
 # The first bytes of a JPEG and of a PNG, read as text of any encoding and written as Unicode
-_REPLACED = "\N{REPLACEMENT CHARACTER}"
-_READ_AS_TEXT = (
+_REPLACED: Final = "\N{REPLACEMENT CHARACTER}"
+_READ_AS_TEXT: Final = (
     *("\xff\xd8\xff", 3 * _REPLACED),
     *("\x89PNG", "\N{PER MILLE SIGN}PNG", _REPLACED + "PNG"),
 )
-_AS_UTF_8 = tuple(each.encode() for each in _READ_AS_TEXT)
-_AS_UTF_16 = tuple(("\ufeff" + each).encode("utf-16-le") for each in _READ_AS_TEXT)
+_AS_UTF_8: Final = tuple(each.encode() for each in _READ_AS_TEXT)
+_AS_UTF_16: Final = tuple(("\ufeff" + each).encode("utf-16-le") for each in _READ_AS_TEXT)
 
 
 @cache  # a process that may open no files cannot look again
@@ -152,12 +151,13 @@ def recognise(data: bytes) -> Format:
         raise InvalidImage(
             Reason.EMPTY, f"No bytes arrived; send the bytes of a {accepted_formats()} picture."
         )
-    found = _decoded_format(data)
-    if found is not None and (found is not Format.HEIC or heic_is_installed()):
+    found = _first_match(_SIGNATURES, data)
+    if data[4:8] == b"ftyp":
+        found = _iso_media_format(data) or found
+    if isinstance(found, Format):
         return found
-    other = _heif_name(data) if found is Format.HEIC else _other_picture(data)
-    if other is not None:
-        raise not_accepted(f"of the format {other}")
+    if found:
+        raise not_accepted(f"of the format {found}")
     resemblance = _resemblance(data)
     remedy = "" if "send" in resemblance else f"; send the bytes of a {accepted_formats()} picture"
     raise InvalidImage(
@@ -211,76 +211,35 @@ def _as_text(data: bytes) -> str | None:
     return None
 
 
-def _decoded_format(data: bytes) -> Format | None:
-    if data.startswith(b"\xff\xd8\xff"):
-        return Format.JPEG
-    if data.startswith(b"\x89PNG"):
-        return Format.PNG
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return Format.GIF
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return Format.WEBP
-    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
-        return Format.BMP
-    if data.startswith(_TIFF_STARTS) and data[8:10] != b"CR":
-        return Format.TIFF
-    if data[4:8] == b"ftyp":
-        return _iso_media_format(data)
-    return None
+def _first_match(signatures: Iterable[tuple[bytes, str]], data: bytes) -> str | None:
+    matches = (name for pattern, name in signatures if re.match(pattern, data, re.DOTALL))
+    return next(matches, None)
 
 
-def _iso_media_format(data: bytes) -> Format | None:
+def _iso_media_format(data: bytes) -> Format | str | None:
     """AVIF and HEIC share a container; the main brand may be a neutral one (mif1)."""
-    brands = _brands(data)
-    if data[8:12] in _HEIC_BRANDS:
-        return Format.HEIC
-    if brands & _AVIF_BRANDS:
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    main = data[8:12]
+    brands = {main, *(data[at : at + 4] for at in range(16, end, 4))}
+    if main not in _HEIC_BRANDS and brands & _AVIF_BRANDS:
         return Format.AVIF
-    return Format.HEIC if brands & (_HEIC_BRANDS | _HEIF_BRANDS) else None
-
-
-def _brands(data: bytes) -> set[bytes]:
-    box_end = min(int.from_bytes(data[:4], "big"), 256)
-    return {data[8:12], *(data[at : at + 4] for at in range(16, box_end, 4))}
-
-
-def _heif_name(data: bytes) -> str:
-    return "HEIC" if _brands(data) & _HEIC_BRANDS else "HEIF"
-
-
-def _other_picture(data: bytes) -> str | None:
-    for offset, magic, name in _OTHER_PICTURES:
-        if data.startswith(magic, offset):
-            return name
-    if _PNM.match(data):
-        return "PNM"
-    head = data[:2048].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith((b"<svg", b"<?xml", b"<!doctype svg", b"<!--")) and b"<svg" in head:
-        return "SVG"
-    return None
+    if not brands & (_HEIC_BRANDS | _HEIF_BRANDS):
+        return None
+    if heic_is_installed():
+        return Format.HEIC
+    return "HEIC" if brands & _HEIC_BRANDS else "HEIF"
 
 
 def _resemblance(data: bytes) -> str:
     """Say what the bytes look like, as ' (it looks like …)', or nothing."""
     if data.startswith(_AS_UTF_8 + _AS_UTF_16):
         return f": {_as_text(data)}"
-    name = next((name for magic, name in _OTHER_FILES if data.startswith(magic)), None)
-    head = data[:2048].lstrip(b"\xef\xbb\xbf \t\r\n")
-    if name is None and head.startswith(_BASE64_PICTURES):
-        name = "a picture encoded as base64 text"
-    elif name is None and head.lower().startswith((b"<!doctype html", b"<html", b"<head")):
-        name = "an HTML page"
-    elif name is None and head.startswith(b"<"):
-        name = "XML or HTML"
-    elif name is None and head.startswith((b"{", b"[")):
-        name = "JSON"
-    elif name is None and data.startswith(b"--") and b"Content-Disposition" in data[:2048]:
-        name = "a whole multipart form"
-    if name is None:
-        for start, picture in _STARTS:
-            if (at := data.find(start, 0, _SEARCHED)) > 0:
-                return f", but a {picture} begins {size(data[:at])} in: send it from there on"
-        name = "text" if _is_text(data[:2048]) else None
+    name = _first_match(_OTHER_FILES, data[:2048])
+    if name is None and (later := _PICTURE_LATER.search(data, 1, _SEARCHED)):
+        picture = {1: "JPEG", 2: "PNG"}.get(later.lastindex or 0, "GIF")
+        return f", but a {picture} begins {size(data[: later.start()])} in: send it from there on"
+    if name is None and _is_text(data[:2048]):
+        name = "text"
     return f" (it looks like {name})" if name else ""
 
 

@@ -67,8 +67,8 @@ class Layer:
     kind: str
     parameters: dict[str, Array]
 
-    def __init__(self, **parameters: Array) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: dict[str, Array] | None = None) -> None:
+        self.parameters = parameters or {}
 
     def prepare(self) -> None:
         """Compute again what is derived from the parameters; called whenever they change."""
@@ -99,7 +99,7 @@ class Linear(Layer):
     kind = "linear"
 
     def __init__(self, weights: Array, bias: Array) -> None:
-        super().__init__(weights=weights, bias=bias)
+        super().__init__({"weights": weights, "bias": bias})
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         z: Array = x @ self.parameters["weights"] + self.parameters["bias"]
@@ -230,7 +230,7 @@ class BatchNorm(Layer):
     kind = "batch_norm"
 
     def __init__(self, shift: Array) -> None:
-        super().__init__(shift=shift)
+        super().__init__({"shift": shift})
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         y = scratch.array((id(self), "y"), x.shape, x.dtype)
@@ -292,7 +292,7 @@ class Composite(Layer):
     """A layer that is made of layers of its own."""
 
     def __init__(self, layers: list[Layer]) -> None:
-        super().__init__(**parameters(layers))
+        super().__init__(parameters(layers))
         self.layers = layers
 
     def prepare(self) -> None:

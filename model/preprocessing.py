@@ -13,26 +13,19 @@ says; an orientation in XMP is not used, as browsers do not use it, nor are colo
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from math import ceil, floor, isfinite
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.decoding import Box, Decoded, Limits, decode
-from model.formats import (
-    Format,
-    InvalidImage,
-    Reason,
-    accepted_formats,
-    heic_is_installed,
-    recognise,
-)
+from model.decoding import Decoded, Limits, decode
+from model.formats import InvalidImage, Reason, accepted_formats, heic_is_installed, recognise
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -53,6 +46,7 @@ __all__ = [
     "to_vector",
 ]
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 Filter = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
 Flatten = Callable[[Image.Image], tuple[Image.Image, bool]]
 
@@ -63,16 +57,8 @@ LEAST_VIEW: Final = 0.1  # of the picture's sides
 BAND_PIXELS = 1 << 18  # that are converted at a time: a few MiB, which fit a processor's cache
 # A decoded picture up to this size is kept while its whole is judged; a larger one is decoded again
 KEPT_BYTES: Final = 2**24
-_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
-_FILTERS: Final = {
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-_GAP: Final = "jpeg_times"  # the name that artifacts have for `reducing_gap`
 WIDEST_FILTER: Final = 3  # pixels of the result, to either side: Lanczos
+_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _TURNS: Final = {  # EXIF orientation → what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -90,42 +76,39 @@ class Preprocessing:
 
     side: int = 64  # pixels
     filter: Filter = "bilinear"  # Pillow's, which widens with the reduction: antialiased
-    fit: Literal["squeeze"] = "squeeze"  # the whole picture: no crop, no bars
-    background: Literal["white"] = "white"  # under transparent parts
     # As Pillow calls it: a JPEG is decoded at 1/8, 1/4 or 1/2 where both sides still are this many
-    # times `side`; at its whole size otherwise, and always where this is None. Files: "jpeg_times".
+    # times `side`; at its whole size otherwise, and always where this is None.
     reducing_gap: int | None = 1
-
-    def __post_init__(self) -> None:
-        if type(self.side) is not int or not 1 <= self.side <= 1024:
-            raise ValueError(f"preprocessing: side must be from 1 to 1024, not {self.side!r}")
-        if self.filter not in get_args(Filter):
-            allowed = ", ".join(get_args(Filter))
-            raise ValueError(f"preprocessing: filter must be one of {allowed}, not {self.filter!r}")
-        if self.fit != "squeeze":
-            raise ValueError(f"preprocessing: fit must be 'squeeze', not {self.fit!r}")
-        if self.background != "white":
-            raise ValueError(f"preprocessing: background must be 'white', not {self.background!r}")
-        gap = self.reducing_gap
-        if gap is not None and (type(gap) is not int or not 1 <= gap <= 4):
-            raise ValueError(f"preprocessing: {_GAP} must be from 1 to 4, or none, not {gap!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON values."""
-        values = asdict(self)
-        return values | {_GAP: values.pop("reducing_gap")}
+        return {
+            "side": self.side,
+            "filter": self.filter,
+            "fit": "squeeze",  # the whole picture: no crop, no bars
+            "background": "white",  # under transparent parts
+            "jpeg_times": self.reducing_gap,
+        }
 
     @classmethod
-    def from_json(cls, values: object) -> "Preprocessing":
+    def from_json(cls, values: Any) -> "Preprocessing":
         """Read what to_json wrote; raises ValueError for whatever this code does not do."""
-        names = DEFAULT.to_json().keys()
-        if not isinstance(values, dict) or values.keys() != names:
-            raise ValueError(f"preprocessing must have exactly {sorted(names)}, not {values!r}")
-        others = {name: value for name, value in values.items() if name != _GAP}
-        return cls(**others, reducing_gap=values[_GAP])
-
-
-DEFAULT: Final = Preprocessing()
+        match values:
+            case {
+                "side": int(side),
+                "filter": name,
+                "fit": "squeeze",
+                "background": "white",
+                "jpeg_times": None | int() as gap,
+                **others,
+            } if 1 <= side <= 1024 and name in get_args(Filter) and not others:
+                if gap is None or 1 <= gap <= 4:
+                    return cls(side, name, gap)
+        raise ValueError(
+            "preprocessing must have a side from 1 to 1024, jpeg_times from 1 to 4 or none, the fit"
+            f" 'squeeze', the background 'white' and a filter of {', '.join(get_args(Filter))},"
+            f" not {values!r:.300}"
+        )
 
 
 @dataclass(frozen=True)
@@ -134,29 +117,26 @@ class Views:
 
     The whole is looked at first. Where its logit lies between the two of `unsure`, all the other
     boxes are looked at too, and the picture's logit is the mean over all views.
+    Raises ValueError for boxes or bounds that cannot be.
     """
 
-    boxes: tuple[Box, ...] = (WHOLE,)  # left, top, right, bottom of the upright picture, in [0, 1]
+    boxes: tuple[Box, ...] = (WHOLE,)  # of the upright picture, in [0, 1]
     unsure: tuple[float, float] = (-3.0, 3.0)
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.boxes) <= MOST_VIEWS or self.boxes[0] != WHOLE:
-            raise ValueError(
-                f"views: boxes must be 1 to {MOST_VIEWS}, the first {[*WHOLE]}, not {self.boxes!r}"
-            )
-        for left, top, right, bottom in self.boxes:
-            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1) or (
-                min(right - left, bottom - top) < LEAST_VIEW
-            ):
-                raise ValueError(
-                    "views: each box must be left, top, right, bottom in [0, 1], each side at "
-                    f"least {LEAST_VIEW}, not {[left, top, right, bottom]}"
-                )
+        sound = all(
+            start >= 0 and end <= 1 and end - start >= LEAST_VIEW
+            for left, top, right, bottom in self.boxes
+            for start, end in ((left, right), (top, bottom))
+        )
         low, high = self.unsure
-        if not (isfinite(low) and isfinite(high) and low < high):
+        if not (sound and 1 <= len(self.boxes) <= MOST_VIEWS and self.boxes[0] == WHOLE):
             raise ValueError(
-                f"views: unsure must be two logits, the lower first, not {[low, high]}"
+                f"views: boxes must be 1 to {MOST_VIEWS}, each left, top, right, bottom in [0, 1],"
+                f" at least {LEAST_VIEW} a side, the first {[*WHOLE]}, not {self.boxes!r}"
             )
+        if not (isfinite(low) and isfinite(high) and low < high):
+            raise ValueError(f"views: unsure must be two logits, the lower first, not {low, high}")
 
     def all_of(self, logit: float) -> bool:
         """Whether a whole of this logit leaves the network unsure, and there are other views."""
@@ -175,28 +155,23 @@ class Views:
         }
 
     @classmethod
-    def from_json(cls, values: object) -> Self:
+    def from_json(cls, values: Any) -> "Views":
         """Read what to_json wrote; raises ValueError."""
-        match values:
-            case {"boxes": [*boxes], "unsure": [*unsure], **rest} if not rest:
-                if all(map(_is_box, boxes)) and len(unsure) == 2 and all(map(_is_number, unsure)):
-                    low, high = unsure
-                    return cls(tuple((a, b, c, d) for a, b, c, d in boxes), (low, high))
-        raise ValueError(
-            "views must be {'boxes': [[left, top, right, bottom], …], 'unsure': [logit, logit]},"
-            f" not {values!r:.200}"
-        )
+        try:
+            boxes = tuple((a, b, c, d) for a, b, c, d in values["boxes"])
+            low, high = values["unsure"]
+            if values.keys() != {"boxes", "unsure"}:
+                raise ValueError("something else is there")
+            return cls(boxes, (low, high))
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise ValueError(
+                "views must be {'boxes': [[left, top, right, bottom], …], 'unsure': [low, high]},"
+                f" not {values!r:.200} ({error})"
+            ) from None
 
 
+DEFAULT: Final = Preprocessing()
 ONE_VIEW: Final = Views()
-
-
-def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -237,33 +212,35 @@ class PictureReader:
     ) -> None:
         """data: an encoded picture, or the pixels of an upright one, (height, width, 3) RGB."""
         self._data, self._spec, self._limits, self._views = data, spec, limits, views
-        source = self._decode()
-        self.picture = source.whole()
-        self._source = source if source.bytes <= KEPT_BYTES else None
+        decoded = self._decode()
+        tile, any_transparent = self._tile(decoded, WHOLE)
+        self.picture = _describe(decoded, np.asarray(tile), any_transparent)
+        is_small = 4 * decoded.image.width * decoded.image.height <= KEPT_BYTES
+        self._decoded = decoded if is_small else None
 
     def other_views(self) -> NDArray[np.uint8]:
         """Return what is in each box but the whole, upright and squeezed: (n, side, side, 3).
 
         The decoded picture is let go.
         """
-        source, self._source = self._source or self._decode(), None
-        return np.stack([np.asarray(source.tile(box)[0]) for box in self._views.boxes[1:]])
+        decoded, self._decoded = self._decoded or self._decode(), None
+        return np.stack([np.asarray(self._tile(decoded, box)[0]) for box in self._views.boxes[1:]])
 
-    def _decode(self) -> "_Source":
+    def _decode(self) -> Decoded:
         if not isinstance(self._data, bytes):
             height, width, _ = self._data.shape
-            image = Image.fromarray(self._data)
-            return _Source(Decoded(image, width, height, (0, 0, width, height)), None, self._spec)
-        kind, gap = recognise(self._data), self._spec.reducing_gap
+            return Decoded(Image.fromarray(self._data), "", width, height)
         # For all views at once: a second time, larger, would cost more than what the whole saves.
-        least = ceil(self._spec.side / self._views.smallest_side)
-        decoded = decode(
-            self._data,
-            kind,
-            lambda width, height: 1 if gap is None else min(width, height) // (least * gap),
-            self._limits,
-        )
-        return _Source(decoded, kind, self._spec)
+        least, gap = ceil(self._spec.side / self._views.smallest_side), self._spec.reducing_gap
+
+        def reduction(width: int, height: int) -> int:
+            return 1 if gap is None else min(width, height) // (least * gap)
+
+        return decode(self._data, recognise(self._data), reduction, self._limits)
+
+    def _tile(self, decoded: Decoded, box: Box) -> tuple[Image.Image, bool]:
+        side = self._spec.side
+        return _tile(decoded, box, (side, side), Image.Resampling[self._spec.filter.upper()])
 
 
 def stored_jpeg(
@@ -274,14 +251,10 @@ def stored_jpeg(
     Its proportions stay; its longer side has `side` pixels, or fewer where the picture has fewer.
     It holds pixels alone: no metadata. Raises what `read_picture` raises.
     """
-    kind = recognise(data)
-    decoded = decode(data, kind, lambda width, height: max(width, height) // side, limits)
-    reduction = max(1, decoded.width / side, decoded.height / side)
-    size = (
-        max(1, round(decoded.width / reduction)),
-        max(1, round(decoded.height / reduction)),
-    )
-    tile, _ = _Source(decoded, kind, DEFAULT).tile(WHOLE, size)
+    decoded = decode(data, recognise(data), lambda *size: max(size) // side, limits)
+    times = max(1, decoded.width / side, decoded.height / side)
+    size = max(1, round(decoded.width / times)), max(1, round(decoded.height / times))
+    tile, _ = _tile(decoded, WHOLE, size, Image.Resampling.BILINEAR)
     encoded: bytes = simplejpeg.encode_jpeg(np.asarray(tile), quality, "RGB", "444", fastdct=False)
     return encoded
 
@@ -296,55 +269,45 @@ def to_vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return rows
 
 
-# --- Pixels of any kind squeezed to a square of RGB, on white, with little memory beside them -----
+def _describe(decoded: Decoded, pixels: NDArray[np.uint8], any_transparent: bool) -> Picture:
+    """Say what a picture was, and what was done to it."""
+    width, height = decoded.width, decoded.height
+    if decoded.orientation >= 5:
+        width, height = height, width
+    is_small = min(width, height) < len(pixels)
+    notes = {
+        "its 16 bits a channel were scaled to 8": decoded.bits == 16,
+        "its transparent parts were put on white": any_transparent,
+        "it was turned upright as its EXIF orientation says": decoded.orientation in _TURNS,
+        f"it is smaller than {len(pixels)} pixels a side and was enlarged": is_small,
+        "only the first of several frames was used": decoded.animated,
+    }
+    warnings = (*decoded.warnings, *(note for note, holds in notes.items() if holds))
+    return Picture(pixels, width, height, decoded.format, warnings)
 
 
-class _Source:
-    """A decoded picture, of which tiles are squeezed."""
+# --- Pixels of any kind squeezed to RGB, on white, with little memory beside them ----------------
 
-    def __init__(self, decoded: Decoded, kind: Format | None, spec: Preprocessing) -> None:
-        self._decoded, self._kind, self._spec = decoded, kind, spec
-        self._flatten = _flattening(decoded.image, decoded.bits)
-        self.bytes = 4 * decoded.image.width * decoded.image.height
 
-    def whole(self) -> Picture:
-        """Squeeze all of it, and say what was done to it."""
-        decoded, notes = self._decoded, list(self._decoded.warnings)
-        tile, any_transparent = self.tile(WHOLE)
-        width, height = decoded.width, decoded.height
-        if decoded.bits == 16:
-            notes.append("its 16 bits a channel were scaled to 8")
-        if any_transparent:
-            notes.append("its transparent parts were put on white")
-        if decoded.orientation in _TURNS:
-            notes.append("it was turned upright as its EXIF orientation says")
-        if decoded.orientation >= 5:
-            width, height = height, width
-        if min(width, height) < self._spec.side:
-            notes.append(f"it is smaller than {self._spec.side} pixels a side and was enlarged")
-        if decoded.animated:
-            notes.append("only the first of several frames was used")
-        name = self._kind.value if self._kind else ""
-        return Picture(np.asarray(tile), width, height, name, tuple(notes))
-
-    def tile(self, box: Box, size: tuple[int, int] | None = None) -> tuple[Image.Image, bool]:
-        """Return what is in a box of the upright picture as RGB, upright, and whether any of it
-        was transparent. size: width and height before it is turned; side × side if None."""
-        decoded = self._decoded
-        left, top, right, bottom = _as_stored(box, decoded.orientation)
-        _, _, width, height = decoded.box
-        pixels = (left * width, top * height, right * width, bottom * height)
-        resample, size = _FILTERS[self._spec.filter], size or (self._spec.side, self._spec.side)
-        tile, any_transparent = _resize(decoded.image, self._flatten, size, resample, pixels)
-        if decoded.image.mode.startswith("I;16"):
-            # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
-            values = np.asarray(tile, np.float64) * (255 / (2**decoded.bits - 1))
-            tile = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
-        if tile.mode != "RGB":
-            tile = tile.convert("RGB")
-        if decoded.orientation in _TURNS:
-            tile = tile.transpose(_TURNS[decoded.orientation])
-        return tile, any_transparent
+def _tile(
+    decoded: Decoded, box: Box, size: tuple[int, int], resample: Image.Resampling
+) -> tuple[Image.Image, bool]:
+    """Return what is in a box of the upright picture as RGB, upright, and whether any of it was
+    transparent. size: width and height before it is turned."""
+    image, orientation = decoded.image, decoded.orientation
+    left, top, right, bottom = _as_stored(box, orientation)
+    width, height = decoded.width / decoded.scale, decoded.height / decoded.scale
+    pixels = (left * width, top * height, right * width, bottom * height)
+    tile, any_transparent = _resize(image, _flattening(decoded), size, resample, pixels)
+    if image.mode.startswith("I;16"):
+        # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
+        values = np.asarray(tile, np.float64) * (255 / (2**decoded.bits - 1))
+        tile = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+    if tile.mode != "RGB":
+        tile = tile.convert("RGB")
+    if orientation in _TURNS:
+        tile = tile.transpose(_TURNS[orientation])
+    return tile, any_transparent
 
 
 def _as_stored(box: Box, orientation: int) -> Box:
@@ -379,12 +342,13 @@ def _resize(
     left, top, right, bottom = box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0
     rows = max(1, BAND_PIXELS // (x1 - x0))
     if rows >= y1 - y0:
-        flat, any_transparent = flatten(_crop(image, (x0, y0, x1, y1)))
+        whole = (x0, y0, x1, y1) == (0, 0, *image.size)
+        flat, any_transparent = flatten(image if whole else image.crop((x0, y0, x1, y1)))
         return flat.resize(size, resample, (left, top, right, bottom)), any_transparent
     narrow: Image.Image | None = None
     any_transparent = False
     for y in range(y0, y1, rows):
-        flat, transparent = flatten(_crop(image, (x0, y, x1, min(y + rows, y1))))
+        flat, transparent = flatten(image.crop((x0, y, x1, min(y + rows, y1))))
         any_transparent |= transparent
         if narrow is None:
             narrow = Image.new(flat.mode, (width, y1 - y0))
@@ -392,10 +356,6 @@ def _resize(
         narrow.paste(flat, (0, y - y0))
     assert narrow is not None
     return narrow.resize(size, resample, (0, top, width, bottom)), any_transparent
-
-
-def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    return image if box == (0, 0, *image.size) else image.crop(box)
 
 
 def _reached(start: float, end: float, size: int, target: int) -> tuple[int, int]:
@@ -406,13 +366,13 @@ def _reached(start: float, end: float, size: int, target: int) -> tuple[int, int
     return max(0, floor(start) - margin), min(size, ceil(end) + margin)
 
 
-def _flattening(image: Image.Image, bits: int) -> Flatten | None:
+def _flattening(decoded: Decoded) -> Flatten | None:
     """Return what makes a band of the picture one whose pixels can be averaged, in RGB or grey,
     and says whether any of it was transparent; None where they can be as they are."""
+    image = decoded.image
     if image.mode.startswith("I;16"):
-        return partial(_deep_grey, image, 2**bits - 1)
+        return partial(_deep_grey, image, 2**decoded.bits - 1)
     if image.has_transparency_data:
-        _state_transparent_colour(image, bits)
         return _on_white
     if image.mode in ("RGB", "RGBX", "L"):
         return None  # a conversion would be a copy of every pixel
@@ -427,20 +387,8 @@ def _deep_grey(image: Image.Image, white: int, band: Image.Image) -> tuple[Image
     if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = white - values
     transparent = values == image.info.get("transparency", -1)  # a PNG's one value for nothing
-    any_transparent = bool(transparent.any())
-    if any_transparent:
-        values = np.where(transparent, white, values)
-    return Image.fromarray(values.astype(np.uint16)), any_transparent
-
-
-def _state_transparent_colour(image: Image.Image, bits: int) -> None:
-    """Write the one transparent colour of a PNG as Pillow's conversions take it."""
-    key = image.info.get("transparency")
-    if isinstance(key, int) and image.mode == "L" and bits < 8:
-        image.info["transparency"] = key * 255 // (2**bits - 1)  # PNG states it unscaled
-    elif isinstance(key, tuple) and bits == 16:
-        # Pillow keeps the high bytes of 16-bit colours, so near shades become transparent too
-        image.info["transparency"] = tuple(value >> 8 for value in key)
+    values = np.where(transparent, white, values)
+    return Image.fromarray(values.astype(np.uint16)), bool(transparent.any())
 
 
 def _on_white(band: Image.Image) -> tuple[Image.Image, bool]:

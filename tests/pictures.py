@@ -194,11 +194,6 @@ def tiff(
     )
 
 
-def huge_png(width: int = 50_000, height: int = 50_000) -> bytes:
-    """A small PNG whose header promises more pixels than are allowed."""
-    return png(width, height, b"\0" * 100, depth=1, colour=0)
-
-
 def huge_webp(width: int = 16_384, height: int = 16_384) -> bytes:
     """A WebP header alone, of a canvas that a decoder would allocate at once."""
     size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
@@ -206,49 +201,27 @@ def huge_webp(width: int = 16_384, height: int = 16_384) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def resized(data: bytes, before: bytes | int, form: str, width: int, height: int) -> bytes:
+    """The picture with another size in its header; before: what stands before it, or where."""
+    changed = bytearray(data)
+    at = before if isinstance(before, int) else data.index(before) + len(before)
+    struct.pack_into(form, changed, at, width, height)
+    return bytes(changed)
+
+
 def huge_gif(width: int = 65_535, height: int = 65_535) -> bytes:
     """A GIF of one pixel on an enormous screen."""
-    data = bytearray(encode(Image.new("P", (1, 1)), "GIF"))
-    data[6:10] = struct.pack("<HH", width, height)
-    return bytes(data)
+    return resized(encode(Image.new("P", (1, 1)), "GIF"), 6, "<HH", width, height)
 
 
-def huge_bmp(width: int = 60_000, height: int = 60_000) -> bytes:
-    """A BMP whose header promises more pixels than are allowed."""
-    data = bytearray(picture("BMP"))
-    data[18:26] = struct.pack("<ii", width, height)
-    return bytes(data)
-
-
-def huge_tiff(width: int = 60_000, height: int = 60_000) -> bytes:
-    """A TIFF whose tags promise more pixels than are allowed."""
-    return tiff(width, height, b"\0" * 100)
-
-
-def huge_jpeg(width: int = 65_500, height: int = 65_500) -> bytes:
-    """A JPEG whose frame header promises more pixels than are allowed."""
-    data = bytearray(picture("JPEG"))
-    frame = data.index(b"\xff\xc0")
-    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
-def huge_avif(width: int = 16_000, height: int = 16_000) -> bytes:
-    """An AVIF whose image property promises more pixels than are allowed."""
-    data = bytearray(picture("AVIF"))
-    size = data.index(b"ispe") + 8
-    data[size : size + 8] = struct.pack(">II", width, height)
-    return bytes(data)
-
-
-HUGE: dict[str, Callable[[], bytes]] = {
-    "JPEG": huge_jpeg,
-    "PNG": huge_png,
+HUGE: dict[str, Callable[[], bytes]] = {  # small files whose headers promise too many pixels
+    "JPEG": lambda: resized(picture("JPEG"), b"\xff\xc0\0\x11\x08", ">HH", 65_500, 65_500),
+    "PNG": lambda: png(50_000, 50_000, b"\0" * 100, depth=1, colour=0),
     "WebP": huge_webp,
     "GIF": huge_gif,
-    "BMP": huge_bmp,
-    "TIFF": huge_tiff,
-    "AVIF": huge_avif,
+    "BMP": lambda: resized(picture("BMP"), 18, "<ii", 60_000, 60_000),
+    "TIFF": lambda: tiff(60_000, 60_000, b"\0" * 100),
+    "AVIF": lambda: resized(picture("AVIF"), b"ispe\0\0\0\0", ">II", 16_000, 16_000),
 }
 
 

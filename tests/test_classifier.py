@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import stat
 import struct
 import subprocess
@@ -23,24 +22,10 @@ from PIL import Image, ImageOps
 
 from model import artifact, classifier, preprocessing
 from model.artifact import pack, unpack
-from model.classifier import (
-    BadArtifact,
-    Band,
-    Classifier,
-    Golden,
-    default_bands,
-    default_weights,
-    words_for,
-)
-from model.network import (
-    GlobalAverage,
-    Layer,
-    Linear,
-    MaxPool,
-    Relu,
-    Standardise,
-)
+from model.classifier import BadArtifact, Classifier, Golden, default_weights
+from model.network import GlobalAverage, Layer, Linear, MaxPool, Relu, Standardise
 from model.preprocessing import (
+    Filter,
     InvalidImage,
     PictureReader,
     Preprocessing,
@@ -104,13 +89,11 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def golden_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files of two classifiers that are unsure of their golden pictures, as chosen ones are."""
-    folder = tmp_path_factory.mktemp("golden")
-    files = {"logistic": folder / "logistic", "two layers": folder / "two"}
-    unsure(logistic(5, cells=32)).save(files["logistic"])
-    unsure(two_layers()).save(files["two layers"])
-    return files
+def golden_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a classifier that is unsure of its golden pictures, as chosen ones are."""
+    path = tmp_path_factory.mktemp("golden") / "logistic"
+    unsure(logistic(5, cells=32)).save(path)
+    return path
 
 
 def unsure(tested: Classifier) -> Classifier:
@@ -120,17 +103,6 @@ def unsure(tested: Classifier) -> Classifier:
     last["bias"][...] = (last["bias"] - z.mean()) / z.std()
     last["weights"][...] /= z.std()
     return tested
-
-
-def two_layers() -> Classifier:
-    first = np.hstack([smooth_weights(seed, cells=32) for seed in range(10, 18)])
-    rng = np.random.default_rng(4)
-    layers: list[Layer] = [
-        Linear(first, np.zeros(8, np.float32)),
-        Relu(),
-        Linear(rng.normal(size=(8, 1)).astype(np.float32), np.zeros(1, np.float32)),
-    ]
-    return replace(logistic(), layers=layers)
 
 
 # --- Predicting ----------------------------------------------------------------------------------
@@ -153,13 +125,6 @@ def test_from_the_threshold_on_the_label_is_the_first_class(shift: float, label:
     assert tested.predict(pictures.picture()).label == label
 
 
-def test_extreme_weights_give_probabilities_without_warnings() -> None:
-    weights = np.full((12288, 1), 1e4, np.float32)
-    for sign, expected in ((1, 1.0), (-1, 0.0)):
-        tested = replace(logistic(), layers=[Linear(sign * weights, np.zeros(1, np.float32))])
-        assert tested.predict(pictures.picture()).cat_probability == expected
-
-
 def test_what_is_no_picture_is_refused_as_such() -> None:
     with pytest.raises(InvalidImage):
         logistic().predict(b"no picture")
@@ -169,32 +134,18 @@ def test_what_is_no_picture_is_refused_as_such() -> None:
 
 
 def test_probabilities_have_words_of_the_names_of_the_classes() -> None:
-    bands = default_bands(NAMES, 0.5)
     no, maybe, yes = "no cat, quite sure", "not sure", "cat, quite sure"
-    found = [words_for(p, bands) for p in (0.0, 0.0999, 0.1, 0.4, 0.5, 0.7, 0.9, 1.0)]
+    found = [logistic().words(p) for p in (0.0, 0.0999, 0.1, 0.4, 0.5, 0.7, 0.9, 1.0)]
     assert found == [no, no, "no cat, probably", maybe, maybe, "cat, probably", yes, yes]
-    words = [band.words for band in default_bands(("fox", "badger"), 0.5)]
+    words = [band.words for band in replace(logistic(), class_names=("fox", "badger")).bands]
     assert (words[0], words[-1]) == ("badger, quite sure", "fox, quite sure")
 
 
-@pytest.mark.parametrize("threshold", [1e-6, 0.01, 0.2, 0.31, 0.5, 0.8, 0.99, 1 - 1e-6])
+@pytest.mark.parametrize("threshold", [1e-6, 0.2, 0.31, 0.5, 0.99, 1 - 1e-6])
 def test_only_not_sure_stands_on_both_sides_of_the_threshold(threshold: float) -> None:
-    found = default_bands(NAMES, threshold)
-    starts = [band.start for band in found]
+    starts = [band.start for band in replace(logistic(), threshold=threshold).bands]
     assert starts == sorted(set(starts))
     assert starts[2] < threshold < starts[3]
-
-
-def test_an_artifact_keeps_its_names_and_bands_and_else_gets_those_of_its_threshold(
-    path: Path,
-) -> None:
-    assert replace(logistic(), threshold=0.2).save(path).bands == default_bands(NAMES, 0.2)
-    own = (Band(0.0, "nothing"), Band(0.25, "something"))
-    tested = replace(logistic(), bands=own, class_names=("ripe", "unripe"), threshold=1e-6)
-    for found in (tested.save(path), Classifier.load(path)):
-        assert found.all_bands == own
-        assert found.words(0.3) == "something"
-        assert found.predict(pictures.picture()).label == "ripe"
 
 
 # --- Saving and loading --------------------------------------------------------------------------
@@ -224,12 +175,16 @@ def test_other_programs_read_the_file_as_safetensors(path: Path) -> None:
 
 
 def test_a_file_of_a_text_for_each_value_is_read_as_before(path: Path) -> None:
-    saved = logistic().save(path)
+    logistic().save(path)
     values, tensors = unpack(path.read_bytes())
     values["golden"] = values["golden"][0]  # and of one golden picture
+    values["bands"] = []  # and of words of its own
+    path.write_bytes(pack(values, tensors))
+    saved = Classifier.load(path)
     texts = {key: json.dumps(value) for key, value in values.items()}
     safetensors.numpy.save_file(tensors, path, texts)
     assert Classifier.load(path).version == saved.version
+    assert Classifier.load(path).metadata == {}
 
 
 def in_another_process(code: str, path: Path) -> int:
@@ -303,30 +258,6 @@ def test_an_interrupted_save_leaves_the_old_file_and_no_other(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_disk_that_fills_up_leaves_the_old_file_and_no_other(path: Path) -> None:
-    logistic().save(path)
-    before = path.read_bytes()
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            logistic(seed=1).save(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_killed_save_leaves_the_old_file(path: Path) -> None:
-    logistic().save(path)
-    before = path.read_bytes()
-    code = (
-        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); logistic(1).save(sys.argv[1])"
-    )
-    assert in_another_process(code, path) == -9
-    assert path.read_bytes() == before
-
-
 def test_the_file_has_the_permissions_of_the_user_and_a_link_to_it_stays_one(
     tmp_path: Path, path: Path
 ) -> None:
@@ -387,12 +318,11 @@ def test_weights_of_something_else_are_refused(path: Path) -> None:
     safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path)
     assert "no classifier of this project" in refused(path)
     safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path, {"format": "pt"})
-    assert "its format is not JSON" in refused(path)
+    assert "not JSON" in refused(path)
 
 
 VALUES: Sequence[tuple[dict[str, Any], str]] = [  # that a file has instead, and what is said
     ({"format_version": 2}, "format version is 2"),
-    ({"format_version": True}, "format version is True"),  # which only equals ours
     ({"name": "cat\nERROR"}, "printable"),
     ({"name": "cat" * 100}, "at most 80"),
     ({"name": ""}, "name"),
@@ -404,33 +334,20 @@ VALUES: Sequence[tuple[dict[str, Any], str]] = [  # that a file has instead, and
     *(({"preprocessing": value}, "preprocessing must") for value in (None, {"side": 64})),
     ({"views": None}, "views must"),
     *(({"golden": value}, "golden") for value in (None, [], [None])),
-    *(
-        ({"bands": bands}, "bands must be")
-        for bands in (
-            *([], {}, "cat", [None], [{"from": 0.1, "words": "late"}]),
-            *([{"from": "0", "words": "a"}], [{"from": 0, "words": "a", "more": 1}]),
-            *([{"from": 0, "words": words}] for words in ("", "two\nlines", "x" * 81)),
-            *(
-                [{"from": 0, "words": "a"}, {"from": start, "words": "b"}]
-                for start in (0, 1, float("nan"))
-            ),
-        )
-    ),
 ]
 Change = Callable[[dict[str, Any], dict[str, Any]], object]
 CHANGES: Mapping[str, tuple[Change, str]] = {
-    "no threshold": (lambda v, _: v.pop("threshold"), "lack threshold"),
-    "no architecture": (lambda v, _: v.pop("architecture"), "lack architecture"),
+    "no threshold": (lambda v, _: v.pop("threshold"), "threshold must be"),
+    "no architecture": (lambda v, _: v.pop("architecture"), "list of layers"),
     "an unknown filter": (lambda v, _: v["preprocessing"].update(filter="nearest"), "filter"),
     "an unknown step": (lambda v, _: v["preprocessing"].update(gamma=2), "gamma"),
     "another side": (lambda v, _: v["preprocessing"].update(side=32), "not run"),
     "another filter": (lambda v, _: v["preprocessing"].update(filter="box"), "differently"),
-    "no layers": (lambda v, t: [v.update(architecture=[]), t.popitem(), t.popitem()], "12288"),
+    "no layers": (lambda v, t: [v.update(architecture=[]), t.popitem(), t.popitem()], "not run"),
     "a missing tensor": (lambda _, t: t.pop("0.bias"), "bias"),
     "a foreign tensor": (lambda _, t: t.update({"9.w": np.zeros(1, "f4")}), "9.w"),
-    "a flat tensor": (lambda _, t: t.update({"0.weights": np.zeros(12288, "f4")}), "0.weights"),
     "a short tensor": (lambda _, t: t.update({"0.weights": np.zeros((100, 1), "f4")}), "not run"),
-    "two outputs": (lambda _, t: t.update({"0.weights": np.zeros((12288, 2), "f4")}), "(1, 2)"),
+    "two outputs": (lambda _, t: t.update({"0.weights": np.zeros((12288, 2), "f4")}), "not run"),
     "infinite": (lambda _, t: t["0.weights"].__setitem__(3, np.inf), "not finite"),
     "golden no base64": (lambda v, _: v["golden"][0].update(picture="*"), "base64"),
     "golden no picture": (lambda v, _: v["golden"][1].update(picture="YWJj"), "cannot be read"),
@@ -448,9 +365,9 @@ CHANGES: Mapping[str, tuple[Change, str]] = {
     ids=[*(str(new) for new, _ in VALUES), *CHANGES],
 )
 def test_a_file_with_something_wrong_is_refused_with_what(
-    path: Path, change: Change, expected: str, golden_files: dict[str, Path]
+    path: Path, change: Change, expected: str, golden_file: Path
 ) -> None:
-    values, tensors = unpack(golden_files["logistic"].read_bytes())
+    values, tensors = unpack(golden_file.read_bytes())
     change(values, tensors)
     path.write_bytes(pack(values, tensors))
     assert expected in refused(path)
@@ -465,7 +382,7 @@ def test_tensors_of_other_types_are_refused(path: Path) -> None:
     assert "stored as F64, expected F32 or F16" in refused(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_damage_anywhere_is_refused_or_changes_nothing_that_matters(
     tmp_path_factory: pytest.TempPathFactory, choose: st.DataObject
@@ -502,15 +419,11 @@ def squeeze_with(resize: Callable[[Image.Image], Image.Image]) -> Read:
     return lambda data, _: resize(ImageOps.exif_transpose(pictures.decode(data)))
 
 
-def thumbnail(side: int) -> Read:
+def thumbnail(data: bytes, _: NDArray[np.uint8]) -> Image.Image:
     """Lets the JPEG decoder do most of the shrinking."""
-
-    def read(data: bytes, _: NDArray[np.uint8]) -> Image.Image:
-        image = pictures.decode(data)
-        image.draft("RGB", (side, side))
-        return ImageOps.exif_transpose(image).resize(SQUARE, BILINEAR)
-
-    return read
+    image = pictures.decode(data)
+    image.draft("RGB", SQUARE)
+    return ImageOps.exif_transpose(image).resize(SQUARE, BILINEAR)
 
 
 def turn_pixels(turn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Read:
@@ -518,12 +431,6 @@ def turn_pixels(turn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Read:
 
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-
-
-def filter_is(name: str) -> Patch:
-    return lambda patch: patch.setitem(
-        preprocessing._FILTERS, "bilinear", Image.Resampling[name.upper()]
-    )
 
 
 def reader_is(read: Read) -> Patch:
@@ -538,6 +445,10 @@ def reader_is(read: Read) -> Patch:
     return lambda patch: patch.setattr(classifier, "PictureReader", Reader)
 
 
+def filter_is(name: Filter) -> Patch:
+    return reader_is(lambda data, _: read_picture(data, Preprocessing(filter=name)).pixels)
+
+
 def vector_is(scale: Callable[[NDArray[np.uint8]], NDArray[np.floating[Any]]]) -> Patch:
     def vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return scale(pixels).reshape(len(pixels), -1).astype(np.float32)
@@ -547,10 +458,10 @@ def vector_is(scale: Callable[[NDArray[np.uint8]], NDArray[np.floating[Any]]]) -
 
 WRONG: Mapping[str, Patch] = {
     "box filter": filter_is("box"),
-    "hamming filter": filter_is("hamming"),
     "bicubic filter": filter_is("bicubic"),
-    "lanczos filter": filter_is("lanczos"),
-    "nearest pixel": filter_is("nearest"),
+    "nearest pixel": reader_is(
+        squeeze_with(lambda image: image.resize(SQUARE, Image.Resampling.NEAREST))
+    ),
     "no antialiasing": reader_is(
         squeeze_with(
             lambda image: image.transform(
@@ -558,9 +469,8 @@ WRONG: Mapping[str, Patch] = {
             )
         )
     ),
-    "shrunk in decoding, with what is beyond the edge": reader_is(thumbnail(64)),
+    "shrunk in decoding, with what is beyond the edge": reader_is(thumbnail),
     "decoded whole": reader_is(squeeze_with(lambda image: image.resize(SQUARE, BILINEAR))),
-    "shrunk to twice the side, with what is beyond the edge": reader_is(thumbnail(128)),
     "shrunk in two steps": reader_is(
         squeeze_with(lambda image: image.resize(SQUARE, BILINEAR, reducing_gap=2))
     ),
@@ -571,25 +481,22 @@ WRONG: Mapping[str, Patch] = {
         preprocessing._TURNS, 6, Image.Transpose.ROTATE_90
     ),
     "mirrored": reader_is(turn_pixels(lambda pixels: pixels[:, ::-1])),
-    "upside down": reader_is(turn_pixels(lambda pixels: pixels[::-1])),
     "blue first": reader_is(turn_pixels(lambda pixels: pixels[..., ::-1])),
     "columns first": reader_is(turn_pixels(lambda pixels: pixels.transpose(1, 0, 2))),
     "channels first": vector_is(lambda pixels: pixels.transpose(0, 3, 1, 2) / 255),
     "not scaled": vector_is(lambda pixels: pixels / 1),
     "scaled to [-1, 1]": vector_is(lambda pixels: pixels / 127.5 - 1),
-    "divided by 128": vector_is(lambda pixels: pixels / 128),
     "divided by 256": vector_is(lambda pixels: pixels / 256),
 }
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-@pytest.mark.parametrize("network", ["logistic", "two layers"])
 def test_code_that_preprocesses_differently_refuses_the_file(
-    network: str, mistake: str, golden_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    mistake: str, golden_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Classifier.load(golden_files[network])
+    Classifier.load(golden_file)
     WRONG[mistake](monkeypatch)
-    assert "differently" in refused(golden_files[network])
+    assert "differently" in refused(golden_file)
 
 
 @pytest.mark.parametrize("mistake", WRONG.keys() - {"mirrored", "divided by 256"})

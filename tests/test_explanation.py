@@ -116,11 +116,8 @@ def test_a_network_that_looks_in_the_mirror_too_is_explained_as_the_mean_of_both
     assert abs(explain(layers, pixels).logit - explanation.logit) > 1e-4
 
 
-@pytest.mark.parametrize("side", [8, 20])
-def test_the_map_of_several_views_is_the_mean_of_theirs_and_sums_to_the_mean_logit(
-    side: int,
-) -> None:
-    plain, views = small(side), np.stack([noise(side, seed) for seed in range(6)])
+def test_the_map_of_several_views_is_the_mean_of_theirs_and_sums_to_the_mean_logit() -> None:
+    plain, views = small(20), np.stack([noise(20, seed) for seed in range(6)])
     explanation = explain_views(mirrored(plain), views, SIX.boxes)
     logits = [logit(mirrored(plain), views[0]), *(logit(plain, view) for view in views[1:])]
     assert explanation.logit == pytest.approx(np.mean(logits), abs=1e-4)
@@ -160,24 +157,6 @@ def test_a_map_is_placed_where_its_box_lies_sum_kept(box: Box) -> None:
         (columns > left) & (columns + 1 < right) & (rows > top) & (rows + 1 < bottom)
     ]
     np.testing.assert_allclose(even, 400 / ((right - left) * (bottom - top)))
-
-
-def test_without_places_the_biases_are_told_apart_and_the_sum_is_exact_too(cat: Pixels) -> None:
-    layers = [Linear(random(12288, 5) / 99, random(5)), Relu(), Linear(random(5, 1), random(1))]
-    explanation = explain(layers, cat)
-    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
-    assert total == pytest.approx(logit(layers, cat), abs=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_map_and_the_bias_sum_to_the_logit_of_the_network_that_ships(
-    network: Sequence[Layer], cat: Pixels, seed: int
-) -> None:
-    for pixels in (cat, noise(64, seed)):
-        explanation = explain(network, pixels)
-        assert explanation.logit == pytest.approx(logit(network, pixels), abs=1e-3)
-        total = float(explanation.heat.sum(dtype=float)) + explanation.bias
-        assert total == pytest.approx(explanation.logit, abs=1e-3)
 
 
 def test_the_derivatives_are_those_of_finite_differences() -> None:
@@ -231,11 +210,6 @@ def test_the_overlay_is_orange_where_it_speaks_for_and_blue_against(cat: Pixels)
     assert (red - blue)[: high // 4].min() > 100
     assert (blue - red)[-high // 4 :].min() > 100
     assert abs(red - blue)[high // 2].max() == 0
-
-
-def test_an_overlay_of_nothing_is_the_grey_picture(cat: Pixels) -> None:
-    pixels, _ = overlay(cat, np.zeros((64, 64)))
-    assert (pixels[..., 0] == pixels[..., 2]).all()
 
 
 def test_an_overlay_of_next_to_nothing_is_not_coloured(cat: Pixels) -> None:

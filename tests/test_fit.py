@@ -19,10 +19,9 @@ from PIL import Image
 
 from app.main import create_app
 from app.settings import Settings
-from model.classifier import Classifier
+from model.classifier import Classifier, InputStatistics
 from model.network import Array, parameters
 from model.preprocessing import Views
-from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
 from training import Refused
 from training.__main__ import main

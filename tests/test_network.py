@@ -99,7 +99,7 @@ CONVOLUTIONS = {
         *[(3, 1, False), (3, 1, True), (5, 2, False), (5, 2, True)],
         *[(3, 2, True), (1, 1, True), (5, 1, False)],
     ]
-    for shape in [(2, 8, 8, 3), (3, 4, 4, 2), (2, 7, 5, 3), (1, 1, 1, 2), (2, 2, 9, 1)]
+    for shape in [(2, 8, 8, 3), (3, 4, 4, 2), (2, 7, 5, 3), (1, 1, 1, 2)]
 }
 
 
@@ -173,22 +173,12 @@ def in_float64(layers: list[Layer]) -> list[Layer]:
     return layers
 
 
-@pytest.mark.parametrize("stages", [(), (4,), (4, 6), (4, 6, 8)], ids=str)
+@pytest.mark.parametrize("stages", [(), (4, 6, 8)], ids=str)
 def test_the_network_s_gradients_are_its_derivatives_at_every_depth(
     stages: tuple[int, ...],
 ) -> None:
     layers = in_float64(convolutional(np.random.default_rng(3), stages))
     check_gradients(layers, np.random.default_rng(4).random((3, 64 * 64 * 3)), 4, SMALL_STEP, 1e-6)
-
-
-def test_a_pooling_gives_the_gradient_to_the_first_of_equals() -> None:
-    x = np.array([[1.0, 1.0], [1.0, 0.0]]).reshape(1, 2, 2, 1)
-    scratch = Scratch(keep=True)
-    stages = forward([MaxPool()], x, scratch)
-    dx, _ = backward([MaxPool()], stages, np.ones((1, 1, 1, 1)), scratch)
-    np.testing.assert_array_equal(stages[-1], [[[[1]]]])
-    # The layer that ran backward is another object: what it needs is in the stages.
-    np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0], [0, 0]])
 
 
 def test_a_pooling_sends_back_all_of_the_gradient_whatever_ties() -> None:
@@ -329,8 +319,3 @@ def test_with_its_mirror_image_taken_in_a_network_answers_the_same_for_both() ->
     np.testing.assert_allclose(both[0], both[1], atol=1e-5)
     assert describe(mirrored(mirrored(layers))) == describe(mirrored(layers))
     assert describe(unmirrored(mirrored(layers))) == describe(layers)
-
-
-def test_logistic_regression_does_not_look_in_the_mirror() -> None:
-    layers: list[Layer] = [Linear(random(12288, 1), random(1))]
-    assert mirrored(layers) == layers

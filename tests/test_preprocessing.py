@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from model.classifier import Classifier, default_weights
 from model.formats import accepted_formats, heic_is_installed
@@ -32,13 +31,12 @@ from model.preprocessing import (
     to_vector,
 )
 from tests import pictures
-from tests.pictures import FORMATS, LOSSLESS, encode, kinds, picture, scene, see_through
+from tests.pictures import encode, kinds, picture, scene, see_through
 
 ROOT = Path(__file__).parent.parent
 PHOTO = scene(320, 240).resize((640, 480), Image.Resampling.NEAREST)
 END = b"\xff\xd9"  # of a JPEG
 ON_WHITE = "its transparent parts were put on white"
-NAMES = {"WEBP": "WebP"}  # Pillow's name → ours
 
 
 def squeezed(
@@ -60,16 +58,22 @@ def refusal(data: bytes, limits: Limits = Limits()) -> InvalidImage:
 # --- What comes out ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_whole_picture_squeezed(name: str) -> None:
-    result = read_picture(picture(name))
+@pytest.mark.parametrize("name", sorted(kinds().keys() - {"16-bit TIFF"}))
+def test_every_kind_of_picture_is_what_it_shows_on_white_squeezed(name: str) -> None:
+    result = read_picture(kinds()[name])
+    shown = ImageOps.exif_transpose(pictures.decode(kinds()[name]))
+    if shown.mode.startswith("I"):
+        shown = Image.fromarray((np.asarray(shown) / 257).astype(np.uint8))
+    size, shown = shown.size, shown.convert("RGBA")
+    expected = squeezed(Image.alpha_composite(Image.new("RGBA", size, "white"), shown))
+    np.testing.assert_allclose(result.pixels, expected, atol=1)
     assert result.pixels.shape == (64, 64, 3)
     assert result.pixels.dtype == np.uint8
-    assert (result.width, result.height, result.warnings) == (160, 120, ())
-    assert result.format == NAMES.get(name, name)
-    original = Image.open(io.BytesIO(picture(name)))
-    np.testing.assert_allclose(result.pixels, squeezed(original), atol=0)
-    np.testing.assert_allclose(result.pixels, squeezed(scene()), atol=35 if name == "GIF" else 12)
+    assert (result.width, result.height) == size
+    assert result.format.upper() in name.upper().replace("MPO", "JPEG")
+    assert (ON_WHITE in result.warnings) == (shown.getchannel("A").getextrema() != (255, 255))
+    is_animated = "only the first of several frames was used" in result.warnings
+    assert is_animated == name.startswith("animated")
 
 
 @pytest.mark.parametrize("name", get_args(Filter))
@@ -94,21 +98,16 @@ def test_a_vector_is_the_rows_of_the_pixels_over_255() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *({"filter": "nearest"}, {"filter": ["bilinear"]}, {"fit": "crop"}),
-        *({"background": "black"}, {"side": 0}, {"side": "64"}, {"gamma": 2.2}),
-        *({"jpeg_times": 0}, {"jpeg_times": 2.0}, {"jpeg_times": True}),
+        *({"filter": "nearest"}, {"filter": ["bilinear"]}, {"fit": "crop"}, {"gamma": 2.2}),
+        *({"background": "black"}, {"side": 0}, {"side": "64"}, {"jpeg_times": 0}, None),
     ],
     ids=str,
 )
-def test_a_specification_that_this_code_does_not_do_is_refused(change: dict[str, Any]) -> None:
+def test_a_specification_that_this_code_does_not_do_is_refused(change: Any) -> None:
     with pytest.raises(ValueError, match="preprocessing"):
-        Preprocessing.from_json(Preprocessing().to_json() | change)
-
-
-@pytest.mark.parametrize("values", [{"side": 64}, [], None])
-def test_half_a_specification_is_refused(values: object) -> None:
+        Preprocessing.from_json(change and Preprocessing().to_json() | change)
     with pytest.raises(ValueError, match="preprocessing"):
-        Preprocessing.from_json(values)
+        Preprocessing.from_json(change)
 
 
 def test_a_specification_survives_json() -> None:
@@ -122,18 +121,16 @@ def test_a_specification_survives_json() -> None:
 @pytest.mark.parametrize(
     ("width", "height", "times", "shrunk"),
     [
-        *((1025, 1100, 2, 8), (1023, 1100, 2, 4), (511, 700, 2, 2), (257, 300, 2, 2)),
-        *((256, 255, 2, 1), (513, 600, 1, 8), (513, 600, 3, 2), (600, 600, None, 1)),
-        *((333, 347, 1, 4), (129, 128, 1, 2), (160, 120, 1, 1), (100, 2000, 1, 1)),
+        *((1025, 1100, 2, 8), (511, 700, 2, 2), (256, 255, 2, 1), (513, 600, 1, 8)),
+        *((300, 300, None, 1), (333, 347, 1, 4), (129, 128, 1, 2), (100, 2000, 1, 1)),
     ],
 )
 @pytest.mark.parametrize(
     "options",
     [
-        *({"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}),
-        {"subsampling": 2, "progressive": True},
-        {"subsampling": 0, "progressive": True, "quality": 40},
+        {"subsampling": 1},
         {"subsampling": 2, "restart_marker_blocks": 3},
+        {"subsampling": 0, "progressive": True, "quality": 40},
     ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -151,22 +148,6 @@ def test_a_jpeg_is_shrunk_in_decoding_as_far_as_the_specification_allows_as_pill
     box: tuple[float, float, float, float] = (0, 0, width / shrunk, height / shrunk)
     expected = flat.resize((64, 64), Image.Resampling.BILINEAR, box).convert("RGB")
     np.testing.assert_array_equal(result.pixels, np.asarray(expected))
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_shrunk_jpeg_lies_where_the_whole_one_does(mode: str) -> None:
-    """Its last row and column of blocks lie beyond the edge in part: without them, all is moved."""
-    for width, height in ((1031, 1029), (1032, 1032)):
-        data = encode(scene(width, height).convert(mode), "JPEG")
-        whole = read_picture(data, Preprocessing(reducing_gap=None)).pixels.astype(int)
-        assert np.abs(pixels(data) - whole).mean() < 0.7
-
-
-def test_only_a_jpeg_is_shrunk_in_decoding() -> None:
-    for name in ("PNG", "WEBP", "TIFF"):
-        np.testing.assert_array_equal(
-            pixels(picture(name, 1031, 1029)), squeezed(scene(1031, 1029))
-        )
 
 
 # --- What is stored of an upload ------------------------------------------------------------------
@@ -219,32 +200,15 @@ def test_what_is_refused_for_a_prediction_is_not_stored() -> None:
         assert caught.value.reason == refusal(data, limits).reason
 
 
-# --- WebP ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{}, {"lossless": False}, {"lossless": False, "method": 0}])
-@pytest.mark.parametrize("image", [scene(333, 217), see_through()], ids=["opaque", "see-through"])
-def test_a_webp_has_the_pixels_that_pillow_gives(
-    image: Image.Image, options: dict[str, Any]
-) -> None:
-    data = encode(image, "WEBP", **options)
-    decoded = pictures.decode(data).convert("RGBA")
-    white = Image.new("RGBA", decoded.size, "white")
-    expected = squeezed(Image.alpha_composite(white, decoded))
-    np.testing.assert_allclose(pixels(data), expected, atol=1)
-
-
 # --- Bands ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", [Preprocessing(), Preprocessing(side=96, filter="lanczos")])
-def test_working_in_bands_changes_no_bit(
-    spec: Preprocessing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_working_in_bands_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = Preprocessing(side=96, filter="lanczos")
     samples = kinds() | {"shrunk JPEG of inks": encode(scene(333, 347, "CMYK"), "JPEG")}
     at_once = {name: read_picture(data, spec) for name, data in samples.items()}
-    for pixels_a_band in (1, 160 * 7, 160 * 119):
-        monkeypatch.setattr("model.preprocessing.BAND_PIXELS", pixels_a_band)
+    for rows in (7, 119):
+        monkeypatch.setattr("model.preprocessing.BAND_PIXELS", 160 * rows)
         for name, data in samples.items():
             banded = read_picture(data, spec)
             np.testing.assert_array_equal(banded.pixels, at_once[name].pixels, name)
@@ -287,32 +251,12 @@ def test_broken_exif_refuses_no_good_picture(exif: bytes) -> None:
 # --- Kinds of pixels -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LOSSLESS)
-@pytest.mark.parametrize("mode", ["L", "1", "P"])
-def test_grey_bits_and_palettes_are_colours_before_anything_is_averaged(
-    name: str, mode: str
-) -> None:
-    image = scene().quantize(32) if mode == "P" else scene(mode=mode)
-    if mode != "L" and name == "WEBP":
-        pytest.skip("which has colours alone")
-    expected = squeezed(image.convert("RGB"))
-    np.testing.assert_allclose(pixels(encode(image, name)), expected, atol=1)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 3])
 def test_16_bits_in_a_png_are_scaled_not_clipped(channels: int) -> None:
-    shallow = np.asarray(scene())[..., :3]
-    alpha = np.full((*shallow.shape[:2], 1), 255, np.uint8)
-    kinds = [
-        shallow[..., 0],
-        np.dstack([shallow[..., :1], alpha]),
-        shallow,
-        np.dstack([shallow, alpha]),
-    ]
-    values = kinds[channels - 1]
-    result = read_picture(pictures.deep_png(values.astype(np.uint16) * 257))
-    plain = shallow if channels > 2 else np.repeat(shallow[..., :1], 3, axis=2)
-    np.testing.assert_allclose(result.pixels, squeezed(Image.fromarray(plain)), atol=1)
+    shallow = np.asarray(scene())[..., :channels].squeeze()
+    result = read_picture(pictures.deep_png(shallow.astype(np.uint16) * 257))
+    expected = squeezed(Image.fromarray(shallow))
+    np.testing.assert_allclose(result.pixels, expected, atol=1)
     assert result.warnings == ("its 16 bits a channel were scaled to 8",)
 
 
@@ -325,11 +269,10 @@ def test_12_bits_in_a_tiff_are_scaled_by_their_own_white() -> None:
 @pytest.mark.parametrize(
     ("kind", "sample_format"), [("u4", 1), ("i4", 2), ("i2", 2), ("i1", 2), ("f4", 3)]
 )
-@pytest.mark.parametrize("value", [0, 1, 100])
 def test_numbers_without_a_known_white_are_refused(
-    order: str, kind: str, sample_format: int, value: int
+    order: str, kind: str, sample_format: int
 ) -> None:
-    values = np.full((80, 80), value, f"{order}{kind}")
+    values = np.full((80, 80), 100, f"{order}{kind}")
     tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample_format])]
     error = refusal(pictures.tiff(80, 80, values.tobytes(), order=order, tags=tags))
     assert error.reason == Reason.FORMAT_NOT_ALLOWED
@@ -344,18 +287,6 @@ def test_a_jpeg_of_inverted_and_transformed_inks_is_shown_in_its_colours() -> No
     decoded = Image.open(io.BytesIO(ycck))
     assert decoded.mode == "CMYK"
     np.testing.assert_allclose(pixels(bytes(ycck)), squeezed(decoded.convert("RGB")), atol=0)
-
-
-def test_lab_and_ycbcr_are_shown_in_their_colours() -> None:
-    ycbcr = encode(scene().convert("YCbCr"), "TIFF")
-    np.testing.assert_allclose(pixels(ycbcr), squeezed(scene()), atol=4)
-    grey = pictures.tiff(
-        80,
-        60,
-        bytes([128, 0, 0]) * 80 * 60,
-        tags=[(258, "H", [8, 8, 8]), (262, "H", [8]), (277, "H", [3])],
-    )
-    np.testing.assert_allclose(pixels(grey), 119, atol=2)  # L* = 50.2 in sRGB
 
 
 # --- Layouts of TIFFs -----------------------------------------------------------------------------
@@ -373,7 +304,12 @@ TIFF_LAYOUTS = [
     and not (planar and kind in ("grey", "white is 0", "palette"))
     and not (compression == "jpeg" and (bits == 16 or kind not in ("grey", "RGB")))
     and not (kind == "palette" and bits == 16)
+    # These only pack the same bytes
+    and not (compression in ("packbits", "zstd", "lzma") and (tile or order == ">"))
 ]
+
+
+SMALL = np.asarray(scene(80, 70)), scene(80, 70, "CMYK")
 
 
 def layout(
@@ -386,7 +322,7 @@ def layout(
     predictor: bool,
 ) -> tuple[bytes, Image.Image]:
     """`scene` as a TIFF of that layout, written by another library, and what it shows."""
-    colour, inks = np.asarray(scene(80, 70)), scene(80, 70, "CMYK")
+    colour, inks = SMALL
     grey, opaque = colour[..., 1], np.full((70, 80), 255, np.uint8)
     values, photometric, shown = {
         "grey": (grey, "minisblack", grey),
@@ -433,7 +369,7 @@ def test_every_tiff_layout_is_read_right_or_refused_by_name() -> None:
         difference = np.abs(actual - squeezed(shown))
         assert difference.mean() < 6 if each[5] == "jpeg" else difference.max() <= 1, each
         answered += 1
-    assert answered > 300
+    assert answered > 200
     assert refused == {
         *(("RGB", 16, "planar"), ("RGBA", 16, "planar")),  # uncompressed
         *(("CMYK", 8, "planar"), ("CMYK", 16, "planar")),
@@ -526,18 +462,6 @@ def test_a_bmp_that_is_transparent_everywhere_is_opaque() -> None:
 # --- Transparency --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-@pytest.mark.parametrize("name", ["PNG", "TIFF", "WEBP"])
-def test_transparency_is_put_on_white(name: str, mode: str) -> None:
-    image = see_through(mode).convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    expected = squeezed(Image.alpha_composite(white, image))
-    saved = encode(see_through(mode), name, **({"exact": True} if name == "WEBP" else {}))
-    result = read_picture(saved)
-    np.testing.assert_allclose(result.pixels, expected, atol=2)
-    assert result.warnings == (ON_WHITE,)
-
-
 def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_through() -> None:
     image = scene(mode="RGBA")
     result = read_picture(encode(image, "PNG"))
@@ -545,25 +469,6 @@ def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_thro
     assert result.warnings == ()
     image.putalpha(0)
     assert pixels(encode(image, "PNG")).min() == 255
-
-
-@pytest.mark.parametrize("name", ["PNG", "GIF"])
-def test_a_transparent_palette_colour_is_white(name: str) -> None:
-    image = Image.new("P", (80, 80), 1)
-    image.putpalette([0, 0, 0, 200, 0, 0])
-    image.paste(0, (40, 0, 80, 80))
-    result = read_picture(encode(image, name, transparency=1))
-    assert result.pixels[32, 5].tolist() == [255, 255, 255]
-    assert result.pixels[32, 60].tolist() == [0, 0, 0]
-    assert result.warnings == (ON_WHITE,)
-
-
-def test_palette_colours_of_half_transparency_are_mixed_with_white() -> None:
-    image = Image.new("P", (80, 80), 1)
-    image.putpalette([0, 0, 0, 200, 0, 0])
-    np.testing.assert_allclose(
-        pixels(encode(image, "PNG", transparency=bytes([255, 128])))[5, 5], [227, 127, 127], atol=1
-    )
 
 
 @pytest.mark.parametrize(
@@ -592,27 +497,7 @@ def test_the_transparent_colour_of_a_png_is_found_at_every_depth(
     assert result.pixels.min() == 0 or depth == 1 or not found
 
 
-def test_the_transparent_colour_of_16_bits_is_compared_by_its_high_bytes() -> None:
-    """The decoder keeps no more of 16-bit colours: the shades beside the key go with it."""
-    key = (b"tRNS", struct.pack(">3H", 0x1234, 0, 0))
-    row = b"\0" + b"\x12\x35\0\0\0\0" * 80
-    data = pictures.png(80, 80, row * 80, depth=16, colour=2, before=[key])
-    assert pixels(data).min() == 255
-
-
-# --- Animations and other remarks ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_the_first_frame_is_used_and_the_others_are_mentioned(name: str) -> None:
-    result = read_picture(pictures.animation(name, frames=12))
-    assert result.warnings == ("only the first of several frames was used",)
-    np.testing.assert_allclose(result.pixels, squeezed(scene()), atol=40)
-
-
-def test_a_phone_picture_with_a_second_picture_inside_is_one_jpeg() -> None:
-    result = read_picture(pictures.mpo())
-    assert (result.format, result.warnings) == ("JPEG", ())
+# --- Remarks -------------------------------------------------------------------------------------
 
 
 def test_a_picture_smaller_than_the_network_sees_is_mentioned() -> None:
@@ -627,27 +512,20 @@ def test_a_picture_smaller_than_the_network_sees_is_mentioned() -> None:
 
 @pytest.mark.parametrize("name", pictures.HUGE)
 def test_too_many_pixels_are_refused_by_the_header(name: str) -> None:
-    data = pictures.HUGE[name]()
-    tracemalloc.start()
-    try:
-        error = refusal(data)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    error = refusal(pictures.HUGE[name]())
     assert error.reason == Reason.TOO_MANY_PIXELS
     assert "25 million" in str(error)
     assert re.search(r"\d\d,\d{3} × \d\d,\d{3}", str(error))
-    assert peak < 2_000_000
 
 
 def test_a_jpeg_counts_as_large_as_it_is_decoded() -> None:
-    data = picture("JPEG", 3000, 2000)  # decoded as 375 × 250
-    result = read_picture(data, limits=Limits(max_pixels=375 * 250 * 8, max_side=375))
-    assert (result.width, result.height) == (3000, 2000)
-    for limits in (Limits(max_side=374), Limits(max_pixels=375 * 250 * 8 - 1)):
+    data = picture("JPEG", 1200, 800)  # decoded as 150 × 100
+    result = read_picture(data, limits=Limits(max_pixels=150 * 100 * 8, max_side=150))
+    assert (result.width, result.height) == (1200, 800)
+    for limits in (Limits(max_side=149), Limits(max_pixels=150 * 100 * 8 - 1)):
         error = refusal(data, limits)
         assert error.reason == Reason.TOO_MANY_PIXELS
-        assert "3,000 × 2,000" in str(error)
+        assert "1,200 × 800" in str(error)
         assert "baseline JPEG" in str(error)
 
 
@@ -739,7 +617,7 @@ def held():
     return int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 unlimited = resource.getrlimit(resource.RLIMIT_DATA)
 while data := next_sample():
-    for mebibytes in range(0, 33, 2):
+    for mebibytes in range(0, 33, 4):
         resource.setrlimit(resource.RLIMIT_DATA, (held() + mebibytes * 2**20, unlimited[1]))
         try:
             PictureReader(data, views=SIX).other_views()
@@ -755,27 +633,21 @@ while data := next_sample():
 
 _LARGE = (1600, 1250)  # 2 million pixels: 8 MB in Pillow's memory
 
-HEAVY: dict[str, tuple[Callable[[], bytes], int]] = {  # and how many MiB are enough
-    "baseline JPEG": (lambda: picture("JPEG", *_LARGE), 4),
-    "progressive JPEG": (lambda: encode(PHOTO.resize(_LARGE), "JPEG", progressive=True), 16),
-    "progressive inks": (lambda: encode(scene(*_LARGE, "CMYK"), "JPEG", progressive=True), 22),
-    "PNG": (lambda: picture("PNG", *_LARGE), 12),
-    "palette PNG": (lambda: encode(scene(*_LARGE).quantize(64), "PNG", transparency=3), 12),
-    "transparent PNG": (lambda: encode(see_through().resize(_LARGE), "PNG"), 14),
-    "GIF": (lambda: encode(scene(*_LARGE, "P"), "GIF"), 10),
-    "BMP": (lambda: picture("BMP", *_LARGE), 12),
-    "WebP": (lambda: encode(scene(*_LARGE), "WEBP", lossless=False, method=0), 12),
-    "lossless WebP": (lambda: encode(scene(*_LARGE), "WEBP", quality=0, method=0), 22),
-    "AVIF": (lambda: encode(scene(*_LARGE), "AVIF", speed=10, subsampling="4:2:0"), 24),
-    "TIFF": (lambda: encode(scene(*_LARGE), "TIFF", compression="tiff_lzw"), 14),
-    "TIFF by LZMA": (lambda: encode(scene(*_LARGE), "TIFF", compression="lzma"), 24),
-    "TIFF by Zstandard": (lambda: encode(scene(*_LARGE), "TIFF", compression="zstd"), 18),
+HEAVY: dict[str, tuple[bytes, int]] = {  # and how many MiB are enough
+    "baseline JPEG": (picture("JPEG", *_LARGE), 4),
+    "progressive inks": (encode(scene(*_LARGE, "CMYK"), "JPEG", progressive=True), 24),
+    "transparent PNG": (encode(see_through().resize(_LARGE), "PNG"), 16),
+    "GIF": (encode(scene(*_LARGE, "P"), "GIF"), 12),
+    "BMP": (picture("BMP", *_LARGE), 12),
+    "WebP": (encode(scene(*_LARGE), "WEBP", lossless=False, method=0), 12),
+    "AVIF": (encode(scene(*_LARGE), "AVIF", speed=10, subsampling="4:2:0"), 24),
+    "TIFF by LZMA": (encode(scene(*_LARGE), "TIFF", compression="lzma"), 24),
 }
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_that_is_refused_is_never_taken_for_damage_of_the_picture() -> None:
-    samples = [make() for make, _ in HEAVY.values()]
+    samples = [data for data, _ in HEAVY.values()]
     enough = in_a_limited_process(DECODE_IN_LITTLE_MEMORY, samples)
     for name, taken, (_, most) in zip(HEAVY, enough, HEAVY.values(), strict=True):
         assert int(taken) <= most, name
@@ -787,48 +659,25 @@ def test_memory_that_is_refused_is_never_taken_for_damage_of_the_picture() -> No
 @pytest.mark.parametrize("bomb", [pictures.png_text_bomb, pictures.jpeg_of_many_exif_segments])
 def test_metadata_bombs_are_never_opened(bomb: Callable[[], bytes]) -> None:
     data = bomb()
-    tracemalloc.start()
-    start = time.perf_counter()
-    try:
-        assert read_picture(data).warnings == ()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 20_000_000
-    assert time.perf_counter() - start < 2
+    start = time.process_time()
+    assert read_picture(data).warnings == ()
+    assert time.process_time() - start < 2
 
 
 def test_odd_metadata_refuse_no_good_picture() -> None:
     png = pictures.with_chunks(
         picture("PNG"),
-        (b"gAMA", b"\0"),
-        (b"iCCP", b"x\0\7"),
-        (b"zTXt", b"k\0\0not compressed"),
-        (b"tIME", b""),
-        (b"acTL", b"\0"),
-        (b"prIv", b"whatever"),
+        *((b"gAMA", b"\0"), (b"iCCP", b"x\0\7"), (b"zTXt", b"k\0\0not compressed")),
+        *((b"tIME", b""), (b"acTL", b"\0"), (b"prIv", b"whatever")),
     )
     jpeg = pictures.with_segments(
         picture("JPEG"),
-        (0xE1, b"http://ns.adobe.com/xap/1.0/\0<broken"),
-        (0xE2, b"MPF\0II*\0garbage"),
-        (0xE2, b"ICC_PROFILE\0\1\3short"),
-        (0xED, b"Photoshop 3.0\x008BIM\4\4"),
-        (0xFE, b"\xff\xd8\xff"),
+        *((0xE1, b"http://ns.adobe.com/xap/1.0/\0<broken"), (0xE2, b"MPF\0II*\0garbage")),
+        *((0xE2, b"ICC_PROFILE\0\1\3short"), (0xED, b"Photoshop 3.0\x008BIM\4\4")),
     )
-    tiff = pictures.tiff(
-        160,
-        120,
-        scene().tobytes(),
-        tags=[
-            (258, "H", [8, 8, 8]),
-            (262, "H", [2]),
-            (277, "H", [3]),
-            (700, "B", [1] * 50),
-            (34665, "I", [2**31]),
-            (33432, "B", [255] * 9),
-        ],
-    )
+    colours = [(258, "H", [8, 8, 8]), (262, "H", [2]), (277, "H", [3])]
+    odd = [(700, "B", [1] * 50), (34665, "I", [2**31]), (33432, "B", [255] * 9)]
+    tiff = pictures.tiff(160, 120, scene().tobytes(), tags=[*colours, *odd])
     for data in (png, jpeg, tiff):
         np.testing.assert_allclose(pixels(data), squeezed(scene()), atol=12)
 
@@ -857,29 +706,19 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
         (Reason.EMPTY, b"", "No bytes arrived; send"),
         (NOT_A_PICTURE, b"\xfe", "What arrived, 1 byte, is not a picture;"),
         (NOT_A_PICTURE, b"\xfe" * 2000, "What arrived, 2,000 bytes, is not"),
-        (NOT_A_PICTURE, b"\x93\xff\xfe\0\1\2", "not a picture;"),
-        (NOT_A_PICTURE, b"<!DOCTYPE html><html>", "HTML"),
         (NOT_A_PICTURE, b"\n <html><body>404", "HTML"),
         (NOT_A_PICTURE, b'{"error": "not found"}', "JSON"),
-        (NOT_A_PICTURE, b"<?xml version='1.0'?><error/>", "XML"),
         (NOT_A_PICTURE, "Plain wörds".encode(), "text"),
         (NOT_A_PICTURE, b"BM, said the text", "text"),
         (NOT_A_PICTURE, b"PK\3\4" + bytes(50), "zip"),
-        (NOT_A_PICTURE, b"\x89HDF\r\n\x1a\n", "HDF5"),
         (NOT_A_PICTURE, b"/9j/4AAQSkZJRgABAQ", "base64"),
-        (NOT_A_PICTURE, b"data:image/png;base64,iVBOR", "base64"),
         (NOT_A_PICTURE, b"--x\r\nContent-Disposition: form-data", "multipart"),
         (NOT_A_PICTURE, encode(scene(), "PCX"), "JPEG"),
-        (NOT_A_PICTURE, encode(scene(), "SGI"), "JPEG"),
         (NOT_ALLOWED, b"\0\0\1\0\1\0\x10\x10", "ICO"),
         (NOT_ALLOWED, b"\0\0\2\0\1\0\x10\x10", "CUR"),
         (NOT_ALLOWED, encode(scene(), "TGA"), "TGA"),
-        (NOT_ALLOWED, b"%PDF-1.7", "PDF"),
         (NOT_ALLOWED, encode(scene(), "EPS"), "EPS"),
-        (NOT_ALLOWED, b"8BPS\0\1", "PSD"),
         (NOT_ALLOWED, encode(scene(), "JPEG2000"), "JPEG 2000"),
-        (NOT_ALLOWED, b"\xff\x4f\xff\x51", "JPEG 2000"),
-        (NOT_ALLOWED, b"\xff\x0a\0", "JPEG XL"),
         (NOT_ALLOWED, encode(scene(), "PPM"), "PNM"),
         (NOT_ALLOWED, b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (NOT_ALLOWED, b"<?xml version='1.0'?>\n<svg/>", "SVG"),
@@ -887,7 +726,6 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
         (NOT_ALLOWED, b"II*\0\x10\0\0\0CR\2\0", "CR2"),
         (NOT_ALLOWED, pictures.tiff(8, 8, bytes(64), tags=[(50706, "B", [1, 4, 0, 0])]), "DNG"),
         (NOT_ALLOWED, b"IIRO\x08\0\0\0", "ORF"),
-        (NOT_ALLOWED, b"IIU\0\x18\0\0\0", "RW2"),
     ],
 )
 def test_what_is_not_decoded_is_named_with_what_would_be(
@@ -951,14 +789,12 @@ def test_heic_is_accepted_with_its_decoder_and_named_without() -> None:
 
 
 @pytest.mark.skipif(not heic_is_installed(), reason="needs the extra `heic`")
-@pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_heic_is_decoded_and_turned_once(orientation: int) -> None:
+def test_heic_is_decoded_and_turned_once() -> None:
     import pillow_heif
 
-    stored = pictures.STORED_AS[orientation](scene())
-    heif = pillow_heif.from_pillow(stored)
     buffer = io.BytesIO()
-    heif.save(buffer, quality=95, exif=pictures.exif(orientation))
+    stored = pillow_heif.from_pillow(pictures.STORED_AS[6](scene()))
+    stored.save(buffer, quality=95, exif=pictures.exif(6))
     result = read_picture(buffer.getvalue())
     assert (result.format, result.width, result.height) == ("HEIC", 160, 120)
     assert np.abs(result.pixels - squeezed(scene())).mean() < 3

@@ -20,9 +20,8 @@ import pytest
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from model.classifier import Classifier
+from model.classifier import Classifier, InputStatistics
 from model.preprocessing import to_vector
-from model.statistics import InputStatistics
 from tests.data_folder import REPOSITORY
 from training.__main__ import main
 from training.data import read_pictures

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.folders import Entry, EntryType, folder_entries, zip_entries
+from model.archive import Entry, EntryType, folder_entries, zip_entries
 from model.machine import cores
 from model.preprocessing import InvalidImage, Preprocessing, read_picture
 from training import Refused

@@ -21,9 +21,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from model import statistics
 from model.artifact import build, describe, write_file
-from model.classifier import Classifier
+from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics
 from model.machine import cores
 from model.network import Layer, parameters, sigmoid, unmirrored
 from model.preprocessing import ONE_VIEW, WHOLE, Preprocessing, Views
@@ -481,7 +480,7 @@ def finish(layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]) -> Cla
         **({"unsure_rule": UNSURE_RULE} if chosen else {}),
         "threshold_rule": THRESHOLD_RULE if enough(held.labels) else FEW_RULE,
         "metrics": {"validation": held.metrics(p, threshold)},
-        statistics.KEY: statistics.InputStatistics.of(held.pictures).to_json(),
+        INPUT_STATISTICS: InputStatistics.of(held.pictures).to_json(),
     }
     classifier = replace(classifier, threshold=threshold, metadata={**facts, **found})
     rng = np.random.default_rng(task.settings.seed)

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from model import statistics
-from model.classifier import Classifier
+from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics
 from model.network import parameters
 from training.course import (
     ITERATIONS,
@@ -65,7 +64,7 @@ def run_course(
         "data": {name: describe_data(files[name], each) for name, each in sets.items()},
         "metrics": metrics,
         "costs": {"every": RECORD_EVERY, "values": costs},
-        statistics.KEY: statistics.InputStatistics.of(training.pictures).to_json(),
+        INPUT_STATISTICS: InputStatistics.of(training.pictures).to_json(),
     }
     classifier = Classifier("logistic", training.class_names, THRESHOLD, layers, metadata=facts)
     golden = choose_golden(classifier, np.random.default_rng(SEED))
