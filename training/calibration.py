@@ -30,13 +30,13 @@ MOST_UNSURE = 0.35  # of the pictures, whose other views are looked at too
 LOW_BOUNDS, HIGH_BOUNDS = (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5), (1.0, 1.5, 2.0, 2.5, 3.0)
 
 CALIBRATION_RULE = (
-    "of all scales and shifts the one whose Brier score on the validation pictures, against that "
-    "of the source's own best, is least bad in the worst source; sources of one class aside"
+    "the scale and shift with which the source that is served worst loses least Brier score on the "
+    "validation pictures, against a scale and shift of its own; sources of one class aside"
 )
 THRESHOLD_RULE = (
     "the highest whose balanced accuracy on the validation pictures, averaged over the sources "
     f"with both classes, is the best to {TOLERANCE}, among those that answer {1 - MOST_WRONG:.0%} "
-    f"of every source of one class and {COUNTS} pictures right, look-alikes aside"
+    f"of each source of one class right (look-alikes and fewer than {COUNTS} pictures aside)"
 )
 FEW_RULE = (
     "the better on the validation pictures of 0.5 and, after fine-tuning, the threshold that it "
@@ -169,7 +169,8 @@ def balanced_weights(y: Array, sources: Sequence[str]) -> Array:
 
 def mean_balanced_accuracy(y: Array, p: Array, sources: Sequence[str], threshold: float) -> float:
     """The mean of the sources' balanced accuracies at p ≥ threshold; see `balanced_weights`."""
-    return float(np.sum(balanced_weights(y, sources)[(p >= threshold) == (y == 1)]))
+    right = (p >= threshold) == (y == 1)
+    return round(float(balanced_weights(y, sources)[right].sum()), 12)  # so that equals are equal
 
 
 def choose_threshold(
@@ -194,7 +195,7 @@ def choose_threshold(
     allowed = np.ones(len(candidates), bool)
     for source, own in by_source(sources).items():
         if len(np.unique(y[own])) == 1 and own.sum() >= COUNTS and source not in lookalikes:
-            allowed &= _share_right(candidates, y[own], p[own]) >= 1 - MOST_WRONG
+            allowed &= _share_right(candidates, y, p, own / own.sum()) >= 1 - MOST_WRONG
     if allowed.any():  # it may be asked for what cannot be
         values = np.where(allowed, values, -1)
     best = int(np.argmax(values))
@@ -203,13 +204,13 @@ def choose_threshold(
     return min(max(float(candidates[highest]), 0.01), 0.99)
 
 
-def _share_right(candidates: Array, y: Array, p: Array, weights: Array | None = None) -> Array:
-    """The share of right answers at each candidate for the threshold, to nine digits."""
-    each = np.full(len(y), 1 / len(y)) if weights is None else weights
+def _share_right(candidates: Array, y: Array, p: Array, weights: Array) -> Array:
+    """The share of right answers at each candidate for the threshold, to nine digits. weights (m,)
+    of sum 1."""
     order = np.argsort(p)
     # From below all p upwards: a picture that falls below becomes wrong if it is a cat, else right.
-    gained = np.append(0, np.cumsum((each * np.where(y == 1, -1, 1))[order]))
-    right: Array = each[y == 1].sum() + gained[np.searchsorted(p[order], candidates)]
+    gained = np.append(0, np.cumsum((weights * np.where(y == 1, -1, 1))[order]))
+    right: Array = weights[y == 1].sum() + gained[np.searchsorted(p[order], candidates)]
     return right.round(9)
 
 
