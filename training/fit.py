@@ -41,9 +41,9 @@ from training.calibration import (
     enough,
     fold_calibration,
 )
-from training.data import PictureSet, join_small
+from training.data import join_small
 from training.golden import choose_golden
-from training.held_back import LEAST_OF_A_SOURCE, Data, Validation, read
+from training.held_back import Data, Validation, read
 from training.loop import (
     Best,
     Examples,
@@ -207,8 +207,8 @@ def _task(
         "started_from": start and {"name": start.name, "version": start.version},
         "seed": settings.seed,
         "data": {
-            "training": describe_data(data.training, training),
-            "validation": describe_data(data.validation or data.training, held),
+            "training": training.describe(data.training),
+            "validation": held.describe(data.validation or data.training),
         },
     }
     identity = {
@@ -232,18 +232,6 @@ def _task(
         json.loads(json.dumps(identity)),
         facts,
     )
-
-
-def describe_data(paths: Sequence[Path], pictures: PictureSet) -> dict[str, Any]:
-    """What a weights file says of its data: names of files, never where they lay."""
-    return {
-        "files": [path.name for path in paths],
-        "pictures": len(pictures),
-        "classes": {name: pictures.count(name) for name in pictures.class_names},
-        "sources": pictures.count_sources(LEAST_OF_A_SOURCE),
-        "left_out": len(pictures.skipped),
-        "sha256": pictures.fingerprint,
-    }
 
 
 def _load_start(path: Path, class_names: tuple[str, str]) -> Classifier:
