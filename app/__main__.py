@@ -12,14 +12,14 @@ from model.workers import CannotStart
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m app",
-        description="Serve the cat classifier over HTTP. SIGTERM or Ctrl-C stops the service once"
-        " the requests under way are answered, a second time at once; SIGHUP makes it read its"
-        " weights again.",
+        description="Serve the cat classifier over HTTP. SIGTERM or Ctrl-C finishes open "
+        "requests and stops the service; a second signal stops it at once. "
+        "SIGHUP reloads the weights.",
         epilog=f"Settings, from the environment:\n\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--settings", action="store_true", help="show the settings in force, and end"
+        "--settings", action="store_true", help="print the current settings and exit"
     )
     options = parser.parse_args()
     try:

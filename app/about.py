@@ -100,9 +100,10 @@ def _limits(classifier: Classifier) -> list[str]:
     first, other = classifier.class_names
     side = classifier.preprocessing.side
     return [
-        f"It knows one question, {first} or {other}, and sees {side}×{side} pixels: what is small"
-        " in the picture is lost.",
-        "Pictures of other kinds, cameras and places than those it was measured on are harder.",
+        f'It only answers "{first} or {other}?". It sees {side}×{side} pixels, so it misses small '
+        "objects.",
+        "It makes more mistakes on other cameras, places and kinds of pictures than it was "
+        "measured on.",
     ]
 
 
@@ -121,7 +122,7 @@ def _measured_limits(classifier: Classifier, metrics: Mapping[str, Any]) -> Iter
         )
         words = [f"misses {missed / (missed + found):.0%} of {first}"] if missed + found else []
         if taken + left:
-            words.append(f"answers {first} to {taken / (taken + left):.0%} of {other}")
+            words.append(f"calls {taken / (taken + left):.0%} of {other} {first}")
         if words:
             yield f"{where} it {' and '.join(words)}.".replace("%", " %")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 MEDIA_TYPE = "application/problem+json"
 PAGE = "/problems"
-FAILED = "Something went wrong inside the service; the picture may be fine."
+FAILED = "The service failed. Your picture may be fine; try again."
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,17 @@ def _documented(kind: str, description: str, **more: Any) -> dict[str, Any]:
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "title": "Problem",
-    "description": "What went wrong, as RFC 9457 has it. Some types add members of their own.",
+    "description": "An error, as RFC 9457 defines it. Some types have additional members.",
     "required": ["type", "title", "status", "detail"],
     "properties": {
-        "type": _documented("string", "Names the type of problem.", format="uri-reference"),
-        "title": _documented("string", "The type in words."),
+        "type": _documented("string", "The identifier of the error type.", format="uri-reference"),
+        "title": _documented("string", "The error type in words."),
         "status": _documented("integer", "The HTTP status."),
         "detail": _documented("string", "What arrived, what the limit is, what to do."),
         "request_id": _documented("string", "The answer's X-Request-ID."),
         "limit_bytes": _documented("integer", "With too-large: the upload limit."),
         "limit_pixels": _documented("integer", "With too-many-pixels: the limit."),
-        "limit_side": _documented("integer", "With too-many-pixels: the limit a side."),
+        "limit_side": _documented("integer", "With too-many-pixels: the limit for each side."),
     },
 }
 
@@ -112,8 +112,8 @@ def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
 
 
 # Headers of answers with these statuses; with any, the request's id.
-REQUEST_ID = _header("X-Request-ID", "The request's own, or a new one.", type="string")
-RETRY = "Seconds until it is worth trying again."
+REQUEST_ID = _header("X-Request-ID", "The id that the request sent, or a new one.", type="string")
+RETRY = "Seconds to wait before trying again."
 HEADERS: dict[int, dict[str, Any]] = {
     401: _header("WWW-Authenticate", "How to send a key.", type="string"),
     503: _header("Retry-After", RETRY, type="integer", minimum=1),

@@ -48,8 +48,8 @@ class Collection:
             (folder / ".probe").unlink()
         except OSError as error:
             raise CannotStart(
-                f"CAT_COLLECT is {folder}, which cannot be written: {error.strerror or error}."
-                " Name a folder in which this user may write, or leave it out."
+                f"CAT_COLLECT is {folder}, which cannot be written: {error.strerror or error}. "
+                "Name a folder that this user may write to, or unset CAT_COLLECT."
             ) from None
         self._count()
 
@@ -91,10 +91,10 @@ class Collection:
         if not self._has_room(size):
             raise Problem(
                 "collection-full",
-                f"The collection holds {self.pictures:,} pictures of {self.bytes:,} bytes. At most"
-                f" {self._most:,} pictures (CAT_COLLECT_PICTURES) and {self._most_bytes:,} bytes"
-                " (CAT_COLLECT_BYTES) are kept. Ask the operator to train with them and to remove"
-                " some.",
+                f"The feedback folder has {self.pictures:,} pictures ({self.bytes:,} bytes). It "
+                f"may hold at most {self._most:,} pictures (CAT_COLLECT_PICTURES) and "
+                f"{self._most_bytes:,} bytes (CAT_COLLECT_BYTES) . Ask the operator to remove "
+                "some.",
             )
 
     def _count(self) -> None:
@@ -127,13 +127,13 @@ def _disk_failures() -> Iterator[None]:
         yield
     except OSError as error:
         logger.error("The collection cannot be written: %s", error)
-        detail = f"The folder of the collection cannot be written: {error.strerror}."
+        detail = f"The feedback folder cannot be written: {error.strerror}."
         raise Problem("collection-failed", f"{detail} Tell the operator.") from None
 
 
 class FeedbackAnswer(BaseModel):
-    id: str = Field(description="Names the picture: DELETE /feedback/ID takes it back.")
-    label: str = Field(description="The class that it is kept under.")
+    id: str = Field(description="The id of the picture; DELETE /feedback/ID deletes it.")
+    label: str = Field(description="The class under which it is saved.")
 
 
 router = APIRouter()
@@ -143,22 +143,24 @@ KEEP_PROBLEMS = (*FORM_PROBLEMS, *UPLOAD_PROBLEMS, *PROBLEMS, "invalid-request",
 
 @router.post(
     "/feedback",
-    summary="Keep a picture with its right class, to train with",
+    summary="Save a picture with its correct class, for training",
     openapi_extra={"requestBody": PICTURE_BODY},
     responses=errors.responses(*KEEP_PROBLEMS),
 )
 async def give_feedback(
     request: Request,
-    label: Annotated[str, Query(description="The right class: one of the model's two.")] = "",
+    label: Annotated[
+        str, Query(description="The correct class: one of the model's two class names.")
+    ] = "",
 ) -> FeedbackAnswer:
-    """Send the picture as to /predict. With CAT_COLLECT, a JPEG of at most 512 pixels a side
-    without metadata is kept. The other label for the same picture moves it."""
+    """Send the picture as to /predict. With CAT_COLLECT, the service saves a JPEG of at most 512
+    pixels per side, without metadata. Sending the same picture with the other label moves it."""
     collection = _collection(request)
     names = request.app.state.model["class_names"]
     if label not in names:
         found = f"is {label[:40]!r}" if label else "is missing"
         first, second = names
-        detail = f"The label {found}. Send ?label={first} or ?label={second}, which is right."
+        detail = f"The label {found}. Send the correct class: ?label={first} or ?label={second}."
         raise Problem("invalid-request", detail)
     reply = await work_on_picture(request, "keep")
     identity = await asyncio.to_thread(collection.keep, reply.body, label)
@@ -168,12 +170,12 @@ async def give_feedback(
 
 @router.delete(
     "/feedback/{identity}",
-    summary="Remove a picture that was kept",
+    summary="Delete a saved picture",
     status_code=204,
     responses=errors.responses(*PROBLEMS),
 )
 async def take_feedback_back(request: Request, identity: str) -> Response:
-    """The id is that of the answer to POST /feedback."""
+    """The id comes from the answer to POST /feedback."""
     collection = _collection(request)
     if not await asyncio.to_thread(collection.forget, identity):
         raise Problem("not-found", f"There is no feedback with the id {identity[:40]!r}.")
@@ -184,14 +186,17 @@ def _collection(request: Request) -> Collection:
     """The collection, for a request that may change it. Raises Problem: not-found, foreign-page."""
     collection: Collection | None = request.app.state.collection
     if collection is None:
-        detail = "This service collects no feedback. The operator turns it on with CAT_COLLECT."
+        detail = (
+            "This service does not collect feedback. The operator can enable it with CAT_COLLECT."
+        )
         raise Problem("not-found", detail)
     origin, site = map(request.headers.get, ("origin", "sec-fetch-site"))
     own = origin is None or origin.partition("://")[2] == request.headers.get("host", "")
     if not (site in OWN_PAGE if site else own):
         raise Problem(
             "foreign-page",
-            f"A page of {(origin or 'another site')[:100]} sent this, and from a browser only the"
-            " service's own page may. A proxy must pass on the header Host as it arrived.",
+            f"A page of {(origin or 'another site')[:100]} sent this request; in a browser, only "
+            "the service's own page may. If this is its own page, the proxy must forward the "
+            "Host header unchanged.",
         )
     return collection

@@ -13,7 +13,7 @@ MAX_HEAD_BYTES = 4096  # of a part's headers
 def picture_of(body: bytes, content_type: str) -> bytes:
     """The field `file` of a multipart/form-data body; the body itself if it is something else.
 
-    Fields that are no files are let pass: pages add their own, such as the button's.
+    Fields without a file are ignored: web pages may add fields of their own.
     Raises Problem: empty, malformed-form, missing-file, several-files.
     """
     if not content_type.lower().lstrip().startswith("multipart/form-data"):
@@ -24,8 +24,8 @@ def picture_of(body: bytes, content_type: str) -> bytes:
     if not boundary:
         raise Problem(
             "malformed-form",
-            "Content-Type says multipart/form-data but names no boundary. Let the HTTP client"
-            " write this header.",
+            "Content-Type says multipart/form-data but names no boundary. Let your HTTP client "
+            "set this header.",
         )
     if not body:
         raise Problem("empty", "The form has no content. Send the picture in the field 'file'.")
@@ -38,8 +38,8 @@ def picture_of(body: bytes, content_type: str) -> bytes:
         if is_file and pictures:
             raise Problem(
                 "several-files",
-                "The form has another file beside the field 'file', in the field"
-                f" {others[-1]!r}. Send one request for each picture.",
+                f"The form has a second file in the field {others[-1]!r}. Send one request for "
+                "each picture.",
             )
         if is_file:
             raise Problem(
@@ -55,7 +55,7 @@ def picture_of(body: bytes, content_type: str) -> bytes:
         detail = f"The form has no field 'file'{there}. Send the picture in a field of that name."
         raise Problem("missing-file", detail, field="file")
     if not pictures[0]:
-        raise Problem("empty", "The form's field 'file' is empty. Choose a picture for it.")
+        raise Problem("empty", "The form's field 'file' is empty. Choose a picture.")
     return pictures[0]
 
 
@@ -65,8 +65,8 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
     body = body.lstrip(b"\r\n") if body[:1] == b"\r" else body
     if not body.startswith(first):
         raise _malformed(
-            "it does not begin with the boundary that Content-Type names. Let the HTTP client"
-            " write this header, or send the picture itself as the body"
+            "it does not begin with the boundary in Content-Type. Let your HTTP client set this "
+            "header, or send the picture as the body"
         )
     at = len(first)
     for _ in range(MAX_PARTS + 1):
@@ -80,9 +80,7 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
         line, *lines = body[at : max(head_end, at)].split(b"\r\n")
         headers = [header.partition(b":") for header in lines]
         if head_end < 0 or line.strip(b" \t") or not all(colon for _, colon, _ in headers):
-            raise _malformed(
-                "what stands between its boundaries is not built as a form's parts are"
-            )
+            raise _malformed("a part between two boundaries is malformed")
         named = {name.strip().lower(): value.strip() for name, _, value in headers}
         _, options = parse_options_header(named.get(b"content-disposition"))
         if b"name" not in options:

@@ -33,8 +33,8 @@ async def check_version(request: Request) -> None:
     if version != served:
         raise Problem(
             "not-found",
-            f"There is no version {version[:40]!r} of the model {MODEL}; the one here is"
-            f" {served!r}. Leave the version out for whichever is served.",
+            f"The model {MODEL} has no version {version[:40]!r}; it has {served!r}. Leave the "
+            "version out to use the current one.",
         )
 
 
@@ -73,20 +73,20 @@ ANSWER = {
 HEADER = {
     "name": HEADER_LENGTH,
     "in": "header",
-    "description": "The bytes of JSON before binary tensors; 0: the body is one picture.",
+    "description": "The length of the JSON before the binary tensors, in bytes; 0 if the body "
+    "is one picture.",
     "schema": {"type": "integer", "minimum": 0},
 }
 VERSION = {
     "name": "version",
     "in": "path",
     "required": True,
-    "description": "The version that is served, as the model's metadata have it.",
+    "description": "The current version, as in the model's metadata.",
     "schema": {"type": "string"},
 }
 INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The pictures were classified. Where an output was asked for in binary, its"
-        " bytes follow the JSON.",
+        "description": "The pictures were classified. Outputs requested in binary follow the JSON.",
         "content": {
             "application/json": {"schema": {"type": "object"}, "example": ANSWER},
             "application/octet-stream": BINARY,
@@ -159,9 +159,9 @@ async def model_metadata(request: Request) -> dict[str, Any]:
 async def infer(request: Request) -> Response:
     """Classify the pictures of one input: `image`, `pixels` or `vector`.
 
-    The body is JSON, or JSON and then tensors as bytes where the header
-    Inference-Header-Content-Length says how long the JSON is; 0 means that the body is one picture
-    file and nothing else. Content-Encoding gzip and deflate are undone. Answers are not compressed.
+    The body is JSON, or JSON followed by binary tensors. The header Inference-Header-Content-Length
+    then gives the length of the JSON; 0 means that the body is one picture file. The service
+    accepts the Content-Encodings gzip and deflate, and sends answers uncompressed.
     """
     most = body_limit(request.app.state.settings.max_upload_bytes)
     reply = await work_on_body(

@@ -52,9 +52,9 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     app = FastAPI(
         title="Cat or not",
         version=__version__,
-        description="Says whether a picture shows a cat. Pictures are not logged, stored or sent"
-        " on, but for those that people send to /feedback where the operator keeps them. Errors are"
-        " problems as RFC 9457 has them.",
+        description="Says whether a picture shows a cat. Pictures are never logged, stored "
+        "or forwarded. The only exception is /feedback, if the operator enables "
+        "it. Errors follow RFC 9457.",
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
@@ -145,10 +145,10 @@ def _say_hello(app: FastAPI) -> None:
     logger.info("Model: %s, version %s", model["name"], model["version"])
     if address:
         logger.info("Listening on %s (Ctrl-C stops it)", address)
-    command = "curl --data-binary @cat.jpg"
+    command = "curl --data-binary @picture.jpg"
     logger.info("Try it: %s %s/predict", command, address or "http://ADDRESS:PORT")
     logger.info(
-        "Workers: %d, each with %.0f MB for its work; uploads up to %.1f MB, %.0f MB together",
+        "Workers: %d, each with %.0f MB of memory; uploads up to %.1f MB each, %.0f MB in total",
         state.workers.count,
         capacity.worker_bytes / 1e6,
         settings.max_upload_bytes / 1e6,
@@ -156,9 +156,11 @@ def _say_hello(app: FastAPI) -> None:
     )
     if state.collection:
         kept = state.collection
-        logger.info("Feedback: kept in %s, which holds %d pictures", kept.folder, kept.pictures)
+        logger.info("Feedback is saved in %s, which holds %d pictures", kept.folder, kept.pictures)
     for missing in state.workers.unlimited:
-        logger.warning("This system or user does not let workers be kept from %s", missing)
+        logger.warning(
+            "Workers are not kept from %s: this system or user does not allow that limit", missing
+        )
 
 
 def _reload_on_hangup(app: FastAPI) -> None:
@@ -190,7 +192,7 @@ async def reload(app: FastAPI) -> None:
         logger.info("Reloaded: serving %s, version %s", model["name"], model["version"])
     except CannotStart as error:
         logger.error("%s", error)
-        still = "Nothing was reloaded: still serving %s, version %s"
+        still = "The weights were not reloaded: still serving %s, version %s"
         logger.error(still, model["name"], model["version"])
 
 

@@ -79,7 +79,7 @@ def install_handlers(app: FastAPI) -> None:
             allowed = error.headers["Allow"]
             detail = f"{path} answers to {allowed}, not to {request.method[:20]}."
             return ProblemResponse(Problem("method-not-allowed", detail, error.headers))
-        detail = f"There is nothing at {path}. POST a picture to /predict, or read /docs."
+        detail = f"There is nothing at {path}. Send a picture to POST /predict, or see /docs."
         model = path.partition("/v2/models/")[2].partition("/")[0]
         if model not in ("", MODEL):
             detail = f"There is no model {model!r}; there is {MODEL}."
@@ -115,9 +115,9 @@ class KeysRequired:
         if scope["type"] != "http" or is_open(path, metrics_open=self.metrics_open) or any(fits):
             await self.app(scope, receive, send)
             return
-        what = "This service needs a key, and the request brings none"
+        what = "This service needs a key, and the request has none"
         if brought:
-            what = "The key in the request is not one of this service's"
+            what = "The key in the request is not valid"
         detail = f"{what}. Send {KEY_HEADER}: KEY, or Authorization: Bearer KEY."
         refusal = Problem("unauthorized", detail, {"WWW-Authenticate": "Bearer"})
         await ProblemResponse(refusal)(scope, receive, send)
@@ -183,8 +183,8 @@ class Cors(CORSMiddleware):
             return response
         refused = bytes(response.body).decode().removeprefix("Disallowed CORS ")
         detail = (
-            f"A page of {request_headers['origin'][:100]} may not send what it asks for,"
-            f" because of its {refused}. The operator sets the origins with CAT_CORS_ORIGINS."
+            f"A page of {request_headers['origin'][:100]} may not send this request: its "
+            f"{refused} is not allowed. The operator sets allowed origins with CAT_CORS_ORIGINS."
         )
         kept = {name: text for name, text in response.headers.items() if name[:8] != "content-"}
         return ProblemResponse(Problem("origin-not-allowed", detail, kept))
@@ -202,7 +202,10 @@ class OtherMethods:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope.get("method")
         if method == "OPTIONS" and scope["path"] == "*":  # RFC 9110, section 9.3.7
-            text = "This service answers GET, HEAD, POST and DELETE. POST a picture to /predict.\n"
+            text = (
+                "This service accepts GET, HEAD, POST and DELETE. Send a picture to POST "
+                "/predict.\n"
+            )
             whole = PlainTextResponse(text, headers={"Allow": "GET, HEAD, POST, DELETE"})
             await whole(scope, receive, send)
         elif method == "HEAD":
@@ -254,7 +257,7 @@ class LostRequests:
         except asyncio.CancelledError:
             if answered:
                 raise
-            detail = "The service stops before the request is done. Send it again in a while."
+            detail = "The service stopped before it finished the request. Send it again later."
             await ProblemResponse(Problem("stopping", detail, {"Retry-After": "5"}))(
                 scope, receive, send
             )

@@ -86,7 +86,7 @@ class Metrics:
         )
         self.queue_seconds = histogram(
             "cat_queue_seconds",
-            "Time that uploaded pictures waited: for a worker, and on the way to it and back.",
+            "Time that uploaded pictures waited for a worker, including the transfer.",
             buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
         self.decode_seconds = histogram(
@@ -96,34 +96,30 @@ class Metrics:
         )
         self.rejections = counter(
             "cat_rejections",
-            "Requests that were answered with a problem, by the last part of its type.",
+            "Requests answered with an error, by the last part of its type.",
             ("reason",),
         )
         self.probabilities = histogram(
             "cat_probability",
-            "The probabilities that were answered.",
+            "The probabilities in the answers.",
             buckets=[step / 20 for step in range(1, 21)],
         )
         self.distances = histogram(
             "cat_input_distance",
-            "How unlike the pictures of training's validation pictures were, in standard"
-            " deviations (root mean square) of brightness, contrast, colourfulness and sharpness."
-            " Around 1 is usual; a growing share above 2 means other pictures than those that the"
-            " model was measured on.",
+            "Distance of the pictures from the validation pictures of training: the root mean "
+            "square of the z-scores of brightness, contrast, colourfulness and sharpness. Values "
+            "around 1 are normal. A growing share above 2 means that the pictures differ from "
+            "those that the model was measured on.",
             buckets=(0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6, 10),
         )
-        self.feedback = counter(
-            "cat_feedback", "Pictures that were sent as feedback and kept, by class.", ("label",)
-        )
+        self.feedback = counter("cat_feedback", "Pictures saved as feedback, by class.", ("label",))
         self.lost_lines = counter(
-            "cat_log_lines_lost", "Log lines that were dropped because standard output took none."
+            "cat_log_lines_lost", "Log lines dropped because nobody read standard output."
         )
-        self.in_progress = gauge(
-            "cat_requests_in_progress", "Requests with pictures that have no answer yet."
-        )
-        self.waiting = gauge("cat_queue_depth", "Uploaded pictures that wait for a worker.")
-        self.busy = gauge("cat_decoders_busy", "Workers at work.")
-        self.workers = gauge("cat_workers", "Workers: processes that work on pictures.")
+        self.in_progress = gauge("cat_requests_in_progress", "Requests with pictures in progress.")
+        self.waiting = gauge("cat_queue_depth", "Uploaded pictures waiting for a worker.")
+        self.busy = gauge("cat_decoders_busy", "Busy workers.")
+        self.workers = gauge("cat_workers", "Worker processes.")
         self.replaced = counter("cat_workers_replaced", "Workers that ended and were replaced.")
         self.model = gauge("cat_model_info", "1 for the model that is served.", ("name", "version"))
 
@@ -154,12 +150,12 @@ router = APIRouter()
 @router.get(
     "/metrics",
     name="metrics",
-    summary="Tell the metrics, for Prometheus",
+    summary="Return the metrics for Prometheus",
     response_class=Response,
     responses={200: {"description": "All metrics.", "content": {"text/plain": {}}}},
 )
 async def read_metrics(request: Request) -> Response:
-    """In the text format, or as OpenMetrics where that is asked for."""
+    """In the text format, or as OpenMetrics if the Accept header asks for it."""
     # The library takes a malformed version in this header for its own fault.
     wanted = OPENMETRICS if OPENMETRICS in request.headers.get("accept", "") else ""
     encode, content_type = choose_encoder(wanted)

@@ -51,8 +51,8 @@ async def page(request: Request) -> Response:
     key = f' -H "{KEY_HEADER}: KEY"' if settings.keys else ""
     if preferred(request.headers.get("accept", ""), "text/plain", "text/html") == "text/plain":
         commands = (
-            f"curl{key} --data-binary @cat.jpg {base}predict",
-            f"curl{key} --data-binary @cat.jpg -H 'Accept: image/png' -o why.png {base}explain",
+            f"curl{key} --data-binary @picture.jpg {base}predict",
+            f"curl{key} --data-binary @picture.jpg -H 'Accept: image/png' -o why.png {base}explain",
             f"curl{key} {base}model",
         )
         kept = "kept for training" if settings.collect else "answered 404: this service keeps none"
@@ -106,7 +106,7 @@ async def docs_file(name: str, request: Request) -> Response:
     return Response(content, 200, headers, MEDIA_TYPES[name])
 
 
-# Answers that nobody reads yet share these bytes, however many there are.
+# All answers in progress share these bytes.
 @cache
 def _kept(name: str) -> bytes:
     path = FOLDER / "swagger-ui" / name

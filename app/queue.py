@@ -45,7 +45,7 @@ class Queue:
     def enter(self) -> Iterator["Body"]:
         """The room for a request's body. Raises Problem: busy."""
         if (waiting := self._workers.waiting) >= self._places:
-            raise self.busy(f"{waiting} pictures wait already, which is all that may")
+            raise self.busy(f"{waiting} pictures are waiting already, which is the limit")
         body = Body(self)
         self.in_progress += 1
         try:
@@ -76,8 +76,8 @@ class Queue:
         except TimeoutError:
             raise Problem(
                 "deadline-passed",
-                f"The request's {self._deadline_seconds:g} s passed while the picture waited or was"
-                " being worked on. Try again.",
+                f"The request's {self._deadline_seconds:g} s passed before the picture was "
+                "processed. Try again.",
                 self._retry_after(),
             ) from None
         finally:
@@ -120,12 +120,12 @@ class Body:
         if count > (most := int(PART_OF_FREE * queue.body_bytes)):
             raise Problem(
                 "too-large",
-                f"The upload has {count:,} bytes or more, and there is room for {most:,}. Send a"
-                " smaller one.",
+                f"The upload has at least {count:,} bytes; there is memory for {most:,}. Send a "
+                "smaller picture.",
                 limit_bytes=most,
             )
         if count > PART_OF_FREE * (queue.body_bytes - queue.held_bytes + self.held):
-            raise queue.busy("Beside the uploads that are here there is no memory for another one")
+            raise queue.busy("The current uploads use all the memory for uploads")
 
     def arrived(self, count: int) -> None:
         """Count bytes that were read. Raises Problem: busy, too-large."""
@@ -146,7 +146,7 @@ async def read_body(
     # A nonsensical length is the server's to refuse; what is read is counted anyway.
     announced = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
     if announced > most:
-        raise _too_large(f"The upload is announced as {announced:,} bytes", limit)
+        raise _too_large(f"The upload has {announced:,} bytes (Content-Length)", limit)
     room.announce(announced)
     clock = asyncio.get_running_loop().time
     began = clock()
@@ -167,9 +167,9 @@ async def read_body(
     except TimeoutError:
         raise Problem(
             "slow-upload",
-            f"After {clock() - began:.0f} s only {room.held:,} bytes had arrived; an upload may"
-            f" take {seconds:g} s and a second more for each {LEAST_BYTES_A_SECOND:,} bytes. Send"
-            " it faster, or a smaller picture.",
+            f"Only {room.held:,} bytes arrived in {clock() - began:.0f} s. An upload may take "
+            f"{seconds:g} s, plus 1 s for each {LEAST_BYTES_A_SECOND:,} bytes. Use a faster "
+            "connection or send a smaller picture.",
             {"Connection": "close"},
         ) from None
     return rest.getvalue() or bytes(chunk)
@@ -178,7 +178,7 @@ async def read_body(
 def _too_large(arrived: str, limit: int) -> Problem:
     return Problem(
         "too-large",
-        f"{arrived}; at most {limit:,} are accepted. Scale it down or compress it more.",
+        f"{arrived}; at most {limit:,} are accepted. Make it smaller or compress it more.",
         limit_bytes=limit,
     )
 
@@ -198,15 +198,19 @@ def _refusal(end: End, head: dict[str, Any]) -> Problem:
     """What to say of a job that no worker could do."""
     what = "request" if head["kind"] == "infer" else "picture"
     if end is End.TIME:
-        detail = f"Working on the {what} takes more processor time than one may have."
-        return Problem("takes-too-long", f"{detail} Scale it down, or save it anew.")
+        detail = f"The {what} takes too much processor time."
+        return Problem(
+            "takes-too-long", f"{detail} Make it smaller, or save it again as JPEG or PNG."
+        )
     if end is End.CRASH:
-        detail = f"What decodes the {what} crashed, and crashed again when it was tried once more."
-        return Problem("crashes-decoder", f"{detail} Save it anew, as JPEG or PNG.")
+        detail = f"The {what} crashed its decoder twice."
+        return Problem("crashes-decoder", f"{detail} Save it again as JPEG or PNG.")
     if what == "request":
-        detail = "Reading the request takes more memory than there is for one."
-        return Problem("too-large", f"{detail} Send fewer pictures a request, or in binary.")
-    detail = "Decoding the picture takes more memory than there is for one."
+        detail = "The request needs more memory than is available."
+        return Problem(
+            "too-large", f"{detail} Send fewer pictures per request, or send them in binary."
+        )
+    detail = "The picture needs more memory than is available."
     limit = head.get("max_pixels", 0)
-    advice = "Scale it down, or save it as a baseline JPEG."
+    advice = "Make it smaller, or save it as a baseline JPEG."
     return Problem("too-many-pixels", f"{detail} {advice}", limit_pixels=limit)

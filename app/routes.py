@@ -21,8 +21,8 @@ VARY = {"Vary": "Accept"}
 BYTES: dict[str, Any] = {"type": "string", "format": "binary", "minLength": 1}
 PICTURE_BODY: dict[str, Any] = {
     "required": True,
-    "description": "The picture: the body itself, or a form's field `file`. What its bytes are"
-    " decides, not the content type; with any other type than a form's the body is the picture.",
+    "description": "The picture: the whole body, or the field `file` of a form. The service "
+    "recognises the format from the bytes and ignores the content type.",
     "content": {
         "multipart/form-data": {
             "schema": {"type": "object", "required": ["file"], "properties": {"file": BYTES}}
@@ -43,7 +43,9 @@ PNG = "A PNG, in base64."
 
 class ModelName(BaseModel):
     name: str
-    version: str = Field(description="12 hex digits that change with whatever decides the answers.")
+    version: str = Field(
+        description="12 hex digits: a hash of everything that affects the answers."
+    )
 
 
 class HealthAnswer(BaseModel):
@@ -53,25 +55,27 @@ class HealthAnswer(BaseModel):
 
 
 class Answer(BaseModel):
-    """What /predict and /explain both say."""
+    """The fields that /predict and /explain share."""
 
     cat_probability: float = Field(
-        ge=0, le=1, description="The probability of the model's first class, for ours: cat."
+        ge=0,
+        le=1,
+        description="The probability of the model's first class (`cat` in the default model).",
     )
-    label: str = Field(description="The first class from the threshold on, else the second.")
-    words: str = Field(description="The answer for people, with how sure it is.")
+    label: str = Field(
+        description="The first class if the probability is at least the threshold, else the second."
+    )
+    words: str = Field(description="The answer in words, with its confidence.")
     threshold: float = Field(ge=0, le=1)
     model: ModelName
-    warnings: list[str] = Field(
-        description="What was done to the picture that its owner may not expect."
-    )
+    warnings: list[str] = Field(description="Changes to the picture that you may not expect.")
 
 
 class PredictionAnswer(Answer):
     views: int = Field(
         ge=1,
-        description="How many views of the picture were looked at: the whole, and other parts of it"
-        " where that left the model unsure.",
+        description="The number of views used: 1 for the whole picture, more if the model "
+        "was unsure about it.",
     )
 
 
@@ -81,62 +85,68 @@ class ViewAnswer(BaseModel):
     box: list[float] = Field(
         description="Left, top, right and bottom, as fractions of the upright picture's sides."
     )
-    cat_probability: float = Field(ge=0, le=1, description="What this view alone would have given.")
-    picture_png: str = Field(description=f"What the model saw of it. {PNG}")
+    cat_probability: float = Field(ge=0, le=1, description="The probability from this view alone.")
+    picture_png: str = Field(description=f"The view as the model saw it. {PNG}")
 
 
 class ExplanationAnswer(Answer):
     logit: float = Field(
         description="z; the probability is σ(z) = 1 / (1 + e⁻ᶻ). It is `sum` + `bias`."
     )
-    bias: float = Field(description="The part of the logit that has no place in the picture.")
+    bias: float = Field(description="The part of the logit that belongs to no pixel.")
     sum: float = Field(description="The sum of the heat map.")
     heat: list[list[float]] = Field(
-        description="The heat map: rows of numbers, one for each pixel of `picture_png`, in"
-        " logit units. Above 0 a pixel speaks for the first class, below 0 against it."
+        description="The heat map: rows of numbers, one for each pixel of `picture_png`, in "
+        "logit units. A positive value is evidence for the first class, a "
+        "negative one against it."
     )
     method: dict[str, str] = Field(description="How the heat map was made.")
     views: list[ViewAnswer] = Field(
-        description="What was looked at, the whole first. The logit is the mean over the views."
+        description="The views used, the whole picture first. The logit is their mean."
     )
     original: dict[str, int | str] = Field(description="The upright picture's size, and format.")
-    picture_png: str = Field(description=f"What the model saw of the whole. {PNG}")
+    picture_png: str = Field(description=f"The whole picture as the model saw it. {PNG}")
     overlay_png: str = Field(
-        description="The heat map over `picture_png`, in grey and enlarged: orange speaks"
-        f" for the first class, blue against it. {PNG}"
+        description="The heat map over `picture_png`, which is shown enlarged in grey. "
+        f"Orange is evidence for the first class, blue against it. {PNG}"
     )
     full_colour: float = Field(
-        description="Logit units a pixel, either way, from which the overlay has its full colour."
+        description="The value per pixel, in logit units, that has the strongest colour in "
+        "the overlay."
     )
 
 
 class ModelAnswer(BaseModel):
     name: str
     version: str
-    classes: list[str] = Field(description="The probability is the first one's.")
+    classes: list[str] = Field(
+        description="The two class names; `cat_probability` is that of the first."
+    )
     threshold: float
     threshold_rule: str | None = Field(description="How the threshold was chosen.")
-    bands: list[dict[str, Any]] = Field(description="From which probability on which words.")
+    bands: list[dict[str, Any]] = Field(description="The lowest probability for each wording.")
     preprocessing: dict[str, Any]
     views: dict[str, Any] = Field(
-        description="`boxes`, what of a picture is looked at: left, top, right and bottom, as"
-        " fractions of its sides; the others beside the whole where its logit lies between the two"
-        " of `unsure`."
+        description="`boxes`: the views, as left, top, right and bottom in fractions of the "
+        "sides. The model uses all of them if the logit of the whole picture "
+        "lies between the two numbers of `unsure`."
     )
     network: dict[str, Any] = Field(description="`summary`, number of `parameters`, `layers`.")
     explanation: dict[str, str] = Field(description="How heat maps are made.")
-    data: dict[str, Any] = Field(description="What it was trained on and measured with.")
+    data: dict[str, Any] = Field(description="The data of its training and evaluation.")
     training: dict[str, Any] = Field(description="The settings of its training.")
     metrics: dict[str, dict[str, dict[str, Any]]] = Field(
-        description="Split, source, metric; the source is 'all' where sources were not told apart."
+        description="By split, source and metric; the source is 'all' if sources were not "
+        "measured separately."
     )
     calibration: dict[str, Any]
-    limits: list[str] = Field(description="What it cannot do, as far as the artifact knows.")
+    limits: list[str] = Field(description="Known limits of the model.")
     learning_curve: dict[str, Any] | None = Field(
-        description="Lines as pairs, `series`, along `x`: epoch or iteration."
+        description="`series`: pairs of x and value for each curve. `x`: the unit, epoch or "
+        "iteration."
     )
     weights_png: str | None = Field(
-        description=f"Logistic regression's weights as a picture: grey is 0. {PNG}"
+        description=f"The weights of logistic regression as a picture; grey is 0. {PNG}"
     )
 
 
@@ -168,7 +178,7 @@ async def predict(request: Request) -> Response:
 
 @router.post(
     "/explain",
-    summary="Say whether a picture shows a cat, and what in it speaks for and against that",
+    summary="Classify a picture and explain the answer with a heat map",
     response_model=ExplanationAnswer,
     openapi_extra={"requestBody": PICTURE_BODY},
     responses={
@@ -194,26 +204,26 @@ async def explain(
 @router.get(
     "/model",
     name="model",
-    summary="Say what is known of the model",
+    summary="Return facts about the model",
     response_model=ModelAnswer,
     responses=errors.responses("busy", "deadline-passed"),
 )
 async def get_model(request: Request) -> Response:
-    """Data, training, measurements and limits are what the artifact holds; one of your own may
-    leave any of them out."""
+    """Data, training, metrics and limits come from the weights file. Other files may lack some of
+    them."""
     reply = await work(request, "about", b"")
     return Response(reply.body, media_type="application/json")
 
 
 @router.get(
     "/health",
-    summary="Say that the service is ready, and with which model",
+    summary="Report that the service is ready, and its model",
     responses=errors.responses("not-ready"),
 )
 @router.get(
     "/health/ready",
     name="ready",
-    summary="Say that the service takes requests; while it stops, it does not",
+    summary="Report whether the service accepts requests (not while it stops)",
     responses=errors.responses("not-ready"),
 )
 async def health(request: Request) -> HealthAnswer:
@@ -226,7 +236,7 @@ async def health(request: Request) -> HealthAnswer:
 @router.get(
     "/health/live",
     name="live",
-    summary="Say that the process answers, whether or not it takes more requests",
+    summary="Report that the process is alive, even while it stops",
 )
 async def live() -> dict[str, str]:
     return {"status": "live"}
@@ -250,7 +260,7 @@ def preferred(accept: str, usual: str, other: str) -> str:
 def check_ready(request: Request, **members: Any) -> None:
     """Raise the Problem not-ready, with these members, where the service is about to stop."""
     if not request.app.state.ready:
-        detail = "The service is about to stop and should get no more requests."
+        detail = "The service is stopping. Send requests to another replica, or try again later."
         raise Problem("not-ready", detail, {"Retry-After": "5"}, **members)
 
 
@@ -283,8 +293,8 @@ async def work_on_picture(
     if encoding not in ("", "identity"):
         raise Problem(
             "encoded-body",
-            f"The body has Content-Encoding {encoding[:40]!r}; here bodies are not inflated."
-            " Send the picture file's own bytes.",
+            f"The body has Content-Encoding {encoding[:40]!r}; compressed bodies are not accepted "
+            "here. Send the picture file as it is.",
             {"Accept-Encoding": "identity"},
         )
     limit: int = request.app.state.settings.max_upload_bytes

@@ -100,10 +100,10 @@ def _most_connections(others: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, most_files))
     if files >= wanted:
         return MOST_CONNECTIONS
-    advice = f"Only {files} files may be open (ulimit -n). Allow {wanted}"
+    advice = f"This process may open only {files} files (ulimit -n). Allow {wanted}"
     if files < others + FEWEST_CONNECTIONS:
-        raise SystemExit(f"{advice}, or {others + FEWEST_CONNECTIONS} at the least.")
-    logger.warning("%s, else at most %d connections are kept open", advice, files - others)
+        raise SystemExit(f"{advice}, or {others + FEWEST_CONNECTIONS} at least.")
+    logger.warning("%s, else at most %d connections can be open", advice, files - others)
     return files - others
 
 
@@ -210,7 +210,9 @@ class Server(uvicorn.Server):
         count, was_full = len(self._connections()), self.is_full
         self.is_full = count + 1 >= (self.config.limit_concurrency or 0)
         if self.is_full and not was_full:
-            logger.warning("%d connections are open, as many as may: new ones are closed", count)
+            logger.warning(
+                "%d connections are open, which is the limit: new ones are closed", count
+            )
 
     def _leave_clients(self) -> None:
         """Give up what only waits for clients: uploads, which are answered that the service stops,
@@ -329,7 +331,7 @@ class StrictHttp(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         """Whether a request with such an offer is no request yet, but parsed again: always."""
         if self.parser.get_method() == b"CONNECT":
-            raise BadRequest("CONNECT is for proxies, and this is none.")
+            raise BadRequest("CONNECT is not supported: this is not a proxy.")
         return True
 
     def on_message_begin(self) -> None:
@@ -348,9 +350,12 @@ class StrictHttp(HttpToolsProtocol):
         self.scope["method"] = self.parser.get_method().decode()  # a refused HEAD has no body
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
-            raise BadRequest(f"A request needs one Host header; this one has {hosts}.")
+            raise BadRequest(f"A request needs exactly one Host header; this one has {hosts}.")
         if len(self.pipeline) >= MOST_PIPELINED:
-            raise BadRequest(f"More than {MOST_PIPELINED} requests came ahead of their answers.")
+            raise BadRequest(
+                f"More than {MOST_PIPELINED} requests were sent before the first "
+                "answer (pipelining)."
+            )
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -363,7 +368,10 @@ class StrictHttp(HttpToolsProtocol):
             cycle.body = bytearray(cycle.body)
         super().on_body(body)
         if self.pipeline and len(self.cycle.body) > MOST_HEAD_BYTES:
-            raise BadRequest(f"More than {MOST_HEAD_BYTES:,} bytes of body came before their turn.")
+            raise BadRequest(
+                f"More than {MOST_HEAD_BYTES:,} bytes of the next body were sent "
+                "too early (pipelining)."
+            )
 
     def send_400_response(self, msg: str) -> None:
         """Answer the present request with a problem, after those before it, and then close."""

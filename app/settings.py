@@ -23,7 +23,7 @@ ORIGIN = re.compile(
 
 
 class BadSettings(ValueError):
-    """A variable has a value that cannot be used. The message names it, and what it may be."""
+    """A variable has an invalid value. The message names the variable and the valid values."""
 
 
 # --- from a variable's text to its value: each raises ValueError with what the text may be --------
@@ -101,16 +101,16 @@ def _keys_in_file(text: str) -> tuple[str, ...]:
         lines = Path(text).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ValueError(f"a file of keys, one a line, that can be read ({text}: {why})") from None
+        raise ValueError(f"a readable file of keys, one per line ({text}: {why})") from None
     keys = {number: line.strip() for number, line in enumerate(lines, 1)}
     keys = {number: key for number, key in keys.items() if key and not key.startswith("#")}
     wrong = [number for number, key in keys.items() if not _is_key(key)]
     if wrong or not keys:
-        where = f"line {wrong[0]} of {text} is no key" if wrong else f"{text} has none"
+        where = f"line {wrong[0]} of {text} is not a key" if wrong else f"{text} has none"
         raise ValueError(
-            "a file of keys of printable ASCII characters, one a line, without spaces, commas or"
-            " quotation marks around them,"
-            f" with comments only on lines that begin with # ({where})"
+            "a file of keys of printable ASCII characters, one per line, without spaces, commas "
+            "or quotation marks around them, with comments only on lines that begin with # "
+            f"({where})"
         )
     return tuple(keys.values())
 
@@ -119,8 +119,8 @@ def _origins(text: str) -> tuple[str, ...]:
     origins = _list(text)
     if not origins or not all(map(ORIGIN.fullmatch, origins)):
         raise ValueError(
-            "origins as browsers send them, such as https://cats.example.org: in small letters,"
-            " without a path or the usual port; separated by commas, or * for all"
+            "origins as browsers send them, such as https://cats.example.org: in lower case, "
+            "without a path or the default port; separated by commas, or * for all"
         )
     return origins
 
@@ -307,8 +307,8 @@ class Settings:
             except ValueError as error:
                 shown = "a secret" if table[name].secret else repr(text)
                 raise BadSettings(
-                    f"{name} is {shown}, but must be {error}. Change it, or leave it out for the"
-                    f" default: {table[name].default}."
+                    f"{name} is {shown}, but must be {error}. Change it, or unset it to use the "
+                    f"default: {table[name].default}."
                 ) from None
         settings = cls(**values, ignored=tuple(ignored))
         if settings.metrics == "key" and not settings.keys:

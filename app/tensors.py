@@ -47,15 +47,20 @@ class Spec:
 
 OUTPUTS = (
     Spec("cat_probability", "FP32", (-1, 1), "the probability of the first class"),
-    Spec("label", "BYTES", (-1, 1), "the first class from the threshold on, else the second"),
+    Spec(
+        "label",
+        "BYTES",
+        (-1, 1),
+        "the first class if the probability is at least the threshold, else the second",
+    ),
 )
 
 
 def inputs(side: int) -> tuple[Spec, ...]:
     """The inputs of a model that sees side × side pixels; a request has exactly one of them."""
     images = "picture files, JPEG, PNG and others; in JSON as base64"
-    pixels = "upright RGB pictures, squeezed to this size: one view of each"
-    vectors = "pixels in that order, divided by 255: from 0 to 1"
+    pixels = "upright RGB pictures resized to this size; only this one view is used"
+    vectors = "the same pixels divided by 255, from 0 to 1"
     return (
         Spec("image", "BYTES", (-1,), images),
         Spec("pixels", "UINT8", (-1, side, side, 3), pixels),
@@ -81,19 +86,21 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     if encoding not in _WINDOWS:
         raise Problem(
             "encoded-body",
-            f"The body has Content-Encoding {encoding[:40]!r}; here gzip and deflate are undone."
-            " Send it in one of them, or as it is.",
+            f"The body has Content-Encoding {encoding[:40]!r}; only gzip and deflate are "
+            "supported. Use one of them, or send the body uncompressed.",
             {"Accept-Encoding": "gzip, deflate"},
         )
     stream = zlib.decompressobj(_WINDOWS[encoding])
     try:
         plain = stream.decompress(body, limit + 1)
     except zlib.error as error:
-        raise _invalid(f"The body is not {encoding}, as Content-Encoding says: {error}.") from None
+        raise _invalid(
+            f"The body is not valid {encoding}, but Content-Encoding says so: {error}."
+        ) from None
     if len(plain) > limit:
         raise Problem(
             "too-large",
-            f"The body inflates to more than {limit:,} bytes. Send fewer or smaller pictures.",
+            f"The decompressed body has more than {limit:,} bytes. Send fewer or smaller pictures.",
             limit_bytes=limit,
         )
     complete = stream.eof and not stream.unused_data
@@ -112,7 +119,7 @@ def read(body: bytes, header_length: str | None, side: int) -> Inference:
     message = _object(_parse(body[:json_end]), "The request")
     identity = message.get("id")
     fits = identity is None or (isinstance(identity, str) and len(identity) <= LONGEST_ID)
-    _check(fits, f"The id must be a text of at most {LONGEST_ID:,} characters.")
+    _check(fits, f"The id must be a string of at most {LONGEST_ID:,} characters.")
     tensors = memoryview(body)[json_end:]
     spec, data = _input(message.get("inputs"), tensors, header_length is not None, inputs(side))
     return Inference(identity, spec, data, tuple(_outputs(message)))
@@ -158,8 +165,8 @@ def _json_end(header_length: str | None, size: int) -> int:
     digits = text.isascii() and text.isdecimal() and len(text) < 20
     _check(
         digits and int(text) <= size,
-        f"{HEADER_LENGTH} is {text[:20]!r}, and must be the number of bytes of JSON that the body"
-        f" of {size:,} begins with.",
+        f"{HEADER_LENGTH} is {text[:20]!r}, but must be the length of the JSON at the start of "
+        f"the body, at most {size:,}.",
     )
     return int(text)
 
@@ -173,7 +180,7 @@ def _parse(text: bytes) -> Any:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -193,10 +200,10 @@ def _named(value: Any, what: str, specs: Sequence[Spec]) -> tuple[Spec, dict[str
     name = entry.get("name")
     known = [spec for spec in specs if spec.name == name]
     names = ", ".join(spec.name for spec in specs)
-    _check(bool(known), f"There is no {what[:-1]} {_shown(name)}; there are {names}.")
+    _check(bool(known), f"There is no {what[:-1]} {_shown(name)}. Use one of {names}.")
     parameters = _parameters(entry, f"The parameters of {name}")
     for each in _NOT_OFFERED:
-        _check(each not in parameters, f"{name} has the parameter {each}; it is not offered here.")
+        _check(each not in parameters, f"{name} has the parameter {each}, which is not supported.")
     return known[0], parameters
 
 
@@ -212,7 +219,7 @@ def _outputs(message: dict[str, Any]) -> Iterator[tuple[Spec, bool]]:
     seen = set()
     for value in wanted or [{"name": spec.name} for spec in OUTPUTS]:
         spec, parameters = _named(value, "outputs", OUTPUTS)
-        _check(spec not in seen, f"The output {spec.name} is asked for twice.")
+        _check(spec not in seen, f"The output {spec.name} is requested twice.")
         seen.add(spec)
         yield spec, _truth(parameters, "binary_data", by_default)
 
@@ -228,7 +235,7 @@ def _input(
 ) -> tuple[Spec, Data]:
     names = ", ".join(spec.name for spec in specs)
     found = len(values) if isinstance(values, list) else "no list"
-    _check(found == 1, f"The inputs must be a list of exactly one of {names}; there is {found}.")
+    _check(found == 1, f"The inputs must be a list of exactly one of {names}; it has {found}.")
     entry = values[0]
     spec, parameters = _named(entry, "inputs", specs)
     name, datatype, size = spec.name, entry.get("datatype"), parameters.get("binary_data_size")
@@ -240,8 +247,14 @@ def _input(
         _check(ends, "Bytes follow the JSON, but no input has the parameter binary_data_size.")
         _check("data" in entry, f"{name} has neither data nor the parameter binary_data_size.")
         return spec, _from_json(entry["data"], shape, spec)
-    _check("data" not in entry, f"{name} has data as well as the parameter binary_data_size.")
-    _check(with_header, f"{name} is binary: the header {HEADER_LENGTH} must say where it begins.")
+    _check(
+        "data" not in entry,
+        f"{name} has both data and the parameter binary_data_size; send one of them.",
+    )
+    _check(
+        with_header,
+        f"{name} is binary, so the header {HEADER_LENGTH} must give the length of the JSON.",
+    )
     _check(
         type(size) is int and size == len(tensors),
         f"The binary_data_size of {name} is {size if type(size) is int else _shown(size)}, but"
@@ -256,8 +269,11 @@ def _shape(value: Any, spec: Spec) -> tuple[int, ...]:
     sizes = value if isinstance(value, list) and all(type(each) is int for each in value) else [0]
     row = sizes[:1] if spec.datatype == "BYTES" and sizes[1:] == [1] else sizes
     fits = sizes is value and row[1:] == list(spec.shape[1:]) and len(row) > 0
-    _check(fits, f"The shape of {spec.name} must be {list(spec.shape)}, -1 for any number.")
-    several = f"A request may have 1 to {MAX_PICTURES} pictures; split it into several."
+    _check(
+        fits,
+        f"The shape of {spec.name} must be {list(spec.shape)}, where -1 is the number of pictures.",
+    )
+    several = f"A request may have 1 to {MAX_PICTURES} pictures. Split it into several requests."
     _check(1 <= row[0] <= MAX_PICTURES, several)
     return tuple(sizes)
 
@@ -277,7 +293,7 @@ def _from_json(data: Any, shape: tuple[int, ...], spec: Spec) -> Data:
     try:
         return np.array(values, _NUMBERS[spec.datatype]).reshape(shape)
     except OverflowError:  # whole numbers that no floating-point number holds
-        raise _invalid(f"The data of {spec.name} have a number that FP32 cannot hold.") from None
+        raise _invalid(f"The data of {spec.name} contain a number too large for FP32.") from None
 
 
 def _flat(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
@@ -289,7 +305,9 @@ def _flat(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
                 values = []
             values = list(chain.from_iterable(values))
     fits = len(values) == prod(shape)
-    _check(fits, f"The data of {name} do not fit its shape {list(shape)}, flat or nested.")
+    _check(
+        fits, f"The data of {name} do not match the shape {list(shape)}, neither flat nor nested."
+    )
     return values
 
 
@@ -299,7 +317,7 @@ def _base64(value: Any, name: str) -> bytes:
         return _decoded(text.partition(b",")[2] if text.startswith(b"data:") else text)
     except (AttributeError, ValueError) as error:
         why = str(error) if isinstance(value, str) else f"it is {_shown(value)}"
-        raise _invalid(f"{name} must be a picture file in base64, as one text: {why}.") from None
+        raise _invalid(f"{name} must be a picture file as one base64 string: {why}.") from None
 
 
 def _decoded(text: bytes) -> bytes:
@@ -307,7 +325,7 @@ def _decoded(text: bytes) -> bytes:
     at its end. Raises ValueError."""
     letters, _, padding = text.partition(b"=")
     if padding.strip(b"=" + _WHITE):
-        raise ValueError("something follows its padding")
+        raise ValueError("there is text after the padding")
     letters = letters.translate(_STANDARD_LETTERS, _WHITE)
     return binascii.a2b_base64(letters + b"=" * (-len(letters) % 4), strict_mode=True)
 
@@ -319,8 +337,8 @@ def _from_binary(tensor: memoryview, shape: tuple[int, ...], spec: Spec) -> Data
     size = prod(shape) * dtype.itemsize
     _check(
         len(tensor) == size,
-        f"{spec.name} of the shape {list(shape)} has {size:,} bytes as {spec.datatype}, not"
-        f" {len(tensor):,}.",
+        f"{spec.name} with shape {list(shape)} and datatype {spec.datatype} needs {size:,} bytes, "
+        f"but {len(tensor):,} arrived.",
     )
     # A copy, since the tensor may begin at any byte of the body
     return np.frombuffer(tensor, dtype).reshape(shape).copy()
@@ -335,7 +353,8 @@ def _elements(tensor: memoryview, count: int, name: str) -> list[bytes]:
         at += 4 + length
     _check(
         at == len(tensor) and len(elements) == count,
-        f"{name} must be {count} times a length, as 4 bytes, little-endian, and as many bytes.",
+        f"{name} must have elements of a 4-byte little-endian length and then that many bytes, "
+        f"{count} in all.",
     )
     return [_decoded_where_text(element) for element in elements]
 

@@ -50,7 +50,7 @@ def load(weights: str) -> tuple[dict[str, Any], Handle]:
     except BadArtifact as error:
         raise CannotLoad(str(error)) from None
     except MemoryError:
-        raise CannotLoad(f"There is too little memory to load {weights}.") from None
+        raise CannotLoad(f"There is not enough memory to load {weights}.") from None
     preload()
     work = Work(classifier)
     head = {"threshold": None, "views": "all", "max_pixels": 10**8}
@@ -270,8 +270,8 @@ def _check_range(rows: NDArray[Any]) -> None:
         row, column = np.argwhere(wrong)[0]
         raise Problem(
             "invalid-inference",
-            f"vector[{row}][{column}] is {rows[row, column]:g}, and must be from 0 to 1: pixels"
-            " divided by 255. Send pixels as they are in the input `pixels`.",
+            f"vector[{row}][{column}] is {rows[row, column]:g}, but must be from 0 to 1 (pixels "
+            "divided by 255). To send pixels from 0 to 255, use the input `pixels`.",
         )
 
 

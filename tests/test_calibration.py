@@ -92,7 +92,7 @@ def test_other_views_are_looked_at_where_they_change_the_answer() -> None:
 def test_a_network_that_is_worse_than_guessing_is_not_turned_round() -> None:
     z, y = answers(1000)
     assert calibrate(-z, y, ["a"] * 1000) == Calibration(
-        rule="left as it was: the network is no better than guessing"
+        rule="not fitted: the network is no better than guessing"
     )
 
 
@@ -193,7 +193,7 @@ ONE_MORE_CAT = Z + 3 * (np.arange(400) == np.argmin(Z[:200]))
     ("before", "after", "threshold", "verdict", "words"),
     [
         (Z, BETTER, 0.5, CLEARLY, "clearly better than it was: log loss 0."),
-        (Z, ONE_MORE_CAT, 0.5, BY_CHANCE, "chance: log loss .* Hold back more pictures"),
+        (Z, ONE_MORE_CAT, 0.5, BY_CHANCE, "chance: log loss .* Use more validation pictures"),
         # The log loss falls, but the threshold misses the cats.
         (Z, BETTER, 0.99, NOT, r"no better than it was: .* 85.2 % before, 50.0 % after"),
         (8 * (2 * Y - 1), 8.0001 * (2 * Y - 1), 0.5, NOT, "log loss 0.000 before and after"),

@@ -139,8 +139,8 @@ def test_an_evaluation_of_other_weights_is_refused(
     [
         (None, "does not exist"),
         ("{", "is not JSON"),
-        (json.dumps({"format": 99}), "no evaluation that this code reads"),
-        (json.dumps([]), "no evaluation that this code reads"),
+        (json.dumps({"format": 99}), "not an evaluation of this version"),
+        (json.dumps([]), "not an evaluation of this version"),
     ],
 )
 def test_what_is_no_evaluation_is_refused(tmp_path: Path, text: str | None, message: str) -> None:

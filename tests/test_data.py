@@ -296,8 +296,8 @@ def test_folders_and_zips_without_one_pair_of_classes_are_refused(
         ("cat.jpg", picture(), "is not data for training"),
         ("empty", b"", "is not data for training"),
         ("pets.zip", b"<html>404</html>", "damaged or incomplete zip"),
-        ("pets.h5", b"<html>404</html>", "not an HDF5, or a damaged one"),
-        ("pets", b"\x89HDF\r\n\x1a\n and no more", "not an HDF5, or a damaged one"),
+        ("pets.h5", b"<html>404</html>", "not an HDF5 file, or is damaged"),
+        ("pets", b"\x89HDF\r\n\x1a\n and no more", "not an HDF5 file, or is damaged"),
         ("nowhere.zip", None, "does not exist"),
     ],
 )
@@ -314,7 +314,7 @@ def test_other_files_are_refused(
 @pytest.mark.parametrize(
     ("place", "change", "message"),
     [
-        (500, b"\xff", r"cat/pets-cat-1\.jpg in .*damaged within the zip"),  # a checksum fails
+        (500, b"\xff", r"cat/pets-cat-1\.jpg in .*damaged in the zip"),  # a checksum fails
         ("directory + 8", b"\1", r"pets\.zip is encrypted .*Unpack it"),
         ("directory + 24", (2**31).to_bytes(4, "little"), "has 2147483648 bytes, more than a pict"),
     ],

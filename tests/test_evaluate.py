@@ -230,7 +230,7 @@ def test_a_folder_stands_for_the_split_that_is_asked_for(folder: Path) -> None:
         (["cats-val.zip", "test_catvnoncat.h5"], False, "test_catvnoncat.h5 is of the test split"),
         (["cats-test.zip", "web-val.zip"], True, "web-val.zip is of the validation split"),
         (["cats-train.zip"], True, "cats-train.zip is of the training split"),
-        (["cats-train.zip", "cats-val.zip"], False, "measure training pictures apart"),
+        (["cats-train.zip", "cats-val.zip"], False, "measure training pictures separately"),
     ],
 )
 def test_the_split_is_told_by_the_names_and_splits_are_kept_apart(

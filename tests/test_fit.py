@@ -250,11 +250,11 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_as_an_unbroken_one(
         process.send_signal(number)
         rest, _ = process.communicate(timeout=60)
     assert process.returncode == status
-    assert output.exists() == ("Stopped after epoch 1 of 3; --resume goes on." in rest)
+    assert output.exists() == ("Stopped after epoch 1 of 3. To continue, add --resume." in rest)
     assert output.exists() == (number == signal.SIGINT)
     capsys.readouterr()
     assert fit(*arguments, "--output", output) == 1
-    assert "holds a run that is not finished" in capsys.readouterr().err
+    assert "contains an unfinished run" in capsys.readouterr().err
     assert fit(*arguments[:-1], 4, "--output", output, "--resume") == 1
     assert "epochs was 3 and is now 4" in capsys.readouterr().err
 
@@ -276,14 +276,14 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_as_an_unbroken_one(
     ("arguments", "message"),
     [
         (("--resume",), "There is no unfinished run"),
-        (("--from", "{weights}", "--set", "stages=[4]"), "stages are for training from scratch"),
+        (("--from", "{weights}", "--set", "stages=[4]"), "stages can be set only from scratch"),
         (("--from", "{data}/cat/pets-0-000.png"), "cannot be used"),
         (("--from", "{data}/none.safetensors"), "cannot be used"),
-        (("--from", "{weights}", "--classes", "non-cat", "cat"), "name it first, --classes cat"),
-        (("--from", "{weights}", "--output", "{weights}"), "is what it starts from"),
-        (("--set", "stages=[4, 4, 4, 4, 4, 4]"), "5 at most"),
+        (("--from", "{weights}", "--classes", "non-cat", "cat"), "Use --classes cat"),
+        (("--from", "{weights}", "--output", "{weights}"), "is also the --from file"),
+        (("--set", "stages=[4, 4, 4, 4, 4, 4]"), "at most 5"),
         (("--validation", "{data}/none"), "does not exist"),
-        (("--set", "shares.web=2"), "there is no source web; there are others"),
+        (("--set", "shares.web=2"), "there is no source web. The sources are others"),
         (("--set", "shares.dog=2"), "there is no source dog"),
         (("--set", "seed=0", "views=some"), "views is 'some'"),
     ],

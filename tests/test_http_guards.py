@@ -206,7 +206,7 @@ def test_options_for_the_whole_service_says_what_it_answers(server: Server) -> N
     received = answers(server, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert statuses(received) == [200]
     assert b"\r\nallow: GET, HEAD, POST, DELETE\r\n" in received
-    assert b"POST a picture to /predict" in received
+    assert b"Send a picture to POST /predict" in received
 
 
 def test_what_is_not_http_is_logged_and_counted_like_every_request(server: Server) -> None:

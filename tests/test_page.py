@@ -246,7 +246,7 @@ def test_nothing_is_sent_without_the_key_that_is_needed(with_keys: Server, visit
         expect(cards(page)).to_have_count(0)
     field.fill("wrong")
     choose(page, CAT)
-    expect(cards(page)).to_contain_text("The key in the request is not one of this service's")
+    expect(cards(page)).to_contain_text("The key in the request is not valid")
     field.fill(" open-sesame ")
     choose(page, CAT)
     expect_answers(page, "cat.jpg")
@@ -385,7 +385,7 @@ def test_a_page_of_another_site_cannot_give_feedback(
     target.wait_for_log("problem=foreign-page")
     page.set_content(FORM)
     page.evaluate("to => { form.action = to; form.submit(); }", address)
-    expect(page.locator("body")).to_contain_text("sent this, and from a browser only")
+    expect(page.locator("body")).to_contain_text("sent this request; in a browser, only")
     target.wait_for_log("problem=foreign-page", times=2)
     page.close()
 

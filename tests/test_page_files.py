@@ -78,7 +78,7 @@ def test_whoever_does_not_ask_for_a_page_gets_the_commands_to_try(accept: str) -
         assert answer.headers["vary"] == "Accept"
         commands = [line for line in answer.text.splitlines() if line.startswith("curl")]
         assert len(commands) == 3
-        assert f"curl{header} --data-binary @cat.jpg http://testserver/predict" in commands
+        assert f"curl{header} --data-binary @picture.jpg http://testserver/predict" in commands
         assert "secret" not in answer.text
         assert "feedback are answered 404" in answer.text
     collecting = open_page(collect="/srv/feedback").get("/", headers={"Accept": accept})

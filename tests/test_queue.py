@@ -133,12 +133,12 @@ def test_a_body_is_refused_before_it_is_read_where_there_is_no_room() -> None:
         first.announce(700)
         assert queue.held_bytes == 0, "who announces and sends nothing takes no room"
         first.arrived(600)
-        with pytest.raises(Problem, match="no memory") as refused:
+        with pytest.raises(Problem, match="all the memory") as refused:
             second.announce(301)
         assert refused.value.type.slug == "busy"
         second.announce(300)  # which large uploads leave for small ones
         second.arrived(250)
-        with pytest.raises(Problem, match="no memory"):
+        with pytest.raises(Problem, match="all the memory"):
             first.arrived(100)
         assert queue.held_bytes == 850
         for never in (second.announce, second.arrived):

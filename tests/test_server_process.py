@@ -79,8 +79,8 @@ def test_a_bad_setting_stops_the_start_with_one_sentence(command: list[str]) -> 
     status, output = ended(command, threshold="high")
     assert status != 0
     assert output.splitlines() == [
-        "CAT_THRESHOLD is 'high', but must be a number between 0 and 1. Change it, or leave it"
-        " out for the default: the one in the weights file."
+        "CAT_THRESHOLD is 'high', but must be a number between 0 and 1. Change it, or unset it"
+        " to use the default: the one in the weights file."
     ]
 
 
@@ -101,11 +101,11 @@ def test_few_open_files_mean_few_connections_and_a_warning(weights_path: Path) -
     few = ["sh", "-c", 'ulimit -n "$1"; shift; exec "$@"', "sh"]
     status, output = ended([*few, "32", *PYTHON_M_APP], weights=weights_path)
     assert status == 1
-    assert output.startswith("Only 32 files may be open (ulimit -n). Allow ")
+    assert output.startswith("This process may open only 32 files (ulimit -n). Allow ")
     with running([*few, "64", *PYTHON_M_APP], weights=weights_path) as server:
-        assert "Only 64 files may be open (ulimit -n). Allow " in server.log
+        assert "This process may open only 64 files (ulimit -n). Allow " in server.log
         connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(80)]
-        server.wait_for_log("connections are open, as many as may: new ones are closed")
+        server.wait_for_log("connections are open, which is the limit: new ones are closed")
         os.kill(server.workers[0], signal.SIGKILL)
         for connection in connections:
             connection.close()
@@ -185,7 +185,7 @@ def test_new_weights_are_taken_up_under_load_and_bad_ones_change_nothing(
             path.write_bytes(path.read_bytes()[:-1000])
             server.process.send_signal(signal.SIGHUP)
             server.wait_for_log(
-                f"Nothing was reloaded: still serving tiny, version {newer.version}"
+                f"The weights were not reloaded: still serving tiny, version {newer.version}"
             )
             wait_for_more(answers, 2 * CLIENTS)
         assert {answer.status_code for answer in answers} == {200}

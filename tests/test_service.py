@@ -192,10 +192,10 @@ REFUSED = [  # request, slug, words of the detail
     (multipart(file("file"), file("file")), "several-files", "more than one"),
     (multipart("Content-Type: image/jpeg\r\n\r\nx"), "malformed-form", "no Content-Disposition"),
     (multipart(*[field("note")] * 21), "malformed-form", "more than 20 parts"),
-    (multipart(f"X-Long: {'x' * 5000}\r\n\r\nx"), "malformed-form", "between its boundaries"),
-    (multipart("a line without a colon\r\n\r\nx"), "malformed-form", "between its boundaries"),
+    (multipart(f"X-Long: {'x' * 5000}\r\n\r\nx"), "malformed-form", "between two boundaries"),
+    (multipart("a line without a colon\r\n\r\nx"), "malformed-form", "between two boundaries"),
     (multipart(file("file"), end="--b"), "malformed-form", "before its closing boundary"),
-    (body(b"x", "multipart/form-data"), "malformed-form", "Let the HTTP client write this header"),
+    (body(b"x", "multipart/form-data"), "malformed-form", "Let your HTTP client set this header"),
     (body(b"\xff\xd8\xff", FORM), "malformed-form", "does not begin with the boundary"),
 ]
 
@@ -272,17 +272,17 @@ def test_the_pixel_limit_is_a_setting_and_is_named(service: Service) -> None:
         problem = client.post("/predict", content=png_that_claims(100, 100)).json()
     assert problem["type"] == "/problems#too-many-pixels"
     assert (problem["limit_pixels"], problem["limit_side"]) == (9_999, 10_000)
-    assert "at most 9,999 pixels and 10,000 a side" in problem["detail"]
+    assert "9,999 pixels and 10,000 pixels per side" in problem["detail"]
 
 
 @pytest.mark.parametrize(
     ("path", "end", "slug", "words"),
     [
-        ("/predict", End.MEMORY, "too-many-pixels", "more memory than there is"),
-        ("/predict", End.TIME, "takes-too-long", "more processor time than one may have"),
-        ("/explain", End.CRASH, "crashes-decoder", "crashed again"),
+        ("/predict", End.MEMORY, "too-many-pixels", "more memory than is available"),
+        ("/predict", End.TIME, "takes-too-long", "too much processor time"),
+        ("/explain", End.CRASH, "crashes-decoder", "crashed its decoder twice"),
         ("/v2/models/cat/infer", End.MEMORY, "too-large", "Send fewer pictures"),
-        ("/predict", Reply({"fault": "secret", "seconds": 0.1}), "internal-error", "went wrong"),
+        ("/predict", Reply({"fault": "secret", "seconds": 0.1}), "internal-error", "The service failed"),
         ("/predict", None, "deadline-passed", "0.05 s passed"),
     ],
 )

@@ -107,9 +107,9 @@ def test_a_bad_key_is_refused_without_being_shown(text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        ("hush1\n# hush2\nhush3,hush4\n", "line 3 of {} is no key"),
-        ("hush1\x0chush2", "line 1 of {} is no key"),
-        ('"hush"', "line 1 of {} is no key"),
+        ("hush1\n# hush2\nhush3,hush4\n", "line 3 of {} is not a key"),
+        ("hush1\x0chush2", "line 1 of {} is not a key"),
+        ('"hush"', "line 1 of {} is not a key"),
         ("# hush1\n\n", "{} has none"),
         ("hush".encode("utf-16"), "{}: not UTF-8"),
         (None, "{}: No such file or directory"),

@@ -36,16 +36,16 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="""Train a classifier on your own pictures and look at how good it is.
+    help="""Train and evaluate a classifier on your own pictures.
 
-Data is the course's HDF5, or a folder or zip with the pictures of each class in a folder of its
-name (cat/ and non-cat/). A trained classifier is one file, which the service loads:
+DATA is the course's HDF5 file, or a folder or zip with one subfolder per class (cat/ and non-cat/).
+A trained classifier is one file, which the service loads:
 
 \b
   python -m training course train_catvnoncat.h5 --test test_catvnoncat.h5
   CAT_WEIGHTS=runs/logistic.safetensors python -m app
 
-`python -m training COMMAND --help` explains each command and shows an example.
+Run `python -m training COMMAND --help` for details and examples.
 """,
 )
 say = partial(print, flush=True)
@@ -86,21 +86,26 @@ def _data(
 
 Pictures = Annotated[
     list[Path],
-    typer.Argument(metavar="DATA", help="HDF5, folder or zip of pictures; several are joined"),
+    typer.Argument(
+        metavar="DATA", help="HDF5 file, folder or zip with pictures; several are combined"
+    ),
 ]
 Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights file")]
-Output = Annotated[Path, _option("--output", "FILE", "weights file to write; its report beside it")]
+Output = Annotated[
+    Path,
+    _option("--output", "FILE", "weights file to write; the report goes into a folder next to it"),
+]
 Classes = Annotated[
     tuple[str, str],
     _option(
         "--classes",
         "FIRST SECOND",
-        "names of the classes and of their folders; the probability is that of the first",
+        "names of the classes and their folders; the first is the class to detect",
     ),
 ]
 SkipBad = Annotated[
     bool,
-    _option("--skip-bad", None, "leave out what cannot be used; else it is listed, nothing done"),
+    _option("--skip-bad", None, "skip unusable files (default: list them and stop)"),
 ]
 
 
@@ -112,59 +117,58 @@ def _fit(
     data: Pictures,
     validation: Annotated[
         list[Path] | None,
-        _option("--validation", "DATA...", "pictures to measure with, in place of a fifth of DATA"),
+        _option("--validation", "DATA...", "validation pictures (default: a fifth of DATA)"),
     ] = None,
     start: Annotated[Path | None, _option("--from", "WEIGHTS", "fine-tune these weights")] = None,
     output: Output = Path("runs/model.safetensors"),
     name: Annotated[
-        str | None, _option("--name", None, "of the model (default: that of the weights file)")
+        str | None,
+        _option("--name", None, "name of the model (default: the name of the weights file)"),
     ] = None,
     classes: Classes = CLASS_NAMES,
     skip_bad: SkipBad = False,
-    resume: Annotated[bool, _option("--resume", None, "go on with the run that stopped")] = False,
+    resume: Annotated[bool, _option("--resume", None, "continue a stopped run")] = False,
     teacher: Annotated[
-        Path | None, _option("--teacher", "FILE", "what a larger network says of each picture: NPZ")
+        Path | None,
+        _option("--teacher", "FILE", "predictions of a larger network for each picture (NPZ)"),
     ] = None,
-    config: Annotated[
-        Path | None, _option("--config", "FILE", "settings, such as training/default.toml")
-    ] = None,
+    config: Annotated[Path | None, _option("--config", "FILE", "TOML file with settings")] = None,
     settings: Annotated[
         list[str] | None,
-        _option("--set", "NAME=VALUE...", "settings, in place of those in the file: mixup=0.2"),
+        _option("--set", "NAME=VALUE...", "settings that override the file, such as mixup=0.2"),
     ] = None,
     epochs: Annotated[
         int | None,
         _option(
             "--epochs",
             "N",
-            "times that all pictures are drawn "
-            f"(default: {SCRATCH.epochs}; with --from {FINE_TUNING.epochs})",
+            f"number of epochs (default: {SCRATCH.epochs}; with --from {FINE_TUNING.epochs})",
         ),
     ] = None,
     threads: Annotated[
-        int | None, _option("--threads", "N", "that share a batch (default: one a processor)")
+        int | None, _option("--threads", "N", "number of threads (default: one per core)")
     ] = None,
     seed: Annotated[
-        int | None, _option("--seed", "N", f"of all that is random (default: {SCRATCH.seed})")
+        int | None, _option("--seed", "N", f"seed of the random numbers (default: {SCRATCH.seed})")
     ] = None,
 ) -> Work:
     """Train the network on your own pictures.
 
-    From random weights (thousands of pictures of each class), or from weights that there are
-    (--from; a few hundred will do). Writes the weights file, which the service can load, and a
-    folder with the report: open its report.html in a browser.
+    Starts from random weights (needs thousands of pictures per class) or from existing weights
+    (--from; a few hundred are enough). Writes a weights file for the service, and a folder with
+    report.html.
 
-    Ctrl-C stops it and keeps the best epoch so far; --resume, given the same arguments, goes on
-    where it, or a crash, stopped.
+    Ctrl-C stops training and saves the best epoch so far. To continue, also after a crash, run the
+    same command with --resume.
 
     \b
     examples:
       python -m training fit mycamera/ --from model/cat.safetensors --output runs/mine.safetensors
-          fine-tuning: mycamera/cat/*.jpg and mycamera/non-cat/*.jpg, some hundred in all
+          fine-tuning with a few hundred pictures in mycamera/cat/ and mycamera/non-cat/
       python -m training fit photos.zip more/ --validation apart.zip --epochs 20
-          from scratch, on a zip and a folder, measured on pictures of another zip
+          from scratch, with a zip and a folder, validated on another zip
       python -m training fit photos.zip --set mixup=0.2 shares.web=1.4 stages=[32,64]
-          with settings of its own; training/default.toml names them all
+          with single settings; --config reads them from a file
       CAT_WEIGHTS=runs/mine.safetensors python -m app
           the service with the result
     """
@@ -188,27 +192,29 @@ def _evaluate(
     weights: Weights,
     data: Pictures,
     test: Annotated[
-        bool, _option("--test", None, "measure on the test split, and log that it was opened")
+        bool,
+        _option("--test", None, "measure on the test split, and record this in EXPERIMENTS.md"),
     ] = False,
     record: Annotated[
-        bool, _option("--record", None, "keep the metrics in the weights file")
+        bool, _option("--record", None, "store the metrics in the weights file")
     ] = False,
     skip_bad: SkipBad = False,
     output: Annotated[
-        Path | None, _option("--output", "FOLDER", "report to write (default: runs/WEIGHTS-SPLIT)")
+        Path | None,
+        _option("--output", "FOLDER", "folder for the report (default: runs/WEIGHTS-SPLIT)"),
     ] = None,
 ) -> Work:
     """Measure a trained classifier on labelled pictures.
 
-    By source, with confidence intervals: how many answers are right, whether its probabilities can
-    be believed, what it takes for the first class and what it misses, also in a quarter of the
-    frame and in low light. Writes a folder with report.html and metrics.json.
+    Reports accuracy, calibration, false positives and misses by source, with confidence intervals.
+    Repeats this with smaller and with darker pictures. Writes a folder with report.html and
+    metrics.json.
 
-    A folder of data that holds *-val.zip and *-test.zip stands for its *-val.zip, or with --test
-    for its *-test.zip. The test split is for a finished model: each time it is opened, a line is
-    added to training/EXPERIMENTS.md.
+    In a DATA folder with *-val.zip and *-test.zip, only *-val.zip is read; with --test, only
+    *-test.zip. Use the test split only for a finished model: each use adds a line to
+    training/EXPERIMENTS.md.
 
-    The report shows some of the pictures; mind whose they are before it is published.
+    The report contains some of the pictures. Check their rights before you publish it.
 
     \b
     example:
@@ -224,9 +230,8 @@ def _evaluate(
 def _card(weights: Weights) -> Work:
     """Write the model card, MODEL_CARD.md beside the weights.
 
-    What the weights file is for and what not, what it was trained on, how it was trained, how good
-    it is and where it fails. All of it comes from the weights file, and from evaluation.json beside
-    it: the metrics.json of `evaluate`.
+    The card describes intended use, training data, training, accuracy and failures. It is made from
+    the weights file and from evaluation.json next to it (the metrics.json of `evaluate`).
 
     \b
     example:
@@ -242,10 +247,10 @@ def _course(
     data: Pictures,
     test: Annotated[
         list[Path] | None,
-        _option("--test", "DATA...", "pictures to measure with that training does not see"),
+        _option("--test", "DATA...", "test pictures, not used for training"),
     ] = None,
     learning_rate: Annotated[
-        float, _option("--learning-rate", "RATE", "size of the steps", min=0)
+        float, _option("--learning-rate", "RATE", "learning rate", min=0)
     ] = LEARNING_RATE,
     iterations: Annotated[int, _option("--iterations", "N", "number of steps", min=1)] = ITERATIONS,
     output: Output = Path("runs/logistic.safetensors"),
@@ -254,13 +259,13 @@ def _course(
 ) -> Work:
     """Train logistic regression as the course does.
 
-    From zeros, gradient descent over all pictures in every iteration. Writes the weights file,
-    which the service can load, and a folder with the report: open its report.html in a browser.
+    Starts from zeros and uses all pictures in every iteration of gradient descent. Writes a weights
+    file for the service, and a folder with report.html.
 
     \b
     example:
       python -m training course train_catvnoncat.h5 --test test_catvnoncat.h5
-          2,000 iterations at learning rate 0.005: the course's run, a second of work
+          the course's run: 2,000 iterations at learning rate 0.005; takes about a second
     """
     return lambda: run_course(
         _data(data, classes, skip_bad),
@@ -294,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stopped:
         status = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
-        return _fail("Stopped; no file was left half-written.", status)
+        return _fail("Stopped. No file is incomplete.", status)
     except Refused as error:
         return _fail(f"error: {error}")
     except MemoryError as error:

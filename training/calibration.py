@@ -30,24 +30,29 @@ MOST_UNSURE = 0.35  # of the pictures, whose other views are looked at too
 LOW_BOUNDS, HIGH_BOUNDS = (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5), (1.0, 1.5, 2.0, 2.5, 3.0)
 
 CALIBRATION_RULE = (
-    "the scale and shift with which the source that is served worst loses least Brier score on the "
-    "validation pictures, against a scale and shift of its own; sources of one class aside"
+    "the scale and shift that minimise, over the sources with both classes, the largest excess "
+    "of the Brier score on validation pictures over that of a scale and shift for the source "
+    "alone"
 )
 THRESHOLD_RULE = (
-    "the highest whose balanced accuracy on the validation pictures, averaged over the sources "
-    f"with both classes, is the best to {TOLERANCE}, among those that answer {1 - MOST_WRONG:.0%} "
-    f"of each source of one class right (look-alikes and fewer than {COUNTS} pictures aside)"
+    "the highest whose balanced accuracy on the validation pictures (the mean over sources with "
+    f"both classes) is within {TOLERANCE} of the best. It must also classify {1 - MOST_WRONG:.0%} "
+    f"of each one-class source correctly; look-alikes and sources of fewer than {COUNTS} pictures "
+    "are exempt"
 )
 FEW_RULE = (
-    "the better on the validation pictures of 0.5 and, after fine-tuning, the threshold that it "
-    "started from: there are too few pictures to choose another"
+    "0.5 or, after fine-tuning, the old threshold if it is better on the validation pictures: "
+    "there are too few pictures to choose a new one"
 )
 UNSURE_RULE = (
-    "of a grid of pairs of logits the one that leaves fewest pictures unsure while the balanced "
-    f"accuracy by source on the validation pictures is the best to {TOLERANCE}, among those that "
-    f"leave at most {MOST_UNSURE:.0%} unsure"
+    "the two logits, from a grid, that leave the fewest pictures unsure, at most "
+    f"{MOST_UNSURE:.0%}. The balanced accuracy by source on the validation pictures must be "
+    f"within {TOLERANCE} of the best"
 )
-TOO_FEW = f"left as it was: fewer than {ENOUGH} validation pictures, or {ENOUGH_OF_EACH} of a class"
+TOO_FEW = (
+    f"not fitted: there are fewer than {ENOUGH} validation pictures, or fewer than "
+    f"{ENOUGH_OF_EACH} of a class"
+)
 
 
 def enough(y: Array) -> bool:
@@ -127,7 +132,7 @@ def calibrate(z: Array, y: Array, sources: Sequence[str]) -> Calibration:
     every_z, every_y = (np.concatenate(each) for each in zip(*mixed, strict=True))
     scale, shift = logistic_fit(every_z, every_y, ridge=1.0)
     if scale <= 0:
-        return Calibration(rule="left as it was: the network is no better than guessing")
+        return Calibration(rule="not fitted: the network is no better than guessing")
     for width in (1.0, 0.3, 0.1):
         scales = scale * np.exp(width / 2 * np.linspace(-1, 1, 11))
         grid = list(product(scales.tolist(), (shift + width * np.linspace(-1, 1, 11)).tolist()))

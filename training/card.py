@@ -31,7 +31,7 @@ def run_card(weights: Path, say: Say) -> None:
     try:
         text = model_card(weights, results)
     except KeyError as error:  # weights or an evaluation of another make
-        raise Refused(f"{weights} or its evaluation says nothing of {error}.") from error
+        raise Refused(f"{weights} or its evaluation lacks {error}.") from error
     write_file(output, text.encode())
     say(f"card: {output}")
 
@@ -49,7 +49,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         raise Refused(f"{path} is no evaluation: it is not JSON ({error}).") from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         raise Refused(
-            f"{path} is no evaluation that this code reads; name the metrics.json of a report."
+            f"{path} is not an evaluation of this version. Use the metrics.json of a new report."
         )
     return results
 

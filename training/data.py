@@ -198,7 +198,7 @@ def _load_member(archive: zipfile.ZipFile, entry: Entry) -> bytes:
     try:
         return archive.read(entry.stored)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise OSError(f"is damaged within the zip: {error}") from error
+        raise OSError(f"is damaged in the zip: {error}") from error
 
 
 def _check_size(size: int) -> None:
@@ -229,7 +229,11 @@ def _list_classes(
         if name is None or len(name.parts) < 2 or name.parts[0] not in class_names:
             listing.left_out.append((entry.name, f"not in {class_names[0]}/ or {class_names[1]}/"))
         elif entry.type != EntryType.PICTURE and file.suffix:  # without one, its bytes will tell
-            what = "a zip: unpack it" if entry.type == EntryType.ZIP else "no picture by its name"
+            what = (
+                "a zip: unpack it"
+                if entry.type == EntryType.ZIP
+                else ("does not have a picture's file extension")
+            )
             listing.unusable.append((entry.name, f"is {what}"))
         else:
             first, dash, _ = name.name.partition("-")
@@ -254,14 +258,14 @@ def _class_root(
     if roots:
         places = ", ".join(f"{folder}/" for folder in sorted(roots)[:10])
         raise Refused(
-            f"{path} has folders {first}/ or {second}/ in several places: {places}. Give one of "
-            "them (unpacked, if this is a zip); a picture has one class."
+            f"{path} has folders {first}/ or {second}/ in several places: {places}. Use one of "
+            "them (unpack a zip first)."
         )
     folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
     held = f"folders {_quoted(folders[:10])}" if folders else f"{len(files)} files, no folders"
     raise Refused(
-        f"{path} has no folders {first}/ and {second}/; it holds {held}. Sort the pictures into "
-        "two folders of these names, or name yours with --classes, the one to look for first."
+        f"{path} has no folders {first}/ and {second}/; it contains {held}. Sort the pictures "
+        "into two such folders, or name yours with --classes."
     )
 
 
@@ -281,8 +285,8 @@ def _check_classes(
     if both_classes and len(np.unique(labels)) == 1:
         one, other = class_names if labels[0] else class_names[::-1]
         raise Refused(
-            f"{where}: all {len(labels)} pictures are {one!r}; training needs pictures of "
-            f"{other!r} too."
+            f"{where}: all {len(labels)} pictures are {one!r}. Training also needs pictures of "
+            f"{other!r}."
         )
 
 
@@ -298,11 +302,11 @@ def _list_hdf5(path: Path, class_names: tuple[str, str]) -> list[Listed]:
         with h5py.File(path) as file:
             x, y, names = _read_hdf5(path, file)
     except OSError as error:
-        raise Refused(f"{path} is not an HDF5, or a damaged one: {error}.") from error
+        raise Refused(f"{path} is not an HDF5 file, or is damaged: {error}.") from error
     if names and sorted(names) != sorted(class_names):
         raise Refused(
-            f"{path}: its classes are {_quoted(names)}, not {_quoted(class_names)}. "
-            "Name them with --classes, the one to look for first."
+            f"{path}: its classes are {_quoted(names)}, not {_quoted(class_names)}. Use --classes "
+            "with these names, the class to detect first."
         )
     first = 1 if not names or names[1] == class_names[0] else 0
     return [
@@ -335,8 +339,8 @@ def _read_hdf5(path: Path, file: h5py.File) -> tuple[Pixels, Labels, list[str]]:
     labels = np.asarray(y[()])
     if not len(x) == labels.size == max(y.shape, default=0) or not np.isin(labels, (0, 1)).all():
         raise Refused(
-            f"{path}: {y.name[1:]} of shape {y.shape} should hold one 0 or 1 for each of the "
-            f"{len(x)} pictures."
+            f"{path}: {y.name[1:]} of shape {y.shape} must hold a 0 or 1 for each of the {len(x)} "
+            "pictures."
         )
     names = np.ravel(file["list_classes"][()]).tolist() if "list_classes" in held else []
     texts = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names]

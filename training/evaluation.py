@@ -119,17 +119,17 @@ def split_of(files: Sequence[Path], *, test: bool) -> str:
         split = _SPLIT_WORDS.get(words[0]) or _SPLIT_WORDS.get(words[-1])
         if split == "test" and not test:
             raise Refused(
-                f"{file.name} is of the test split, which is for the numbers of a finished model. "
-                "Use validation pictures, or open it with --test, which is logged."
+                f"{file.name} belongs to the test split. Use validation pictures; for a finished "
+                "model, use --test, which is logged."
             )
         if split not in ("test", None) and test:
             raise Refused(
-                f"{file.name} is of the {split} split; --test measures on test pictures alone."
+                f"{file.name} belongs to the {split} split; --test accepts only test pictures."
             )
         splits.add(split)
     if "training" in splits and len(splits) > 1:
         names = ", ".join(file.name for file in files)
-        raise Refused(f"{names}: measure training pictures apart from the others.")
+        raise Refused(f"{names}: measure training pictures separately.")
     return "test" if test else "training" if splits == {"training"} else "validation"
 
 
@@ -148,7 +148,7 @@ def answers(classifier: Classifier, files: Sequence[Load], label: str) -> tuple[
 
     found, failures = on_all_cores(ask, len(files), label)
     for why in failures.values():
-        raise Refused(f"A picture could be read, and now not: {why}.")
+        raise Refused(f"A picture could be read before, but not now: {why}.")
     p, views = np.array([found[i] for i in range(len(files))]).T
     return p, views
 
@@ -392,7 +392,7 @@ def run_evaluate(
     files = data_files(data, test=test)
     split = split_of(files, test=test)
     if keep and split == "training":
-        raise Refused("--record keeps numbers of unseen pictures; these were trained on.")
+        raise Refused("--record is only for pictures that were not used for training.")
     folder = output or Path("runs") / f"{weights.stem}-{split}"
     check_folder(folder)
     if test:

@@ -121,7 +121,7 @@ def read_settings(
             raise Refused(f"{config} cannot be read: {error.strerror or error}.") from error
     values |= {name: value for name, value in given.items() if value is not None}
     if fine_tuning and given.get("stages"):
-        raise Refused("stages are for training from scratch; with --from they are there.")
+        raise Refused("stages can be set only from scratch, not with --from.")
     defaults = FINE_TUNING if fine_tuning else SCRATCH
     try:
         settings = TypeAdapter(Settings).validate_python(asdict(defaults) | values)
@@ -135,7 +135,7 @@ def read_settings(
     if "threads" not in values:
         settings = replace(settings, threads=max(1, min(cores(), settings.batch // SHARD)))
     if len(settings.stages) > MOST_STAGES:
-        raise Refused(f"stages: {MOST_STAGES} at most; then one place of 16×16 is left.")
+        raise Refused(f"stages: at most {MOST_STAGES} are possible.")
     return settings
 
 
@@ -170,7 +170,7 @@ def _task(
     sources = join_small(training.sources)
     if unknown := sorted(settings.shares.keys() - set(sources)):
         raise Refused(
-            f"shares: there is no source {', '.join(unknown)}; there are "
+            f"shares: there is no source {', '.join(unknown)}. The sources are "
             f"{', '.join(sorted(set(sources)))}."
         )
     targets = training.labels[:, None]
@@ -180,8 +180,8 @@ def _task(
             targets = targets[:, :1]
     if not start and min(training.count(name) for name in training.class_names) < FEW:
         say(
-            f"note: from scratch, with fewer than {FEW:,} pictures of a class, the result will be "
-            "weak; --from model/cat.safetensors makes more of them"
+            f"note: with fewer than {FEW:,} pictures per class, training from scratch gives a "
+            "weak network; use --from model/cat.safetensors"
         )
     lookalikes = [  # of each picture the kind by which it is drawn, "" for those that are none
         (part.kind or source) if source in settings.lookalikes and not label else ""
@@ -238,14 +238,12 @@ def _load_start(path: Path, class_names: tuple[str, str]) -> Classifier:
     start = load(path)
     if start.preprocessing != Preprocessing():
         raise Refused(
-            f"{path} reads pictures as {start.preprocessing.to_json()}; fine-tuning "
-            f"knows {Preprocessing().to_json()} only. Train from scratch."
+            f"{path} reads pictures as {start.preprocessing.to_json()}; fine-tuning supports only "
+            f"{Preprocessing().to_json()}. Train from scratch."
         )
     if class_names == start.class_names[::-1]:
         first, second = start.class_names
-        raise Refused(
-            f"{path} gives the probability of {first!r}: name it first, --classes {first} {second}."
-        )
+        raise Refused(f"{path} detects {first!r}. Use --classes {first} {second}.")
     return start
 
 
@@ -273,9 +271,7 @@ def fit(
     folder = outputs(output)
     unfinished = output.with_name(f"{output.stem}-training")
     if start and start.resolve() == output.resolve():
-        raise Refused(
-            f"{output} is what it starts from; name another --output to write the result to."
-        )
+        raise Refused(f"{output} is also the --from file. Choose another --output.")
     _check_unfinished(unfinished, resumed)
     settings = read_settings(config, given or {}, fine_tuning=start is not None)
     network = _load_start(start, data.class_names) if start else None
@@ -292,9 +288,9 @@ def fit(
             _write(task, run, output, folder, say)
     if stopped:
         say(
-            f"Stopped after epoch {len(run.curve)} of {settings.epochs}; --resume goes on."
+            f"Stopped after epoch {len(run.curve)} of {settings.epochs}. To continue, add --resume."
             if run.curve
-            else "Stopped before the first epoch was complete: nothing is written."
+            else "Stopped before the end of the first epoch: nothing was written."
         )
         raise stopped
     remove_progress(unfinished)
@@ -304,12 +300,12 @@ def _check_unfinished(folder: Path, resumed: bool) -> None:
     there = (folder / CHECKPOINT).is_file()
     if there and not resumed:
         raise Refused(
-            f"{folder} holds a run that is not finished. Go on with it with --resume, remove the "
-            "folder to start anew, or name another --output."
+            f"{folder} contains an unfinished run. Continue it with --resume, delete the folder "
+            "to start again, or choose another --output."
         )
     if resumed and not there:
         raise Refused(
-            f"There is no unfinished run in {folder} to resume. Leave --resume out to start one."
+            f"There is no unfinished run in {folder}. Remove --resume to start a new one."
         )
 
 
@@ -460,7 +456,7 @@ def finish(layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]) -> Cla
             views=Views(views.boxes, (low, high)),
         )
     except ValueError as error:
-        raise Refused(f"The trained network cannot be stored: {error}.") from error
+        raise Refused(f"The trained network cannot be saved: {error}.") from error
     p = sigmoid(held.answers(classifier, threads))
     threshold = held.threshold(p, (task.start.threshold, 0.5) if task.start else (0.5,))
     found = {

@@ -1,6 +1,6 @@
 """Which pictures `fit` learns from, which it measures with, and what answers for those are worth.
 
-Pictures to measure with are read as the service reads them. Near copies of a picture (saved again,
+Pictures to validate on are read as the service reads them. Near copies of a picture (saved again,
 resized, mirrored) are on one side, or the figures would flatter.
 
 A picture is compared as 16×16 grey values. Two are copies of each other where these are almost
@@ -46,7 +46,7 @@ LARGEST, SMALLEST = 96, 64  # sides that training pictures are kept at: crops of
 SHARE = 0.2  # of each class that is held back,
 MOST = 2000  # but no more pictures than this
 LEAST_HELD_BACK, LEAST_TRAINING = 5, 10  # of each class
-COPIES = "the same, saved again, resized or mirrored"
+COPIES = "identical, re-saved, resized or mirrored"
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ class Data:
 
 
 def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
-    """The pictures to learn from, at their own size, and those to measure with, at the network's.
+    """The pictures to train on, at their own size, and those to validate on, at the network's.
     Raises Refused."""
     training = read_aloud(data.training, data, say, side=LARGEST, smallest=SMALLEST)
     grey = grey_pictures(training.pictures, training.sides)
@@ -72,28 +72,32 @@ def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
         copies = copies_of(grey_pictures(held.pictures, held.sides), grey)
         if copies.any():
             say(
-                f"left out {copies.sum():,} of the validation pictures: they are copies of "
-                f"training pictures ({COPIES})"
+                f"left out {copies.sum():,} validation pictures that are copies of training "
+                f"pictures ({COPIES})"
             )
             held = held.only(~copies)
     else:
-        parts = f"({LEAST_TRAINING} to learn from and {LEAST_HELD_BACK} to hold back)"
+        parts = f"({LEAST_TRAINING} to train on and {LEAST_HELD_BACK} to hold back)"
         _check_counts(training, LEAST_TRAINING + LEAST_HELD_BACK, f"in the data {parts}")
         groups = copy_groups(grey)
         if count := count_copies(groups):
-            say(f"{count:,} pictures are copies of each other ({COPIES}) and stay on one side")
+            say(
+                f"{count:,} pictures have copies ({COPIES}); copies stay together in training "
+                "or in validation"
+            )
         chosen, divided = hold_back(training, groups, np.random.default_rng((seed, 7)))
         for name in divided:
             say(
-                f"note: almost all pictures of {name!r} are copies of each other, so that both "
-                "sides have some: the figures flatter; --validation names others"
+                f"note: almost all pictures of {name!r} are copies of each other. Some are in "
+                "both training and validation, so the figures are too good. Use --validation "
+                "with other pictures."
             )
         held = _read_again(training, chosen)
         training = training.only(~chosen)
-    for pictures, purpose in ((training, "learning from"), (held, "measuring with")):
+    for pictures, purpose in ((training, "training on"), (held, "validating on")):
         say(f"{purpose} {pictures}")
-    _check_counts(training, LEAST_TRAINING, "to learn from")
-    _check_counts(held, LEAST_HELD_BACK, "to measure with")
+    _check_counts(training, LEAST_TRAINING, "to train on")
+    _check_counts(held, LEAST_HELD_BACK, "to validate on")
     return training, held
 
 
@@ -131,7 +135,7 @@ def _read_again(pictures: PictureSet, chosen: Array) -> PictureSet:
         lambda i: read_picture(pictures.files[places[i]](), spec).pixels, len(places), "reading"
     )
     for i, why in failures.items():
-        raise Refused(f"{pictures.names[places[i]]} could be read, and now not: {why}.")
+        raise Refused(f"{pictures.names[places[i]]} could be read before, but not now: {why}.")
     sides = np.full(len(pictures), spec.side, np.int16)
     without = replace(pictures, pictures=np.zeros((len(sides), 0, 0, 3), np.uint8), sides=sides)
     return replace(without.only(chosen), pictures=np.stack([read[i] for i in sorted(read)]))
@@ -143,8 +147,8 @@ def _check_counts(pictures: PictureSet, least: int, purpose: str) -> None:
     if min(counts.values()) < least:
         found = " and ".join(f"{count} of {name!r}" for name, count in counts.items())
         raise Refused(
-            f"Too few pictures {purpose}: {found}; at least {least} of each are needed. Add "
-            "pictures; with a few hundred it becomes useful."
+            f"Too few pictures {purpose}: {found}. At least {least} per class are needed; a few "
+            "hundred give useful results."
         )
 
 
@@ -265,7 +269,7 @@ def count_copies(groups: Array) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """m pictures (m, 64, 64, 3) to measure with, their labels (m,), and their sources as they are
+    """m pictures (m, 64, 64, 3) to validate on, their labels (m,), and their sources as they are
     reported: rooms are one of their own, and those of few pictures are one together."""
 
     pictures: Pixels

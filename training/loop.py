@@ -264,8 +264,8 @@ class Trainer:
         mean_loss = sum(total for _, total in results) / len(batch)
         if not isfinite(mean_loss):
             raise Refused(
-                f"Training diverged in epoch {self.epoch + 1}: the loss is no longer a number, so "
-                f"the steps are too large. Try a smaller learning rate than {config.max_lr:g}."
+                f"Training diverged in epoch {self.epoch + 1}: the loss is not finite. Try max_lr "
+                f"below {config.max_lr:g}."
             )
         rate = learning_rate(epoch, config)
         gradients = [shard for shard, _ in results]
@@ -484,7 +484,7 @@ def _check_identity(path: Path, then: Mapping[str, Any], now: Mapping[str, Any])
     ]
     if different:
         raise Refused(
-            f"The run in {path.parent} cannot go on, since it would not be the same run: "
-            f"{'; '.join(different)}. Resume it with what it was started with, or remove "
-            f"{path.parent} and start anew."
+            f"The run in {path.parent} cannot be resumed, because these have changed: "
+            f"{'; '.join(different)}. Use the same data and options as before, or delete "
+            f"{path.parent} and start again."
         )

@@ -94,13 +94,15 @@ def check_output(path: Path) -> None:
     if path.exists() and not path.is_file():  # writing replaces it: a device would be gone
         raise OSError(errno.EINVAL, "is a device, pipe or socket; name a file", str(path))
     if not os.access(path.resolve().parent, os.W_OK):
-        raise PermissionError(errno.EACCES, "its folder cannot be written to", str(path))
+        raise PermissionError(errno.EACCES, "you cannot write to its folder", str(path))
 
 
 def check_folder(folder: Path) -> None:
     """Find out before the work, with an OSError, what would keep a report from being written."""
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "is a file; a report is a folder", str(folder))
+        raise NotADirectoryError(
+            errno.ENOTDIR, "is a file, but the report needs a folder", str(folder)
+        )
 
 
 @contextmanager

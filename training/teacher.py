@@ -45,7 +45,7 @@ def read_teacher(path: Path, names: Sequence[str]) -> Teacher:
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:  # ValueError: pickled objects
-        raise Refused(f"{path} is no NPZ of names and numbers: {error}.") from error
+        raise Refused(f"{path} is not a valid NPZ file with names and numbers: {error}.") from error
     if not {"name", "logit"} <= arrays.keys():
         raise Refused(
             f"{path} has the arrays {', '.join(arrays) or '(none)'}; expected name and logit."
@@ -59,13 +59,13 @@ def read_teacher(path: Path, names: Sequence[str]) -> Teacher:
                 "floating-point numbers for each name."
             )
         if not np.isfinite(values).all():
-            raise Refused(f"{path}: there is something for a picture that is no number.")
+            raise Refused(f"{path}: some values are not finite.")
     place = {name: i for i, name in enumerate(own)}
     missing = [name for name in names if name not in place]
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         raise Refused(
-            f"{path} says nothing of {len(missing):,} of {len(names):,} training pictures: "
+            f"{path} has no entry for {len(missing):,} of {len(names):,} training pictures: "
             f"{shown}. Add them, train on pictures that it has, or leave --teacher out."
         )
     rows = [place[name] for name in names]
