@@ -21,8 +21,8 @@ SIX = Views(  # the whole, the middle and the corners
         *((0.4, 0.0, 1.0, 0.6), (0.0, 0.4, 0.6, 1.0), (0.4, 0.4, 1.0, 1.0)),
     )
 )
-LOSSLESS = ("PNG", "GIF", "BMP", "TIFF", "WEBP")
-FORMATS = ("JPEG", *LOSSLESS, "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
+ADOBE = b"Adobe\0\x64\0\0\0\0"  # a segment of a JPEG, before the kind of its colours
 
 # What a camera does to the upright picture before it writes the orientation beside it
 STORED_AS: dict[int, Turn] = {
@@ -150,7 +150,7 @@ def deep_png(values: NDArray[np.uint16]) -> bytes:
     return png(width, height, with_filter, depth=16, colour=colour)
 
 
-TIFF_TYPES = {"B": 1, "H": 3, "I": 4}
+TIFF_TYPES = {"B": 1, "b": 2, "H": 3, "I": 4}  # b: text
 
 
 def tiff(
@@ -286,6 +286,8 @@ def kinds() -> dict[str, bytes]:
         "TIFF group4": encode(scene(mode="1"), "TIFF", compression="group4"),
         "big TIFF": encode(scene(), "TIFF", big_tiff=True),
         "progressive JPEG": encode(scene(), "JPEG", progressive=True),
+        # says that its inks are luma and chroma
+        "YCCK JPEG": encode(scene(mode="CMYK"), "JPEG").replace(ADOBE + b"\0", ADOBE + b"\2"),
         "turned JPEG": turned(6),
         "MPO": mpo(),
         "lossy WebP": encode(scene(), "WEBP", lossless=False),
