@@ -305,7 +305,7 @@ CHANGES: Sequence[tuple[Change | dict[str, Any], str]] = [  # and what is said
     ({"class_names": ["cat", "\x1b[2J"]}, "printable"),
     *(({"class_names": names}, "class_names") for names in (["cat"], ["cat", "cat"], [1, 2])),
     *(({"threshold": value}, "threshold") for value in (0.0, 1.0, float("nan"), "0.5", None)),
-    *(({"architecture": value}, "layers") for value in ("linear", None)),
+    *(({"architecture": value}, "cannot be used") for value in ("linear", None)),
     *(({"preprocessing": value}, "preprocessing must") for value in (None, {"side": 64})),
     ({"views": None}, "views must"),
     *(({"golden": value}, "golden") for value in (None, [], [None])),

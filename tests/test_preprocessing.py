@@ -186,24 +186,24 @@ def test_a_stored_jpeg_is_never_enlarged_and_what_is_refused_is_not_stored() -> 
 def test_working_in_bands_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = Preprocessing(side=96, filter="lanczos")
     samples = kinds() | {"shrunk JPEG of inks": encode(scene(333, 347, "CMYK"), "JPEG")}
-    at_once = {name: read_picture(data, spec) for name, data in samples.items()}
+    at_once = [read_picture(data, spec) for data in samples.values()]
     for rows in (7, 119):
         monkeypatch.setattr("model.preprocessing.BAND_PIXELS", 160 * rows)
-        for name, data in samples.items():
+        for (name, data), whole in zip(samples.items(), at_once, strict=True):
             banded = read_picture(data, spec)
-            np.testing.assert_array_equal(banded.pixels, at_once[name].pixels, name)
-            assert banded.warnings == at_once[name].warnings, name
+            np.testing.assert_array_equal(banded.pixels, whole.pixels, name)
+            assert banded.warnings == whole.warnings, name
 
 
 # --- Upright -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_a_picture_is_turned_upright_once(name: str, orientation: int) -> None:
     result = read_picture(pictures.turned(orientation, name))
     assert (result.width, result.height) == (160, 120)
-    assert any("upright" in note for note in result.warnings) == (orientation != 1)
+    assert result.warnings == ("it was turned upright as its EXIF orientation says",)
     tolerance = 14 if name in ("JPEG", "AVIF") else 1
     np.testing.assert_allclose(result.pixels, squeezed(scene()), atol=tolerance)
 
@@ -238,13 +238,11 @@ def test_12_bits_in_a_tiff_are_scaled_by_their_own_white() -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize(
-    ("kind", "sample_format"), [("u4", 1), ("i4", 2), ("i2", 2), ("i1", 2), ("f4", 3)]
+    ("kind", "sample"), [("u4", 1), ("i4", 2), ("i2", 2), ("i1", 2), ("f4", 3)]
 )
-def test_numbers_without_a_known_white_are_refused(
-    order: str, kind: str, sample_format: int
-) -> None:
+def test_numbers_without_a_known_white_are_refused(order: str, kind: str, sample: int) -> None:
     values = np.full((80, 80), 100, f"{order}{kind}")
-    tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample_format])]
+    tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample])]
     error = refusal(pictures.tiff(80, 80, values.tobytes(), order=order, tags=tags))
     assert error.reason == Reason.FORMAT_NOT_ALLOWED
     assert "8 or 16 bits" in str(error)
@@ -389,8 +387,7 @@ def test_a_bmp_that_is_transparent_everywhere_is_opaque() -> None:
     """Programs that know nothing of alpha leave it 0; viewers show such pictures."""
     result = read_picture(bmp_with_alpha(0))
     np.testing.assert_array_equal(result.pixels, squeezed(scene()))
-    assert result.warnings == ()
-    assert read_picture(bmp_with_alpha(128)).warnings != ()
+    assert (result.warnings, read_picture(bmp_with_alpha(128)).warnings) == ((), (ON_WHITE,))
 
 
 # --- Transparency --------------------------------------------------------------------------------
@@ -398,9 +395,7 @@ def test_a_bmp_that_is_transparent_everywhere_is_opaque() -> None:
 
 def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_through() -> None:
     image = scene(mode="RGBA")
-    result = read_picture(encode(image, "PNG"))
-    np.testing.assert_array_equal(result.pixels, squeezed(scene()))
-    assert result.warnings == ()
+    assert read_picture(encode(image, "PNG")).warnings == ()
     image.putalpha(0)
     assert pixels(encode(image, "PNG")).min() == 255
 
@@ -408,23 +403,25 @@ def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_thro
 @pytest.mark.parametrize(
     ("depth", "colour", "key", "row", "found"),
     [
-        (1, 0, [1], b"\0" + b"\xf0" * 10, True),
-        (2, 0, [3], b"\0" + b"\xff\xff\0\0" * 5, True),
-        (4, 0, [15], b"\0" + b"\xff\xff\0\0" * 10, True),
-        (8, 0, [200], b"\0" + b"\xc8" * 40 + b"\0" * 40, True),
-        (8, 0, [200], b"\0" + b"\xc9" * 80, False),
-        (16, 0, [0x1234], b"\0" + b"\x12\x34" * 40 + b"\0\0" * 40, True),
-        (16, 0, [0x1234], b"\0" + b"\x12\x35" * 80, False),
-        (8, 2, [9, 8, 7], b"\0" + b"\x09\x08\x07" * 40 + b"\0" * 120, True),
-        (8, 2, [9, 8, 7], b"\0" + b"\x09\x08\x06" * 80, False),
-        (16, 2, [0x1234, 0, 0xFFFF], b"\0" + b"\x12\x34\0\0\xff\xff" * 40 + b"\0" * 240, True),
+        (1, 0, [1], b"\xf0" * 10, True),
+        (2, 0, [3], b"\xff\xff\0\0" * 5, True),
+        (4, 0, [15], b"\xff\xff\0\0" * 10, True),
+        (8, 0, [200], b"\xc8" * 40 + b"\0" * 40, True),
+        (8, 0, [200], b"\xc9" * 80, False),
+        (16, 0, [0x1234], b"\x12\x34" * 40 + b"\0\0" * 40, True),
+        (16, 0, [0x1234], b"\x12\x35" * 80, False),
+        (8, 2, [9, 8, 7], b"\x09\x08\x07" * 40 + b"\0" * 120, True),
+        (8, 2, [9, 8, 7], b"\x09\x08\x06" * 80, False),
+        (16, 2, [0x1234, 0, 0xFFFF], b"\x12\x34\0\0\xff\xff" * 40 + b"\0" * 240, True),
     ],
 )
 def test_the_transparent_colour_of_a_png_is_found_at_every_depth(
     depth: int, colour: int, key: list[int], row: bytes, found: bool
 ) -> None:
     transparency = (b"tRNS", struct.pack(f">{len(key)}H", *key))
-    data = pictures.png(80, 80, row * 80, depth=depth, colour=colour, before=[transparency])
+    data = pictures.png(
+        80, 80, (b"\0" + row) * 80, depth=depth, colour=colour, before=[transparency]
+    )
     result = read_picture(data)
     assert (ON_WHITE in result.warnings) == found
     assert (result.pixels.max() == 255) == found
@@ -448,19 +445,14 @@ def test_a_picture_smaller_than_the_network_sees_is_mentioned() -> None:
 def test_too_many_pixels_are_refused_by_the_header(name: str) -> None:
     error = refusal(pictures.HUGE[name]())
     assert error.reason == Reason.TOO_MANY_PIXELS
-    assert "25 million" in str(error)
-    assert re.search(r"\d\d,\d{3} × \d\d,\d{3}", str(error))
+    assert re.search(r"\d\d,\d{3} × \d\d,\d{3}.*25 million", str(error))
 
 
 def test_a_jpeg_counts_as_large_as_it_is_decoded() -> None:
     data = picture("JPEG", 1200, 800)  # decoded as 150 × 100
-    result = read_picture(data, limits=Limits(max_pixels=150 * 100 * 8, max_side=150))
-    assert (result.width, result.height) == (1200, 800)
+    assert read_picture(data, limits=Limits(150 * 100 * 8, 150)).width == 1200
     for limits in (Limits(max_side=149), Limits(max_pixels=150 * 100 * 8 - 1)):
-        error = refusal(data, limits)
-        assert error.reason == Reason.TOO_MANY_PIXELS
-        assert "1,200 × 800" in str(error)
-        assert "baseline JPEG" in str(error)
+        assert re.search("1,200 × 800.*baseline JPEG", str(refusal(data, limits)))
 
 
 def test_a_jpeg_of_which_all_coefficients_are_held_counts_whole() -> None:
@@ -479,17 +471,16 @@ def test_what_follows_a_picture_changes_nothing(name: str) -> None:
         np.testing.assert_array_equal(pixels(picture(name) + rest), pixels(picture(name)))
 
 
-def test_a_side_may_be_limited_alone_and_the_decoders_own_limits_do_not_hold() -> None:
+def test_the_decoders_own_limits_do_not_hold() -> None:
     data = picture("PNG", 300, 10)
     assert refusal(data, Limits(max_side=299)).reason == Reason.TOO_MANY_PIXELS
-    assert read_picture(data, limits=Limits(max_side=300, max_pixels=3000)).width == 300
     flat = encode(Image.new("1", (9_700, 9_700)), "PNG")  # 94 million: Pillow would warn
     assert read_picture(flat, limits=Limits(max_pixels=100_000_000)).width == 9_700
 
 
 def test_a_webp_whose_picture_is_larger_than_its_canvas_is_refused() -> None:
     large = encode(Image.new("RGB", (3000, 2000)), "WEBP")
-    small = pictures.huge_webp(64, 64)
+    small = pictures.webp_header(64, 64)
     body = small[8:] + large[12:]
     data = b"RIFF" + struct.pack("<I", len(body)) + body
     assert refusal(data, Limits(max_pixels=100_000)).reason == Reason.DAMAGED
@@ -503,7 +494,8 @@ def in_another_process(code: str, samples: Sequence[bytes]) -> list[str]:
     framed = b"".join(len(each).to_bytes(4, "big") + each for each in samples)
     command = [sys.executable, "-W", "error", "-c", READ_SAMPLES + code]
     run = subprocess.run(command, input=framed, capture_output=True, cwd=ROOT, check=False)
-    assert (run.returncode, run.stderr.decode()) == (0, "")
+    assert not run.returncode, run.stderr.decode()
+    assert b"Warning" not in run.stderr
     return run.stdout.decode().splitlines()
 
 
@@ -538,7 +530,7 @@ print(sorted(set(sys.modules) - before))
 
 def test_a_process_that_may_open_nothing_answers_every_kind_of_picture() -> None:
     jpeg_in_tiff, _ = layout("RGB", compression="jpeg")
-    samples = [*kinds().values(), pictures.mpo(), jpeg_in_tiff]
+    samples = [*kinds().values(), jpeg_in_tiff]
     samples += [encode(PHOTO, "JPEG", progressive=True), encode(PHOTO.quantize(9), "PNG")]
     assert in_another_process(ANSWER_WITHOUT_FILES, samples) == ["[]"]
 
@@ -564,7 +556,7 @@ while data := next_sample():
 
 _LARGE = (1600, 1250)  # 2 million pixels: 8 MB in Pillow's memory
 
-HEAVY: dict[str, tuple[bytes, int]] = {  # and how many MiB are enough
+HEAVY = {  # and how many MiB are enough
     "baseline JPEG": (picture("JPEG", *_LARGE), 4),
     "progressive inks": (encode(scene(*_LARGE, "CMYK"), "JPEG", progressive=True), 24),
     "transparent PNG": (encode(see_through().resize(_LARGE), "PNG"), 16),
@@ -578,8 +570,7 @@ HEAVY: dict[str, tuple[bytes, int]] = {  # and how many MiB are enough
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_that_is_refused_is_never_taken_for_damage_of_the_picture() -> None:
-    samples = [data for data, _ in HEAVY.values()]
-    enough = in_another_process(DECODE_IN_LITTLE_MEMORY, samples)
+    enough = in_another_process(DECODE_IN_LITTLE_MEMORY, [data for data, _ in HEAVY.values()])
     for name, taken, (_, most) in zip(HEAVY, enough, HEAVY.values(), strict=True):
         assert int(taken) <= most, name
 
