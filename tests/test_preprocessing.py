@@ -94,56 +94,6 @@ def test_a_vector_is_the_rows_of_the_pixels_over_255() -> None:
     np.testing.assert_array_equal(to_vector(values[0]), vectors[0])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({"filter": "nearest"}, {"filter": ["bilinear"]}, {"fit": "crop"}, {"gamma": 2.2}),
-        *({"background": "black"}, {"side": 0}, {"side": "64"}, {"jpeg_times": 0}, None),
-    ],
-    ids=str,
-)
-def test_a_specification_that_this_code_does_not_do_is_refused(change: Any) -> None:
-    with pytest.raises(ValueError, match="preprocessing"):
-        Preprocessing.from_json(change and Preprocessing().to_json() | change)
-    with pytest.raises(ValueError, match="preprocessing"):
-        Preprocessing.from_json(change)
-
-
-# --- JPEGs that are shrunk in decoding -----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "times", "shrunk"),
-    [
-        *((1025, 1100, 2, 8), (511, 700, 2, 2), (256, 255, 2, 1), (513, 600, 1, 8)),
-        *((300, 300, None, 1), (333, 347, 1, 4), (129, 128, 1, 2), (100, 2000, 1, 1)),
-    ],
-)
-@pytest.mark.parametrize(
-    ("mode", "options"),
-    [
-        ("RGB", {"subsampling": 1}),
-        ("L", {"restart_marker_blocks": 3}),
-        ("CMYK", {"subsampling": 2}),
-        ("RGB", {"subsampling": 0, "progressive": True, "quality": 40}),
-    ],
-)
-def test_a_jpeg_is_shrunk_in_decoding_as_far_as_the_specification_allows_as_pillow_does_it(
-    width: int, height: int, times: int | None, shrunk: int, mode: str, options: dict[str, Any]
-) -> None:
-    data = encode(scene(width, height, mode), "JPEG", **options)
-    result = read_picture(data, Preprocessing(reducing_gap=times))
-    assert (result.width, result.height, result.warnings) == (width, height, ())
-    decoded = pictures.decode(data)
-    if shrunk > 1:
-        decoded.draft(None, (width // shrunk, height // shrunk))
-    assert decoded.size == (-(-width // shrunk), -(-height // shrunk))
-    flat = decoded if mode == "L" else decoded.convert("RGB")
-    box: tuple[float, float, float, float] = (0, 0, width / shrunk, height / shrunk)
-    expected = flat.resize((64, 64), Image.Resampling.BILINEAR, box).convert("RGB")
-    np.testing.assert_array_equal(result.pixels, np.asarray(expected))
-
-
 # --- What is stored of an upload ------------------------------------------------------------------
 
 PHOTO_OF_A_CAT = Image.open(ROOT / "examples/cat.jpg").convert("RGB").resize((902, 600))
@@ -178,21 +128,6 @@ def test_a_stored_jpeg_is_never_enlarged_and_what_is_refused_is_not_stored() -> 
         assert pictures.decode(stored_jpeg(picture("JPEG", *size))).size == expected
     with pytest.raises(InvalidImage, match="100 a side"):
         stored_jpeg(picture("PNG"), Limits(max_side=100))
-
-
-# --- Bands ---------------------------------------------------------------------------------------
-
-
-def test_working_in_bands_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = Preprocessing(side=96, filter="lanczos")
-    samples = kinds() | {"shrunk JPEG of inks": encode(scene(333, 347, "CMYK"), "JPEG")}
-    at_once = [read_picture(data, spec) for data in samples.values()]
-    for rows in (7, 119):
-        monkeypatch.setattr("model.preprocessing.BAND_PIXELS", 160 * rows)
-        for (name, data), whole in zip(samples.items(), at_once, strict=True):
-            banded = read_picture(data, spec)
-            np.testing.assert_array_equal(banded.pixels, whole.pixels, name)
-            assert banded.warnings == whole.warnings, name
 
 
 # --- Upright -------------------------------------------------------------------------------------
@@ -234,18 +169,6 @@ def test_broken_exif_refuses_no_good_picture(exif: bytes) -> None:
 def test_12_bits_in_a_tiff_are_scaled_by_their_own_white() -> None:
     data = pictures.tiff(80, 60, b"\xff" * (80 * 60 * 3 // 2), tags=[(258, "H", [12])])
     assert pixels(data).min() == 255
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize(
-    ("kind", "sample"), [("u4", 1), ("i4", 2), ("i2", 2), ("i1", 2), ("f4", 3)]
-)
-def test_numbers_without_a_known_white_are_refused(order: str, kind: str, sample: int) -> None:
-    values = np.full((80, 80), 100, f"{order}{kind}")
-    tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample])]
-    error = refusal(pictures.tiff(80, 80, values.tobytes(), order=order, tags=tags))
-    assert error.reason == Reason.FORMAT_NOT_ALLOWED
-    assert "8 or 16 bits" in str(error)
 
 
 # --- Layouts of TIFFs -----------------------------------------------------------------------------
@@ -323,12 +246,25 @@ def test_every_tiff_layout_is_read_right_or_refused_by_name() -> None:
     }
 
 
-def test_layouts_that_pillow_misreads_are_refused_by_name() -> None:
+NUMBERS = [  # and their sample format: those without a known white
+    *product(("<u4", ">u4"), [1]),
+    *product(("<i4", ">i4", "<i2", ">i2", "<i1", ">i1"), [2]),
+    *product(("<f4", ">f4"), [3]),
+]
+
+
+def test_numbers_without_a_known_white_and_what_pillow_misreads_are_refused() -> None:
     subsampled = [(258, "H", [8, 8, 8]), (262, "H", [6]), (277, "H", [3]), (530, "H", [2, 2])]
-    for data, words in (
+    samples = [
         (layout("RGB", 16, planar=True)[0], "planes of 16 bits are stored apart"),
         (pictures.tiff(160, 120, bytes(160 * 120 * 3 // 2), tags=subsampled), "subsampled"),
-    ):
+    ]
+    for kind, sample_format in NUMBERS:
+        values = np.full((80, 80), 100, kind)
+        tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample_format])]
+        data = pictures.tiff(80, 80, values.tobytes(), order=kind[0], tags=tags)
+        samples.append((data, "8 or 16 bits"))
+    for data, words in samples:
         error = refusal(data)
         assert error.reason == Reason.FORMAT_NOT_ALLOWED
         assert words in str(error)
