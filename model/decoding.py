@@ -58,11 +58,19 @@ class Limits:
         """The most in a JPEG that is shrunk: decoding it takes time for every one of them."""
         return 8 * self.max_pixels
 
-    def allow(self, width: int, height: int) -> bool:
-        """Whether as many pixels may be decoded."""
-        return width * height <= self.max_pixels and max(width, height) <= self.max_side
+    def check(
+        self, kind: Format, size: tuple[int, int], held: tuple[int, int] | None = None
+    ) -> None:
+        """Raise InvalidImage for a picture of this width and height that has too much.
 
-    def exceeded(self, found: str, kind: Format) -> InvalidImage:
+        held: the width and height that its decoder holds, where they are fewer.
+        """
+        (width, height), area = held or size, size[0] * size[1]
+        is_allowed = width * height <= self.max_pixels and max(width, height) <= self.max_side
+        if not is_allowed or area > self.max_pixels_in_file:
+            raise self.exceeded(kind, f"{size[0]:,} × {size[1]:,} pixels")
+
+    def exceeded(self, kind: Format, found: str) -> InvalidImage:
         """Return the refusal; found: as after "The picture has"."""
         larger = (
             f" ({_count(self.max_pixels_in_file)} pixels in a baseline JPEG, which is shrunk while"
@@ -112,7 +120,7 @@ def decode(
     except (InvalidImage, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise limits.exceeded("too many pixels", kind) from None
+        raise limits.exceeded(kind, "too many pixels") from None
     except Exception as error:  # decoders raise whatever the bytes lead them to
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from None
@@ -215,9 +223,7 @@ def _decode_jpeg(data: bytes, reduction: Callable[[int, int], int], limits: Limi
     width, height = header.width, header.height
     scale = next((s for s in (8, 4, 2) if reduction(width, height) >= s), 1)
     shape = -(-width // scale), -(-height // scale)
-    held = shape if header.one_pass else (width, height)
-    if not limits.allow(*held) or width * height > limits.max_pixels_in_file:
-        raise limits.exceeded(f"{width:,} × {height:,} pixels", Format.JPEG)
+    limits.check(Format.JPEG, (width, height), shape if header.one_pass else None)
     image, notes = _jpeg_pixels(data, header, scale, shape)
     return Decoded(image, Format.JPEG, width, height, scale, header.orientation, warnings=notes)
 
@@ -313,8 +319,7 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
     finally:
         Image.MAX_IMAGE_PIXELS = before
     width, height = image.size
-    if not limits.allow(width, height):
-        raise limits.exceeded(f"{width:,} × {height:,} pixels", kind)
+    limits.check(kind, image.size)
     animated = bool(getattr(image, "is_animated", False))  # asked later, a GIF is decoded twice
     try:
         pixels = _load(image, kind)
@@ -335,18 +340,14 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
 
 
 def _load(image: Any, kind: Format) -> Image.Image:
-    """Decode the pixels; of WebP and AVIF, letting their decoders go before anything is copied."""
-    if kind is Format.WEBP:
-        pixels, mode = image._decoder.get_next()[0], image.rawmode
-    elif kind is Format.AVIF:
-        pixels, mode = image._decoder.get_frame(0)[0], image.mode
-    else:
+    """Decode the pixels; of AVIF, letting its decoder go before anything is copied."""
+    if kind is not Format.AVIF:
         image.load()
         if kind is Format.BMP and image.mode == "RGBA" and image.getbbox() is None:
             image.putalpha(255)  # programs that know no alpha write 0 everywhere
         return cast(Image.Image, image)
-    image._decoder = None
-    return Image.frombuffer(mode, image.size, pixels, "raw", mode, 0, 1)
+    pixels, image._decoder = image._decoder.get_frame(0)[0], None
+    return Image.frombuffer(image.mode, image.size, pixels, "raw", image.mode, 0, 1)
 
 
 def _open_heic(file: BytesIO) -> Any:
@@ -416,8 +417,7 @@ def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
     ):
         raise damaged(data, Format.WEBP)
     size = width.value, height.value
-    if not limits.allow(*size):
-        raise limits.exceeded(f"{size[0]:,} × {size[1]:,} pixels", Format.WEBP)
+    limits.check(Format.WEBP, size)
     pixels = np.empty((size[1], size[0], 4), np.uint8)
     if not _libwebp.WebPDecodeRGBAInto(
         *(data, ctypes.c_size_t(len(data))),
