@@ -1,6 +1,6 @@
-"""Say for each picture how probable it is that it shows a cat: a readable line for pictures, JSON
-lines for folders and zips. The exit status is 0, 1 if any picture could not be used or there was
-none, and 2 if the weights, the output or the arguments could not, or a disk failed.
+"""Print the probability of a cat for each picture: a readable line for each file, or JSON Lines for
+folders and zips. Exit status: 0 if every picture was classified; 1 if a picture could not be used
+or there was none; 2 for wrong arguments, unusable weights or a disk error.
 """
 
 import argparse
@@ -50,15 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{what} cannot be written: {error.strerror or error}.", 2)
     except Stopped as stopped:
         status: int = 128 + stopped.args[0]  # as shells count signals
-        return _fail("Stopped. With --output, the same command goes on from there.", status)
+        return _fail("Stopped. If you used --output, the same command continues from here.", status)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model", description=__doc__)
-    what = "a picture (- is standard input), or a folder or zip of them, with all its folders"
+    what = "a picture (- for standard input), or a folder or zip, including its subfolders"
     parser.add_argument("pictures", metavar="PICTURE|FOLDER|ZIP", nargs="+", help=what)
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    what = "write JSON lines there; if it has some already, go on after them"
+    parser.add_argument("--json", action="store_true", help="print JSON Lines")
+    what = "write JSON Lines to this file; if it has some already, continue after them"
     parser.add_argument("--output", metavar="FILE", type=Path, help=what)
     default, what = Path(__file__).with_name("cat.safetensors"), "weights (default: %(default)s)"
     parser.add_argument("--weights", metavar="FILE", type=Path, default=default, help=what)
@@ -103,12 +103,12 @@ def _kind(row: Row) -> str:
 def _print_summary(counts: Counter[str], before: int, skipped: int, seconds: float) -> None:
     new = counts.total() - before
     parts = [", ".join(f"{count:,} {kind}" for kind, count in counts.items())]
-    parts += [f"{before:,} of these from before"] if before else []
+    parts += [f"{before:,} of these from the previous run"] if before else []
     parts += [f"{skipped:,} other files left out"] if skipped else []
     parts += [
         f"{new / seconds:,.1f} pictures/s"
         if new
-        else "no pictures " + ("left to do" if before else "found")
+        else "no pictures " + ("left" if before else "found")
     ]
     print("; ".join(parts), file=sys.stderr)
 
@@ -140,7 +140,10 @@ class Output:
     def __init__(self, path: Path, version: str) -> None:
         """Open or create the file; raises Refused, and OSError where it cannot be written."""
         if path.exists() and not path.is_file():
-            raise Refused(f"{path} is not a regular file. Name one, or none for standard output.")
+            raise Refused(
+                f"{path} is not a regular file. Name a regular file, or leave out "
+                "--output for standard output."
+            )
         self._path, self._version = path, version
         self._file = path.open("a+b")
         try:
@@ -167,9 +170,9 @@ class Output:
             now = (found.name if found else "no picture", self._version)
             if now != (there := (row["picture"], row["model_version"])):
                 raise Refused(
-                    f"Row {number:,} of {self._path} is for {there[0]} by the model {there[1]}. Now"
-                    f" it would be for {now[0]} by {now[1]}: these are other weights or pictures,"
-                    " or some were added, removed or renamed. Name another output."
+                    f"Row {number:,} of {self._path} is for {there[0]} by the model {there[1]}. "
+                    f"This run would write {now[0]} by {now[1]} there: the weights or the "
+                    "pictures have changed. Name another output file."
                 )
             yield row
             end += len(line)
@@ -179,7 +182,7 @@ class Output:
         """Raise Refused unless this line is torn, or zeros, as interruptions leave it."""
         start = line.strip(b"\0")[: len(FIRST_BYTES)]
         if line.endswith(b"\n") or not FIRST_BYTES.startswith(start):
-            what = f"Line {number:,} of {self._path} is no row of this command"
+            what = f"Line {number:,} of {self._path} was not written by this command"
             raise Refused(f"{what}. Name another output, or keep only the lines before it.")
 
     def write(self, row: Row) -> None:

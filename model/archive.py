@@ -58,9 +58,15 @@ ROWS_AHEAD: Final = 16  # rows for each worker that wait for an earlier picture'
 
 # Reasons and details where there is no answer, beside those of `model.preprocessing.InvalidImage`.
 REFUSALS: Final = {
-    End.MEMORY: ("too-many-pixels", "Decoding it takes more memory than there is; scale it down."),
-    End.TIME: ("takes-too-long", "Decoding it takes more time than one may have; scale it down."),
-    End.CRASH: ("crashes-decoder", "What decodes it crashed, twice; save it anew, as JPEG or PNG."),
+    End.MEMORY: (
+        "too-many-pixels",
+        "The picture needs more memory than is available; make it smaller.",
+    ),
+    End.TIME: ("takes-too-long", "The picture takes too much processor time; make it smaller."),
+    End.CRASH: (
+        "crashes-decoder",
+        "The picture crashed its decoder twice; save it again as JPEG or PNG.",
+    ),
 }
 
 # What opening and reading raises, of a file or, most of it, of a broken zip.
@@ -209,8 +215,8 @@ class Pictures:
         places = sorted((Path(os.path.realpath(source)), source) for source in checked)
         for (above, one), (below, other) in pairwise(places):  # those below follow theirs
             if below.is_relative_to(above):
-                both = f"{text(other)} lies in {text(one)}, or is the same"
-                raise Refused(f"{both}: its pictures would have two rows each. Name only one.")
+                both = f"{text(other)} is in {text(one)}, or is the same"
+                raise Refused(f"{both}: each picture would get two rows. Name only one of them.")
 
     def __iter__(self) -> Iterator[Found]:
         alone = len(self._sources) == 1
@@ -247,7 +253,9 @@ class Pictures:
         elif entry.type is not EntryType.ZIP:
             self.skipped += 1
         elif member:
-            yield Found(text(name), partial(cannot, "It is a zip in a zip; unpack the outer one."))
+            yield Found(
+                text(name), partial(cannot, "It is a zip inside a zip; unpack the outer one.")
+            )
         else:
             yield from self._zip(path, name)
 
@@ -271,7 +279,7 @@ def read(path: Path, member: str = "") -> bytes:
     except _BROKEN as error:
         raise Unreadable("unreadable", f"The {what} cannot be read: {_why(error, path)}.") from None
     if len(data) > MOST_BYTES:
-        most = f"more than the {MOST_BYTES:,} bytes that a picture may have"
+        most = f"more than {MOST_BYTES:,} bytes, the limit for a picture"
         raise Unreadable("too-large", f"The {what} has {most}; save it smaller.")
     return data
 
@@ -295,7 +303,7 @@ def _read_member(path: Path, name: str) -> bytes:
     archive = _open_zip(path)
     info = archive.getinfo(name)
     if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):  # others may be bombs
-        how = f"it is compressed by method {info.compress_type}, neither stored nor deflated"
+        how = f"its compression method {info.compress_type} is not supported"
         raise NotImplementedError(f"{how}; unpack it, and give the folder")
     size = min(info.file_size, MOST_BYTES + 1)
     with archive.open(info) as file:
@@ -315,7 +323,7 @@ def _why(error: Exception, path: Path) -> str:
     disk's or a network's error: no row is made of that."""
     why = text(getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
     if isinstance(error, OSError) and error.errno not in _LASTING:
-        where = f"{text(str(path))} cannot be read: {why}. Once it can"
+        where = f"{text(str(path))} cannot be read: {why}. When it can be read again"
         raise Refused(f"{where}, the same command with --output goes on from there.") from error
     return why
 

@@ -66,7 +66,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
     try:
         stored = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
-        raise ValueError(f"it is damaged or no safetensors file ({error})") from error
+        raise ValueError(f"it is damaged or not a safetensors file ({error})") from error
     header_size = int.from_bytes(data[:8], "little")
     texts = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
     try:

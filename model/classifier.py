@@ -61,7 +61,8 @@ Looking = Literal["all", "one"]  # at all views where the whole leaves the netwo
 
 
 class BadArtifact(ValueError):
-    """A weights file that is not used; the message says which, what is wrong, and what to do."""
+    """A weights file that cannot be used. The message says which file, what is wrong and what to
+    do."""
 
     def __init__(self, path: str | os.PathLike[str], what: str) -> None:
         super().__init__(
@@ -353,7 +354,7 @@ def _from_bytes(data: bytes) -> Classifier:
     values, tensors = unpack(data)
     version = values.get("format_version")
     if version is None:
-        raise ValueError("it is a safetensors file, but no classifier of this project")
+        raise ValueError("it is a safetensors file, but not a classifier of this project")
     if version != FORMAT_VERSION:
         raise ValueError(f"its format version is {version!r}, and this code reads {FORMAT_VERSION}")
     for key, (is_valid, expected) in _VALID.items():
@@ -386,7 +387,7 @@ def _are_names(value: object) -> bool:
 
 
 _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (_is_word, f"a printable text of at most {LONGEST} characters"),
+    "name": (_is_word, f"printable text of at most {LONGEST} characters"),
     "class_names": (_are_names, f"two printable names of at most {LONGEST} characters"),
     "threshold": (lambda value: type(value) is float and 0 < value < 1, "between 0 and 1"),
     "golden": (bool, "pictures with their probabilities"),  # one alone in older files

@@ -39,7 +39,7 @@ TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core
 
 ORIENTATION_TAG: Final = 0x0112
-WITHOUT_END: Final = "its end marker is missing; all of its pixels are there"
+WITHOUT_END: Final = "its end marker is missing, but its pixels are complete"
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,12 @@ class Limits:
 
     def exceeded(self, kind: Format, found: str) -> InvalidImage:
         """Return the refusal; found: as after "The picture has"."""
-        larger = (
-            f" ({_count(self.max_pixels_in_file)} pixels in a baseline JPEG, which is shrunk while"
-            " it is decoded)"
-        )
+        larger = f" ({_count(self.max_pixels_in_file)} pixels in a baseline JPEG)"
         return InvalidImage(
             Reason.TOO_MANY_PIXELS,
-            f"The {kind} picture has {found}; at most {_count(self.max_pixels)} pixels and"
-            f" {self.max_side:,} a side are accepted{larger if kind is Format.JPEG else ''}: send a"
-            " smaller one.",
+            f"The {kind} picture has {found}. The limit is {_count(self.max_pixels)} "
+            f"pixels{larger if kind is Format.JPEG else ''} and {self.max_side:,} pixels per "
+            "side. Send a smaller picture.",
         )
 
 
@@ -506,7 +503,7 @@ class _Tiff(TiffImageFile):
             each.get(_PHOTOMETRIC) in _SENSOR or each.get(256, 0) * each.get(257, 0) > area
             for each in self._sub_directories()
         ):
-            like = f"a camera raw ({name})" if name else "a camera raw or the like"
+            like = f"a camera raw ({name})" if name else "a camera raw or similar"
             raise not_accepted(f"{like}, a TIFF that begins with a preview")
 
     def _sub_directories(self) -> Iterator[Any]:
@@ -525,23 +522,23 @@ class _Tiff(TiffImageFile):
         if self.mode in ("I", "F") or set(tags.get(_SAMPLE_FORMAT, ())) - {_UNSIGNED}:
             raise InvalidImage(
                 Reason.FORMAT_NOT_ALLOWED,
-                "The TIFF picture holds signed, 32-bit or fractional numbers, whose black and "
-                "white nobody states; save it with 8 or 16 bits a channel.",
+                "The TIFF picture has signed, 32-bit or floating-point values without a defined "
+                "black and white. Save it with 8 or 16 bits per channel.",
             )
         raw = self._compression == "raw"
         layout = None
         if self._planar_configuration == _PLANES_APART and len(self.getbands()) > 1:
             if self.mode not in ("RGB", "RGBA"):
-                layout = f"whose {self.mode} planes are stored apart"
+                layout = f"with separate {self.mode} planes"
             elif raw and max(tags.get(_BITS, (1,))) > 8:
-                layout = "whose planes of 16 bits are stored apart, uncompressed"
+                layout = "with separate, uncompressed 16-bit planes"
         if raw and tags.get(_PHOTOMETRIC) == _YCBCR and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1):
-            layout = "whose colours are subsampled (YCbCr), uncompressed"
+            layout = "with uncompressed, subsampled colours (YCbCr)"
         if layout:
             raise InvalidImage(
                 Reason.FORMAT_NOT_ALLOWED,
-                f"The file is a TIFF {layout}, a variant that is not supported; "
-                "save it as PNG, or as TIFF of another layout, and send that.",
+                f"The file is a TIFF {layout}, which is not supported. Save it as PNG or as "
+                "another kind of TIFF.",
             )
 
 

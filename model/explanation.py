@@ -11,8 +11,8 @@ neighbours cancel; deep down they are telling, but coarse. So the heat map is th
 over stages, one of each size from the picture down to GRID places a side. Every place's term is
 spread softly over the pixels where it lies, which changes no sum. The parts are known: gradient
 times activation is HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), and that biases belong to
-it is FullGrad's (Srinivas and Fleuret 2019, arXiv:1905.00780). Terms without a place, such as the
-last bias, are told apart.
+it is FullGrad's (Srinivas and Fleuret 2019, arXiv:1905.00780). Terms without a position, such as
+the last bias, are reported separately.
 
 Where several views of a picture were looked at, its logit is the mean of theirs, and so is the map:
 each view's own lies where its box does.
@@ -65,19 +65,19 @@ class Explanation:
 
 WEIGHTS = Method(
     "weights times pixels",
-    "Each pixel's value times its weight, summed over red, green and blue. All of them and the"
-    " bias sum to the logit, exactly.",
+    "Each pixel's value times its weight, summed over red, green and blue. The pixels and the "
+    "bias add up to the logit.",
 )
 STAGES = Method(
     "gradient times activation with biases, mean over stages",
-    "At several stages of the network, from the picture down to 8×8 places: each number times the"
-    " logit's derivative by it (HiResCAM), and each later bias times its own, where it acts"
-    " (FullGrad). The map is the mean of these stages, each term spread softly around its place."
-    " All of it and the bias sum to the logit, exactly.",
+    "At several layers, from the picture down to 8×8 positions: each activation times the "
+    "derivative of the logit (HiResCAM), and each later bias times its derivative (FullGrad). "
+    "The map is the mean over these layers, each smoothed to full size. The map and the bias add "
+    "up to the logit.",
 )
 OVER_VIEWS = (
-    " Several views of the picture were looked at. The map is the mean of theirs, each where its"
-    " view lies."
+    " The model used several views of the picture. The map is the mean of their maps, each "
+    "placed where its view is."
 )
 
 

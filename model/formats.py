@@ -1,4 +1,4 @@
-"""Tell from its first bytes what arrived: a format that is decoded, one that is not, or none.
+"""Recognise a file's format from its first bytes, and say why a picture is refused.
 
 Names, extensions and content types are never asked: they are claims of the sender.
 """
@@ -149,7 +149,7 @@ def recognise(data: bytes) -> Format:
     """
     if not data:
         raise InvalidImage(
-            Reason.EMPTY, f"No bytes arrived; send the bytes of a {accepted_formats()} picture."
+            Reason.EMPTY, f"The picture is empty. Send a {accepted_formats()} picture."
         )
     found = _first_match(_SIGNATURES, data)
     if data[4:8] == b"ftyp":
@@ -161,7 +161,7 @@ def recognise(data: bytes) -> Format:
     resemblance = _resemblance(data)
     remedy = "" if "send" in resemblance else f"; send the bytes of a {accepted_formats()} picture"
     raise InvalidImage(
-        Reason.NOT_A_PICTURE, f"What arrived, {size(data)}, is not a picture{resemblance}{remedy}."
+        Reason.NOT_A_PICTURE, f"The file ({size(data)}) is not a picture{resemblance}{remedy}."
     )
 
 
@@ -169,8 +169,7 @@ def not_accepted(what: str) -> InvalidImage:
     """Return the refusal of a format; what: as after "The file is"."""
     return InvalidImage(
         Reason.FORMAT_NOT_ALLOWED,
-        f"The file is {what}, which is not accepted; "
-        f"save it as {accepted_formats()} and send that.",
+        f"The file is {what}, which is not accepted. Save it as {accepted_formats()}.",
     )
 
 
@@ -179,11 +178,11 @@ def damaged(data: bytes, kind: Format, *, cut_off: bool = False) -> InvalidImage
     if happened := mangled(data):
         what = f"is damaged: {happened}"
     elif cut_off:
-        what = f"is cut off: its data ends after {size(data)}, in the middle; send the whole file"
+        what = f"is cut off after {size(data)}; send the whole file"
     else:
         what = (
-            f"of {size(data)} cannot be decoded: it is damaged, or of a variant of {kind} that is"
-            " not supported; save it anew and send that"
+            f"of {size(data)} cannot be decoded. It is damaged, or uses an unsupported variant of "
+            f"{kind}; save it again"
         )
     return InvalidImage(Reason.DAMAGED, f"The {kind} picture {what}.")
 
@@ -194,20 +193,20 @@ def mangled(data: bytes) -> str | None:
         return text
     if len(data) >= _ENOUGH and not any(each in data for each in (b"\r", b"\n", b"\0")):
         return (
-            "all its line ends and zeros are gone, as `curl -d` leaves it; send it with"
-            " `curl --data-binary @file`"
+            "its line ends and zero bytes are missing, as after `curl -d`; use `curl "
+            "--data-binary @file`"
         )
     line_ends = data.count(b"\n")
     if data.startswith(b"\x89PNG\n") or (line_ends >= 8 and line_ends == data.count(b"\r\n")):
-        return "its line ends were changed, as FTP does in text mode; transfer it in binary mode"
+        return "its line ends were changed, as FTP text mode does; transfer it in binary mode"
     return None
 
 
 def _as_text(data: bytes) -> str | None:
     if data.startswith(_AS_UTF_8) or data[:_ENOUGH].count(_REPLACED.encode()) > 50:
-        return "it was read as text and written as UTF-8; send the bytes of the file, not text"
+        return "it was converted to UTF-8 text; send the file's bytes, not text"
     if data.startswith(_AS_UTF_16):
-        return "it was written as UTF-16 text; send the bytes of the file, not text"
+        return "it was converted to UTF-16 text; send the file's bytes, not text"
     return None
 
 
@@ -237,7 +236,10 @@ def _resemblance(data: bytes) -> str:
     name = _first_match(_OTHER_FILES, data[:2048])
     if name is None and (later := _PICTURE_LATER.search(data, 1, _SEARCHED)):
         picture = {1: "JPEG", 2: "PNG"}.get(later.lastindex or 0, "GIF")
-        return f", but a {picture} begins {size(data[: later.start()])} in: send it from there on"
+        return (
+            f", but a {picture} begins after {size(data[: later.start()])}: remove the bytes "
+            "before it"
+        )
     if name is None and _is_text(data[:2048]):
         name = "text"
     return f" (it looks like {name})" if name else ""

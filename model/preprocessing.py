@@ -269,10 +269,10 @@ def _describe(decoded: Decoded, pixels: NDArray[np.uint8], any_transparent: bool
         width, height = height, width
     is_small = min(width, height) < len(pixels)
     notes = {
-        "its 16 bits a channel were scaled to 8": decoded.bits == 16,
-        "its transparent parts were put on white": any_transparent,
-        "it was turned upright as its EXIF orientation says": decoded.orientation in _TURNS,
-        f"it is smaller than {len(pixels)} pixels a side and was enlarged": is_small,
+        "its 16 bits per channel were reduced to 8": decoded.bits == 16,
+        "its transparent parts were filled with white": any_transparent,
+        "it was rotated upright, following its EXIF orientation": decoded.orientation in _TURNS,
+        f"it is smaller than {len(pixels)} pixels per side and was enlarged": is_small,
         "only the first of several frames was used": decoded.animated,
     }
     warnings = (*decoded.warnings, *(note for note, holds in notes.items() if holds))

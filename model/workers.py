@@ -203,8 +203,8 @@ class Workers:
                 generation.kill()
             if isinstance(error, TimeoutError):
                 raise CannotStart(
-                    f"The weights could not be loaded within {START_SECONDS:g} s: the machine is"
-                    " too busy, or too small."
+                    f"The weights did not load within {START_SECONDS:g} s: the machine is too "
+                    "busy or too small."
                 ) from None
             if isinstance(error, OSError):
                 raise CannotStart(f"No process can be started: {error.strerror}.") from None
@@ -248,7 +248,7 @@ class Workers:
                 job.is_waiting = True
                 self.queue.appendleft(job)
         if status is not None and not self._stopping:
-            logger.warning("Worker %d %s; another one takes its place", worker.pid, _how(status))
+            logger.warning("Worker %d %s and was replaced", worker.pid, _how(status))
             self.on_replaced()
         self.hand_out()
 
@@ -259,7 +259,7 @@ class Workers:
         if generation is self.current:
             self.current = None
             if not self._stopping:
-                logger.warning("The workers' template ended; it is started anew")
+                logger.warning("The template process ended and is being restarted")
                 self.run_task(self._start_anew())
 
     async def _start_anew(self) -> None:
@@ -398,7 +398,7 @@ class _Generation:
             if not worker.is_stalled(now):
                 continue
             if worker.is_open and worker.pid:
-                logger.warning("Worker %d makes no progress and is ended", worker.pid)
+                logger.warning("Worker %d makes no progress and was killed", worker.pid)
                 worker.kill()
             else:  # its template should have told how it started, or ended
                 self.kill()
@@ -470,7 +470,7 @@ class _Worker(asyncio.Protocol):
             while (reply := self._next_reply()) is not None:
                 self._replied(reply)
         except (ValueError, LookupError, TypeError, RecursionError):
-            logger.error("Worker %d sent something that is not a reply, and is ended", self.pid)
+            logger.error("Worker %d sent an invalid reply and was killed", self.pid)
             self._received.clear()
             self._transport.abort()
         self.generation.end_if_done()
@@ -551,10 +551,10 @@ def _end(status: int | None) -> End | None:
 def _how(status: int) -> str:
     """How a worker ended, for the log."""
     if status == OUT_OF_MEMORY:
-        return "ran out of its memory"
+        return "ran out of memory"
     if status == OUT_OF_TIME:
         return "took too much processor time for a picture"
     if status >= 0:
         return f"ended with {status}"
     known = -status in set(signal.Signals)  # real-time signals have numbers only
-    return f"was ended by {signal.Signals(-status).name if known else f'signal {-status}'}"
+    return f"was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"

@@ -94,7 +94,7 @@ def test_the_probability_is_the_networks_for_the_preprocessed_picture() -> None:
     x = to_vector(read_picture(pictures.turned(6)).pixels).astype(np.float64)
     z = x @ tested.layers[0].parameters["weights"][:, 0].astype(np.float64) + 0.1
     assert prediction.cat_probability == pytest.approx(1 / (1 + np.exp(-z)), abs=1e-5)
-    assert prediction.warnings == ("it was turned upright as its EXIF orientation says",)
+    assert prediction.warnings == ("it was rotated upright, following its EXIF orientation",)
     assert prediction.picture.width == 160
 
 
@@ -262,7 +262,7 @@ def test_what_is_no_safetensors_file_is_refused(path: Path, content: bytes) -> N
 
 
 def test_weights_of_something_else_are_refused(path: Path) -> None:
-    for metadata, said in ((None, "no classifier of this project"), ({"format": "pt"}, "not JSON")):
+    for metadata, said in ((None, "not a classifier of this project"), ({"format": "pt"}, "not JSON")):
         safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path, metadata)
         assert said in refused(path)
     safetensors.numpy.save_file({"a": np.zeros(3)}, path)

@@ -364,10 +364,16 @@ INVALID_INPUTS: list[tuple[str, list[Any]]] = [  # words of the error, inputs
     ("must be numbers", [VECTOR | {"data": [n] * NUMBERS} for n in ("0.5", True, None, [0.5])]),
     ("too large for FP32", [VECTOR | {"data": [10**400] * NUMBERS}]),
     ("vector[0][9] is 1.5", [VECTOR | {"data": [0.0] * 9 + [1.5] * (NUMBERS - 9)}]),
-    ("from 0 to 1 (pixels divided by 255)", [VECTOR | {"data": [n] * NUMBERS} for n in (-0.1, 255)]),
+    (
+        "from 0 to 1 (pixels divided by 255)",
+        [VECTOR | {"data": [n] * NUMBERS} for n in (-0.1, 255)],
+    ),
     ("must be whole numbers", [PIXELS | {"data": [0.5] * NUMBERS}]),
     ("from 0 to 255", [PIXELS | {"data": [n] * NUMBERS} for n in (256, -1, 10**30)]),
-    ("image[0] must be a picture file as one base64 string", [tensor("image", [t]) for t in ("!", "QQQQQ")]),
+    (
+        "image[0] must be a picture file as one base64 string",
+        [tensor("image", [t]) for t in ("!", "QQQQQ")],
+    ),
     ("image[1] must be", [tensor("image", ["QQ==", "кіт"])]),
     ("after the padding", [tensor("image", ["QQ==QQ=="])]),
     ("do not match", [tensor("image", "QQ==")]),

@@ -175,7 +175,9 @@ def test_a_command_that_was_ended_goes_on_to_the_same_bytes(tmp_path: Path) -> N
         _, printed = process.communicate(timeout=60)
         assert process.returncode == status
         if how != signal.SIGKILL:
-            assert printed == b"Stopped. With --output, the same command goes on from there.\n"
+            assert (
+                printed == b"Stopped. If you used --output, the same command continues from here.\n"
+            )
         while left := processes(str(tmp_path)):  # by the weights that they were given
             assert time.monotonic() < deadline, left
             time.sleep(0.05)

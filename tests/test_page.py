@@ -130,7 +130,7 @@ def test_an_example_is_answered_and_explained(server: Server, visit: Visit) -> N
     expect(card.locator(".sum")).to_contain_text("Heat map: weights times pixels. Its sum")
     expect(card.locator(".views")).to_have_count(0)
     expect(feedback_of(page)).to_have_count(0)
-    expect(page.get_by_text("keeps a small copy")).to_be_hidden()
+    expect(page.get_by_text("saves a small copy")).to_be_hidden()
     expect(card.get_by_role("img", name="threshold 50 %")).to_be_visible()
     pictures = {"The picture as the model saw it": 64, "The heat map over the picture": 256}
     for name, width in {"cat.jpg": 451, **pictures}.items():

@@ -87,7 +87,7 @@ def test_pictures_in_parquet_give_the_same_rows(
     ("arguments", "says"),
     [
         (["there", "--output", "there"], "is there already"),
-        (["there", "there/deep", "--output", "rows"], "would have two rows"),
+        (["there", "there/deep", "--output", "rows"], "would get two rows"),
         (["there", "--output", "rows", "--names", "path"], "belong together"),
         (["there", "--output", "rows", "--weights", "no/weights"], "cannot be used"),
     ],

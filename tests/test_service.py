@@ -282,7 +282,12 @@ def test_the_pixel_limit_is_a_setting_and_is_named(service: Service) -> None:
         ("/predict", End.TIME, "takes-too-long", "too much processor time"),
         ("/explain", End.CRASH, "crashes-decoder", "crashed its decoder twice"),
         ("/v2/models/cat/infer", End.MEMORY, "too-large", "Send fewer pictures"),
-        ("/predict", Reply({"fault": "secret", "seconds": 0.1}), "internal-error", "The service failed"),
+        (
+            "/predict",
+            Reply({"fault": "secret", "seconds": 0.1}),
+            "internal-error",
+            "The service failed",
+        ),
         ("/predict", None, "deadline-passed", "0.05 s passed"),
     ],
 )

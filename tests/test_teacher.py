@@ -44,7 +44,10 @@ ONE, MANY = np.array([b"a"]), ["a", *(f"cat/{i}.jpg" for i in range(7))]
         ({"name": ONE, "logit": np.array([1])}, "int64 .* floating-point"),
         ({"name": ONE, "logit": np.array([np.nan])}, "values are not finite"),
         ({"name": np.array([None]), "logit": np.ones(1)}, "is not a valid NPZ"),
-        ({"name": ONE, "logit": np.ones(1)}, r"no entry for 7 of 8 .*: cat/0\.jpg, .*cat/4\.jpg, …"),
+        (
+            {"name": ONE, "logit": np.ones(1)},
+            r"no entry for 7 of 8 .*: cat/0\.jpg, .*cat/4\.jpg, …",
+        ),
     ],
 )
 def test_a_file_that_does_not_tell_of_each_picture_is_refused(
