@@ -24,7 +24,7 @@ def about(classifier: Classifier) -> dict[str, Any]:
     facts = _finite(classifier.metadata)
     weights = picture_of_weights(classifier.layers, classifier.preprocessing.side)
     explained = method(classifier.layers)
-    metrics = _where_it_fits(_metrics, facts) or {}
+    metrics = _or_none(_metrics, facts) or {}
     rule, limits = facts.get("threshold_rule"), facts.get("limits")
     return {
         "name": classifier.name,
@@ -45,10 +45,10 @@ def about(classifier: Classifier) -> dict[str, Any]:
         "metrics": metrics,
         "limits": [
             *_limits(classifier),
-            *(_where_it_fits(lambda each: [*_measured_limits(classifier, each)], metrics) or []),
+            *(_or_none(lambda each: [*_measured_limits(classifier, each)], metrics) or []),
             *(each for each in (limits if isinstance(limits, list) else []) if type(each) is str),
         ],
-        "learning_curve": _where_it_fits(_curve, facts),
+        "learning_curve": _or_none(_curve, facts),
         "weights_png": None if weights is None else base64.b64encode(png(weights)).decode(),
     }
 
@@ -79,7 +79,7 @@ def _kinds(layers: Sequence[Layer]) -> Iterator[str]:
             yield layer.kind
 
 
-def _where_it_fits(make: Callable[[Any], Any], values: Any) -> Any:
+def _or_none(make: Callable[[Any], Any], values: Any) -> Any:
     try:
         return make(values)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):

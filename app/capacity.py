@@ -14,13 +14,13 @@ from model.workers import AHEAD_BYTES, Workers
 
 WEIGHTS = Path(__file__).parent.parent / "model" / "cat.safetensors"
 # Of the bytes that are free, what a single upload may take: large ones leave room for small ones.
-PART_OF_FREE = 0.75
+MAX_UPLOAD_SHARE = 0.75
 
 # Memory, as /proc/PID/smaps_rollup has it after some hundred requests, rounded up.
 FRONT_BYTES = 44 * 2**20
 TEMPLATE_BYTES = 46 * 2**20  # interpreter, libraries, weights: workers share it
 # What a worker adds before it works on anything, and of the body that is sent ahead to it.
-WORKER_BYTES = 10 * 2**20 + AHEAD_BYTES
+WORKER_OVERHEAD_BYTES = 10 * 2**20 + AHEAD_BYTES
 MARGIN = 0.06  # of the limit, for what allocators keep
 BODIES_PART = 0.18  # of what is left; the rest is for the workers
 COPIES = 1.25  # of a body in the front: the bytes themselves, and a buffer on their way
@@ -40,7 +40,7 @@ class Capacity:
     @property
     def largest_upload_bytes(self) -> int:
         """The largest picture for which there can be room, a form around it included."""
-        return int(self.body_bytes * PART_OF_FREE) - 2**17
+        return int(self.body_bytes * MAX_UPLOAD_SHARE) - 2**17
 
 
 def plan(workers: int | None = None) -> Capacity:
@@ -49,7 +49,7 @@ def plan(workers: int | None = None) -> Capacity:
     bodies = min(max(int(rest * BODIES_PART), 2**22), MOST_BODY_BYTES)
 
     def share(count: int) -> int:
-        return (rest - int(bodies * COPIES)) // count - WORKER_BYTES
+        return (rest - int(bodies * COPIES)) // count - WORKER_OVERHEAD_BYTES
 
     if workers is None:
         fitting = (n for n in range(cores(), 1, -1) if share(n) >= LEAST_SHARE_BYTES)

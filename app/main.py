@@ -75,23 +75,23 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     if settings.metrics != "off":
         app.include_router(observation.router)
     middleware.install_handlers(app)
-    _wrap(app)
+    _add_middleware(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-def _wrap(app: FastAPI) -> None:
+def _add_middleware(app: FastAPI) -> None:
     """Put what surrounds every request round the application, from the innermost on."""
     settings: Settings = app.state.settings
-    app.add_middleware(middleware.OtherMethods)
+    app.add_middleware(middleware.HeadAndOptions)
     if settings.keys:
         open_metrics = settings.metrics == "open"
         app.add_middleware(middleware.KeysRequired, keys=settings.keys, metrics_open=open_metrics)
-    app.add_middleware(middleware.UnreadBodies)
-    app.add_middleware(middleware.LostRequests)
+    app.add_middleware(middleware.DrainUnreadBody)
+    app.add_middleware(middleware.FailedRequests)
     app.add_middleware(middleware.Cors, origins=settings.cors_origins)
     counted = app.state.metrics if settings.metrics != "off" else None
-    app.add_middleware(observation.Observed, log_form=settings.log, metrics=counted)
+    app.add_middleware(observation.ObservationMiddleware, log_form=settings.log, metrics=counted)
     app.add_middleware(middleware.PlainStartupFailure)
 
 
@@ -116,7 +116,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         deadline_seconds=settings.deadline_seconds,
     )
     metrics: Metrics = state.metrics
-    metrics.serve(state.model["name"], state.model["version"])
+    metrics.set_model(state.model["name"], state.model["version"])
     metrics.in_progress.set_function(lambda: state.queue.in_progress)
     metrics.waiting.set_function(lambda: workers.waiting)
     metrics.busy.set_function(lambda: workers.busy)
@@ -127,7 +127,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     gc.freeze()  # what lives as long as the service is kept out of garbage collections
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
     state.ready = True
-    _say_hello(app)
+    _log_startup(app)
     try:
         yield {"log": settings.log, "metrics": metrics}
     finally:
@@ -135,7 +135,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             await workers.stop()
 
 
-def _say_hello(app: FastAPI) -> None:
+def _log_startup(app: FastAPI) -> None:
     """Log what is served, where, how to try it, and what follows from the settings."""
     state = app.state
     settings, capacity, model = state.settings, state.capacity, state.model
@@ -157,7 +157,7 @@ def _say_hello(app: FastAPI) -> None:
     if state.collection:
         kept = state.collection
         logger.info("Feedback is saved in %s, which holds %d pictures", kept.folder, kept.pictures)
-    for missing in state.workers.unlimited:
+    for missing in state.workers.missing_limits:
         logger.warning(
             "Workers are not kept from %s: this system or user does not allow that limit", missing
         )
@@ -188,7 +188,7 @@ async def reload(app: FastAPI) -> None:
     state, model = app.state, app.state.model  # the latter always says what is served
     try:
         await state.workers.reload()
-        state.metrics.serve(model["name"], model["version"])
+        state.metrics.set_model(model["name"], model["version"])
         logger.info("Reloaded: serving %s, version %s", model["name"], model["version"])
     except CannotStart as error:
         logger.error("%s", error)

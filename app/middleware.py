@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import HEADER_LENGTH, MODEL, errors
 from app.errors import FAILED, Problem
-from app.observation import LONGEST, Facts
+from app.observation import LONGEST, RequestInfo
 from model.workers import CannotStart
 
 KEY_HEADER = "X-API-Key"
@@ -47,7 +47,7 @@ class ProblemResponse(Response):
         self.problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        facts: Facts = scope["facts"]
+        facts: RequestInfo = scope["facts"]
         facts.problem = self.problem.type.slug
         content = {**self.problem.content(), "request_id": facts.request_id}
         if f"{scope['path']}/".startswith("/v2/"):
@@ -107,7 +107,7 @@ class KeysRequired:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A proxy's own path before ours does not count.
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        brought = [] if scope["type"] != "http" else [*_brought(scope)]
+        brought = [] if scope["type"] != "http" else [*_keys_sent(scope)]
         # Hashed, keys are of one length; every key is compared, whichever fits.
         fits = [
             hmac.compare_digest(_digest(key), each) for key in brought for each in self._digests
@@ -132,7 +132,7 @@ def _digest(key: bytes) -> bytes:
     return sha256(key).digest()
 
 
-def _brought(scope: Scope) -> Iterator[bytes]:
+def _keys_sent(scope: Scope) -> Iterator[bytes]:
     """The keys that a request brings: two at most."""
     headers = Headers(scope=scope)
     if key := headers.get(KEY_HEADER):
@@ -193,7 +193,7 @@ class Cors(CORSMiddleware):
 # --- answers that the application does not give -------------------------------------------------
 
 
-class OtherMethods:
+class HeadAndOptions:
     """Answers HEAD wherever GET is answered, and OPTIONS for the service as a whole."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -232,7 +232,7 @@ class PlainStartupFailure:
         await self.app(scope, receive, send_plain if scope["type"] == "lifespan" else send)
 
 
-class LostRequests:
+class FailedRequests:
     """Answers a request that nothing inside answers any more: one that failed, or that a stopping
     server gives up.
 
@@ -267,7 +267,7 @@ class LostRequests:
             raise
 
 
-class UnreadBodies:
+class DrainUnreadBody:
     """Lets a client read an answer that comes before its upload is through, as a refusal does.
 
     A server that answers, stops reading and closes makes the client's system reset the

@@ -50,7 +50,7 @@ prometheus_client.disable_created_metrics()
 
 
 @dataclass(slots=True)
-class Facts:
+class RequestInfo:
     """What is known of one request, for its log line and the metrics: `scope["facts"]`."""
 
     request_id: str = ""
@@ -123,12 +123,14 @@ class Metrics:
         self.replaced = counter("cat_workers_replaced", "Workers that ended and were replaced.")
         self.model = gauge("cat_model_info", "1 for the model that is served.", ("name", "version"))
 
-    def serve(self, name: str, version: str) -> None:
+    def set_model(self, name: str, version: str) -> None:
         """Say which model is served from now on."""
         self.model.clear()
         self.model.labels(name, version).set(1)
 
-    def count(self, facts: Facts, route: str, method: str, status: int, seconds: float) -> None:
+    def count(
+        self, facts: RequestInfo, route: str, method: str, status: int, seconds: float
+    ) -> None:
         """Count a request that is over. route: a template, or OTHER; method: as it was sent."""
         self.requests.labels(route, method if method in METHODS else OTHER, status).inc()
         self.seconds.labels(route).observe(seconds)
@@ -229,7 +231,7 @@ def write(line: bytes) -> bool:
 # --- every request ------------------------------------------------------------------------------
 
 
-class Observed:
+class ObservationMiddleware:
     """Gives each request an id, adds what every answer has, counts the request and logs it.
 
     The outermost wrapper. The id is the client's own X-Request-ID if that is harmless to print,
@@ -247,7 +249,7 @@ class Observed:
         status = received = 0
         gone = False
         identity = _request_id(scope)
-        facts = scope["facts"] = Facts(identity.decode())
+        facts = scope["facts"] = RequestInfo(identity.decode())
 
         async def receive_counted() -> Message:
             nonlocal received, gone
@@ -275,9 +277,11 @@ class Observed:
             await self.app(scope, receive_counted, send_with_headers)
         finally:
             outcome = CLIENT_GONE if gone else status or 500
-            self._tell(scope, facts, outcome, ended - began, received)
+            self._record(scope, facts, outcome, ended - began, received)
 
-    def _tell(self, scope: Scope, facts: Facts, status: int, seconds: float, received: int) -> None:
+    def _record(
+        self, scope: Scope, facts: RequestInfo, status: int, seconds: float, received: int
+    ) -> None:
         route = _route(scope)
         if self.metrics:
             self.metrics.count(facts, route, scope["method"], status, seconds)

@@ -15,11 +15,11 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from app.capacity import PART_OF_FREE
+from app.capacity import MAX_UPLOAD_SHARE
 from app.errors import FAILED, Problem
-from app.observation import Facts
+from app.observation import RequestInfo
 from model.worker import Reply
-from model.workers import End, JobRefused, Submitted, Workers
+from model.workers import Failure, JobRefused, PendingJob, Workers
 
 LONGEST_RETRY_SECONDS = 60
 LEAST_BYTES_A_SECOND = 50_000  # of an upload, on top of the seconds that any may take
@@ -42,11 +42,11 @@ class Queue:
         self.held_bytes = 0  # of their bodies, so far
 
     @contextmanager
-    def enter(self) -> Iterator["Body"]:
+    def enter(self) -> Iterator["BodyMemory"]:
         """The room for a request's body. Raises Problem: busy."""
         if (waiting := self._workers.waiting) >= self._places:
             raise self.busy(f"{waiting} pictures are waiting already, which is the limit")
-        body = Body(self)
+        body = BodyMemory(self)
         self.in_progress += 1
         try:
             yield body
@@ -62,7 +62,7 @@ class Queue:
         Raises Problem: deadline-passed, too-many-pixels, takes-too-long, crashes-decoder,
         internal-error, and what the worker refuses; ClientDisconnect.
         """
-        facts: Facts = request.scope["facts"]
+        facts: RequestInfo = request.scope["facts"]
         loop = asyncio.get_running_loop()
         arrived = loop.time()
         job = self._workers.submit(head, body, quick=quick)
@@ -106,7 +106,7 @@ class Queue:
         return {"Retry-After": str(seconds)}
 
 
-class Body:
+class BodyMemory:
     """The room that one request's body takes."""
 
     def __init__(self, queue: Queue) -> None:
@@ -117,14 +117,14 @@ class Body:
         """Refuse an upload of so many bytes where there is no room now. Who announces much and
         sends little takes little. Raises Problem: busy; too-large for what will never fit."""
         queue = self._queue
-        if count > (most := int(PART_OF_FREE * queue.body_bytes)):
+        if count > (most := int(MAX_UPLOAD_SHARE * queue.body_bytes)):
             raise Problem(
                 "too-large",
                 f"The upload has at least {count:,} bytes; there is memory for {most:,}. Send a "
                 "smaller picture.",
                 limit_bytes=most,
             )
-        if count > PART_OF_FREE * (queue.body_bytes - queue.held_bytes + self.held):
+        if count > MAX_UPLOAD_SHARE * (queue.body_bytes - queue.held_bytes + self.held):
             raise queue.busy("The current uploads use all the memory for uploads")
 
     def arrived(self, count: int) -> None:
@@ -135,7 +135,7 @@ class Body:
 
 
 async def read_body(
-    request: Request, room: Body, *, most: int, limit: int, seconds: float
+    request: Request, room: BodyMemory, *, most: int, limit: int, seconds: float
 ) -> bytes:
     """The body, of at most `most` bytes; `limit` is what the refusal names. It may take that many
     seconds, and more as it arrives.
@@ -183,7 +183,7 @@ def _too_large(arrived: str, limit: int) -> Problem:
     )
 
 
-async def _reply_or_gone(job: Submitted, request: Request) -> None:
+async def _reply_or_gone(job: PendingJob, request: Request) -> None:
     """Wait for a reply. Raises ClientDisconnect where nobody waits for it any more."""
     gone = asyncio.ensure_future(request.receive())  # all of the body is here: no more can come
     try:
@@ -194,15 +194,15 @@ async def _reply_or_gone(job: Submitted, request: Request) -> None:
         raise ClientDisconnect
 
 
-def _refusal(end: End, head: dict[str, Any]) -> Problem:
+def _refusal(end: Failure, head: dict[str, Any]) -> Problem:
     """What to say of a job that no worker could do."""
     what = "request" if head["kind"] == "infer" else "picture"
-    if end is End.TIME:
+    if end is Failure.TIME:
         detail = f"The {what} takes too much processor time."
         return Problem(
             "takes-too-long", f"{detail} Make it smaller, or save it again as JPEG or PNG."
         )
-    if end is End.CRASH:
+    if end is Failure.CRASH:
         detail = f"The {what} crashed its decoder twice."
         return Problem("crashes-decoder", f"{detail} Save it again as JPEG or PNG.")
     if what == "request":

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from app import __version__, errors
 from app.errors import Problem
-from app.observation import Facts
+from app.observation import RequestInfo
 from app.queue import Queue, read_body
 from app.settings import Settings
 from model.worker import Reply
@@ -271,7 +271,7 @@ async def work(
     state = request.app.state
     queue: Queue = state.queue
     settings: Settings = state.settings
-    facts: Facts = request.scope["facts"]
+    facts: RequestInfo = request.scope["facts"]
     facts.model_version = state.model["version"]
     head = {
         "kind": kind,

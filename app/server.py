@@ -30,7 +30,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.errors import Problem
 from app.middleware import ProblemResponse
-from app.observation import Observed, log_configuration
+from app.observation import ObservationMiddleware, log_configuration
 
 # While it stops, a client that has still to send or to read gets this long. Docker kills ten
 # seconds after it asked to stop: a client alone can never bring that about.
@@ -176,12 +176,12 @@ class Server(uvicorn.Server):
         now = time.monotonic()
         if counter % 10 == 0:
             self._close_slow_clients(now)
-            self._note_fullness()
+            self._warn_at_connection_limit()
             if os.getpid() == 1:
                 _reap_orphans()
         if self.closes_at is not None and now >= self.closes_at and not self.should_exit:
             self.should_exit = True
-            asyncio.get_running_loop().call_later(CLIENT_SECONDS, self._leave_clients)
+            asyncio.get_running_loop().call_later(CLIENT_SECONDS, self._drop_waiting_clients)
         return await super().on_tick(counter)
 
     def _close_slow_clients(self, now: float) -> None:
@@ -206,7 +206,7 @@ class Server(uvicorn.Server):
                 connection.transport.abort()
         self.waits = waits
 
-    def _note_fullness(self) -> None:
+    def _warn_at_connection_limit(self) -> None:
         count, was_full = len(self._connections()), self.is_full
         self.is_full = count + 1 >= (self.config.limit_concurrency or 0)
         if self.is_full and not was_full:
@@ -214,7 +214,7 @@ class Server(uvicorn.Server):
                 "%d connections are open, which is the limit: new ones are closed", count
             )
 
-    def _leave_clients(self) -> None:
+    def _drop_waiting_clients(self) -> None:
         """Give up what only waits for clients: uploads, which are answered that the service stops,
         and answers that are not read."""
         for connection in self._connections():
@@ -241,7 +241,7 @@ def _reap_orphans() -> None:
             pass
 
 
-class WholeAnswers:
+class CoalescedWrites:
     """A connection's transport that sends an answer's head together with what follows it.
 
     uvicorn writes them one after the other, and uvloop hands each write to the system at once:
@@ -291,7 +291,7 @@ class StrictHttp(HttpToolsProtocol):
     answering: Any = None  # the same as uvicorn knows it, its cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, WholeAnswers(transport, self.loop)))
+        super().connection_made(cast(asyncio.Transport, CoalescedWrites(transport, self.loop)))
         transport.set_write_buffer_limits(MOST_UNREAD_BYTES)
         if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
             transport.close()
@@ -305,7 +305,7 @@ class StrictHttp(HttpToolsProtocol):
             while data:
                 data = self._parse(data)
         except httptools.HttpParserError as error:
-            self.send_400_response(_what_is_wrong(error))
+            self.send_400_response(_parse_error_text(error))
         else:
             if self.pending_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"A line has more than {MOST_HEAD_BYTES:,} bytes.")
@@ -432,7 +432,7 @@ class StrictHttp(HttpToolsProtocol):
             )
 
 
-def _what_is_wrong(error: httptools.HttpParserError) -> str:
+def _parse_error_text(error: httptools.HttpParserError) -> str:
     """For the sender: what the parser found, or one of its callbacks, but nothing of what came."""
     if isinstance(error.__context__, BadRequest):
         return str(error.__context__)
@@ -449,4 +449,4 @@ def _refusal(state: dict[str, Any], detail: str) -> Any:
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
         await ProblemResponse(Problem("bad-request", detail))(scope, receive, send)
 
-    return Observed(refuse, state["log"], state["metrics"])
+    return ObservationMiddleware(refuse, state["log"], state["metrics"])

@@ -213,7 +213,7 @@ def _shown(value: Any) -> str:
 
 def _outputs(message: dict[str, Any]) -> Iterator[tuple[Spec, bool]]:
     parameters = _parameters(message, "The request's parameters")
-    by_default = _truth(parameters, "binary_data_output", False)
+    by_default = _boolean(parameters, "binary_data_output", False)
     wanted = message.get("outputs")
     _check(isinstance(wanted, list | None), "The outputs must be a list.")
     seen = set()
@@ -221,10 +221,10 @@ def _outputs(message: dict[str, Any]) -> Iterator[tuple[Spec, bool]]:
         spec, parameters = _named(value, "outputs", OUTPUTS)
         _check(spec not in seen, f"The output {spec.name} is requested twice.")
         seen.add(spec)
-        yield spec, _truth(parameters, "binary_data", by_default)
+        yield spec, _boolean(parameters, "binary_data", by_default)
 
 
-def _truth(parameters: dict[str, Any], name: str, default: bool) -> bool:
+def _boolean(parameters: dict[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     _check(isinstance(value, bool), f"The parameter {name} must be true or false.")
     return bool(value)

@@ -77,7 +77,7 @@ def _unsure(classifier: Classifier, data: Sequence[Path]) -> float:
     """The share of the pictures whose whole leaves the network unsure."""
     listed = list_pictures(data, both_classes=False).pictures
     wholes = classifier.logits((classifier.read(each.load()) for each in listed), "one")
-    unsure = [classifier.views.all_of(z) for z in wholes]
+    unsure = [classifier.views.is_unsure(z) for z in wholes]
     print(f"{np.mean(unsure):.1%} of {len(unsure):,} pictures leave the network unsure")
     return float(np.mean(unsure))
 

@@ -70,7 +70,7 @@ def choose_threshold(labels: Array, sources: Sequence[str], log_odds: Array) -> 
     threshold comes from: calibrate on the validation pictures, then choose."""
     calibration = calibrate(log_odds, labels, sources)
     p = sigmoid(calibration.scale * log_odds + calibration.shift)
-    return float(calibration.undone(np.asarray(_logit(training_threshold(labels, p, sources)))))
+    return float(calibration.inverse(np.asarray(_logit(training_threshold(labels, p, sources)))))
 
 
 def _logit(p: float) -> float:

@@ -32,7 +32,7 @@ from model.preprocessing import read_picture
 from training import Refused
 from training.course import initialize_with_zeros, propagate
 from training.data import join_small, read_pictures
-from training.loop import balance, draw
+from training.loop import draw, sampling_weights
 
 FOLDS = 4
 STEPS, BATCH = 2000, 1024  # of the regression
@@ -147,7 +147,7 @@ def out_of_fold(
     for fold in np.unique(folds):
         rest = folds != fold
         chances = np.zeros(len(X))
-        chances[rest] = balance(y[rest], np.asarray(sources)[rest].tolist())
+        chances[rest] = sampling_weights(y[rest], np.asarray(sources)[rest].tolist())
         rows = draw(chances, steps * BATCH, rng)
         layers = _fit(X, y, rows.reshape(steps, BATCH), rate)
         z[~rest] = forward(layers, X[~rest], Scratch())[-1][:, 0]

@@ -30,7 +30,7 @@ import typer
 
 from benchmarks.machine import describe
 from model.network import Array, Gradients, Layer, Scratch, parameters, prepare
-from training.architecture import convolutional
+from training.architecture import default_network
 from training.course import forward_backward
 from training.loop import Optimizer, bind
 
@@ -57,7 +57,7 @@ class Task:
 
     def layers(self) -> list[Layer]:
         """The default network with random weights."""
-        layers = convolutional(np.random.default_rng(self.seed))
+        layers = default_network(np.random.default_rng(self.seed))
         values = [value.ravel() for value in parameters(layers).values()]
         bind(layers, np.concatenate(values).astype(self.dtype))
         return layers

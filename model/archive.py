@@ -28,7 +28,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 from model.machine import cores, memory_bytes
 from model.worker import CannotLoad, Handle, Job, Reply, serve
-from model.workers import End, JobRefused, Workers
+from model.workers import Failure, JobRefused, Workers
 
 Row = dict[str, Any]
 
@@ -58,12 +58,12 @@ ROWS_AHEAD: Final = 16  # rows for each worker that wait for an earlier picture'
 
 # Reasons and details where there is no answer, beside those of `model.preprocessing.InvalidImage`.
 REFUSALS: Final = {
-    End.MEMORY: (
+    Failure.MEMORY: (
         "too-many-pixels",
         "The picture needs more memory than is available; make it smaller.",
     ),
-    End.TIME: ("takes-too-long", "The picture takes too much processor time; make it smaller."),
-    End.CRASH: (
+    Failure.TIME: ("takes-too-long", "The picture takes too much processor time; make it smaller."),
+    Failure.CRASH: (
         "crashes-decoder",
         "The picture crashed its decoder twice; save it again as JPEG or PNG.",
     ),
@@ -239,7 +239,7 @@ class Pictures:
             archive = _open_zip(path)
         except _BROKEN as error:
             why = f"The zip cannot be read: {_why(error, path)}."
-            yield Found(text(name), partial(cannot, why))
+            yield Found(text(name), partial(raise_unreadable, why))
             return
         for entry in zip_entries(archive):
             yield from self._entry(entry, f"{name}/{entry.name}", path, entry.stored)
@@ -247,14 +247,15 @@ class Pictures:
     def _entry(self, entry: Entry, name: str, path: Path, member: str = "") -> Iterator[Found]:
         if entry.error:
             why = _why(entry.error, path)
-            yield Found(text(name), partial(cannot, f"It cannot be read: {why}."))
+            yield Found(text(name), partial(raise_unreadable, f"It cannot be read: {why}."))
         elif entry.type is EntryType.PICTURE:
             yield Found(text(name), partial(read, path, member))
         elif entry.type is not EntryType.ZIP:
             self.skipped += 1
         elif member:
             yield Found(
-                text(name), partial(cannot, "It is a zip inside a zip; unpack the outer one.")
+                text(name),
+                partial(raise_unreadable, "It is a zip inside a zip; unpack the outer one."),
             )
         else:
             yield from self._zip(path, name)
@@ -284,7 +285,7 @@ def read(path: Path, member: str = "") -> bytes:
     return data
 
 
-def cannot(why: str) -> bytes:
+def raise_unreadable(why: str) -> bytes:
     """Raise Unreadable where there are no bytes to read."""
     raise Unreadable("unreadable", why)
 
@@ -355,9 +356,9 @@ async def answers(workers: Workers, pictures: Iterable[Found]) -> AsyncGenerator
             if "fault" in head:
                 raise Unreadable("internal-error", head["fault"].splitlines()[-1])
         except Unreadable as error:
-            head = no_answer(version, *error.args)
+            head = error_row(version, *error.args)
         except JobRefused as refused:
-            head = no_answer(version, *REFUSALS[refused.end])
+            head = error_row(version, *REFUSALS[refused.end])
         head.pop("seconds", None)
         return {"picture": found.name, **head}
 
@@ -375,7 +376,7 @@ async def answers(workers: Workers, pictures: Iterable[Found]) -> AsyncGenerator
         readers.shutdown(wait=False, cancel_futures=True)
 
 
-def no_answer(version: str, reason: str, detail: str) -> Row:
+def error_row(version: str, reason: str, detail: str) -> Row:
     """The row of a picture without an answer, but for its name."""
     return {"error": {"reason": reason, "detail": detail}, "model_version": version}
 
@@ -397,7 +398,7 @@ def load(weights: str) -> tuple[dict[str, Any], Handle]:
         try:
             found = classifier.predict(job.body)
         except InvalidImage as error:
-            return Reply(no_answer(version, error.reason, str(error)))
+            return Reply(error_row(version, error.reason, str(error)))
         values = {"cat_probability": found.cat_probability, "label": found.label}
         return Reply({**values, "warnings": list(found.warnings), "model_version": version})
 

@@ -57,7 +57,7 @@ _DECIDING = (
     *("preprocessing", "views", "architecture"),
 )
 
-Looking = Literal["all", "one"]  # at all views where the whole leaves the network unsure, or never
+ViewMode = Literal["all", "one"]  # at all views where the whole leaves the network unsure, or never
 
 
 class BadArtifact(ValueError):
@@ -171,7 +171,7 @@ class Classifier:
     _scratch: Scratch = field(default_factory=Scratch, init=False, repr=False)
 
     def predict(
-        self, data: bytes, limits: Limits = DEFAULT_LIMITS, views: Looking = "all"
+        self, data: bytes, limits: Limits = DEFAULT_LIMITS, views: ViewMode = "all"
     ) -> Prediction:
         """Answer for the bytes of a picture; raises InvalidImage."""
         return self.answers([self.read(data, limits)], views)[0]
@@ -187,15 +187,17 @@ class Classifier:
         """
         return PictureReader(data, self.preprocessing, limits, self.views)
 
-    def answers(self, readers: Sequence[PictureReader], views: Looking = "all") -> list[Prediction]:
+    def answers(
+        self, readers: Sequence[PictureReader], views: ViewMode = "all"
+    ) -> list[Prediction]:
         """Answer for each of these pictures; together they take less time than alone."""
         return [
             self._prediction(reader.picture, *seen)
-            for reader, seen in zip(readers, self._look(readers, views), strict=True)
+            for reader, seen in zip(readers, self._view_logits(readers, views), strict=True)
         ]
 
     def logits(
-        self, readers: Iterable[PictureReader], views: Looking = "all"
+        self, readers: Iterable[PictureReader], views: ViewMode = "all"
     ) -> NDArray[np.float64]:
         """Return z (m,) for many pictures; σ(z) are the probabilities that `predict` gives.
 
@@ -209,11 +211,11 @@ class Classifier:
         found: list[float] = []
         rest = iter(readers)
         while some := list(islice(rest, READ_AT_ONCE)):
-            found += [float(z.mean()) for _, z in self._look(some, views)]
+            found += [float(z.mean()) for _, z in self._view_logits(some, views)]
         return np.array(found)
 
-    def _look(
-        self, readers: Sequence[PictureReader], views: Looking
+    def _view_logits(
+        self, readers: Sequence[PictureReader], views: ViewMode
     ) -> list[tuple[NDArray[np.uint8], NDArray[np.float64]]]:
         """Return pixels (n, side, side, 3) and logits (n,) of what was looked at of each picture.
 
@@ -224,7 +226,7 @@ class Classifier:
         seen = []
         for i, whole in enumerate(self._logits(wholes)):
             pixels, z = wholes[i : i + 1], np.array([whole])
-            if views == "all" and self.views.all_of(whole):
+            if views == "all" and self.views.is_unsure(whole):
                 others = readers[i].other_views()
                 pixels = np.concatenate([pixels, others])
                 z = np.append(z, self._logits(others, whole=False))

@@ -90,14 +90,14 @@ class Convolution(Layer):
         channels = self.parameters["weights"].shape[-1]
         shape = (m, -(-height // self.stride), -(-width // self.stride), channels)
         y = scratch.array((id(self), "y"), shape, x.dtype)
-        minimal = self._minimal(x, scratch)
-        (self._forward_minimal if minimal else self._forward_gathered)(x, y, scratch)
+        minimal = self._uses_winograd(x, scratch)
+        (self._forward_winograd if minimal else self._forward_im2col)(x, y, scratch)
         return y
 
     def backward(
         self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
     ) -> tuple[Array, Gradients]:
-        way = self._backward_minimal if self._minimal(x, scratch) else self._backward_gathered
+        way = self._backward_winograd if self._uses_winograd(x, scratch) else self._backward_im2col
         dx, dw = way(x, dy, scratch, input_gradient)
         if not scratch.train:
             return dx, {}
@@ -106,7 +106,7 @@ class Convolution(Layer):
             gradients["bias"] = dy.sum(axis=(0, 1, 2))
         return dx, gradients
 
-    def _minimal(self, x: Array, scratch: Scratch) -> bool:
+    def _uses_winograd(self, x: Array, scratch: Scratch) -> bool:
         """Whether minimal filtering is possible and the faster way: it reads U, four times the
         weights, which pays where there are tiles enough to use it on."""
         m, height, width, _ = x.shape
@@ -116,7 +116,7 @@ class Convolution(Layer):
 
     # --- 3×3, stride 1: minimal filtering ---------------------------------------------------
 
-    def _forward_minimal(self, x: Array, y: Array, scratch: Scratch) -> None:
+    def _forward_winograd(self, x: Array, y: Array, scratch: Scratch) -> None:
         u = self._u()
         for part in self._parts(x):
             v = self._transform_tiles(x[part], part, scratch)
@@ -151,7 +151,7 @@ class Convolution(Layer):
         np.matmul(_as("input", x), gathered.reshape(v.shape), out=v)
         return v
 
-    def _backward_minimal(
+    def _backward_winograd(
         self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool
     ) -> tuple[Array, Array]:
         c_in, c_out = self.parameters["weights"].shape[2:]
@@ -187,15 +187,15 @@ class Convolution(Layer):
 
     # --- any other kernel or stride: gathered neighbourhoods ---------------------------------
 
-    def _forward_gathered(self, x: Array, y: Array, scratch: Scratch) -> None:
+    def _forward_im2col(self, x: Array, y: Array, scratch: Scratch) -> None:
         weights = self.parameters["weights"]
         for part in self._gathered_parts(y):
-            rows = self._gather(x[part], y[part].shape, scratch)
+            rows = self._im2col(x[part], y[part].shape, scratch)
             np.matmul(rows, weights.reshape(rows.shape[1], -1), out=y[part].reshape(len(rows), -1))
             if "bias" in self.parameters:
                 y[part] += self.parameters["bias"]
 
-    def _gather(self, x: Array, shape: tuple[int, ...], scratch: Scratch) -> Array:
+    def _im2col(self, x: Array, shape: tuple[int, ...], scratch: Scratch) -> Array:
         """Each output's neighbourhood as a row (m·h·w, kernel·kernel·C_in)."""
         k, c_in = self.kernel, x.shape[-1]
         padded = _padded(x, k // 2, scratch)
@@ -210,7 +210,7 @@ class Convolution(Layer):
         rows[...] = view
         return rows.reshape(-1, k * k * c_in)
 
-    def _backward_gathered(
+    def _backward_im2col(
         self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool
     ) -> tuple[Array, Array]:
         weights = self.parameters["weights"]
@@ -221,7 +221,7 @@ class Convolution(Layer):
         dx = scratch.array((id(self), "dx"), x.shape, x.dtype)
         for part in self._gathered_parts(dy):
             dout = dy[part].reshape(-1, c_out)
-            rows = self._gather(x[part], dy[part].shape, scratch)  # cheaper than to keep it
+            rows = self._im2col(x[part], dy[part].shape, scratch)  # cheaper than to keep it
             dw += rows.T @ dout
             if input_gradient:
                 m, high, wide, _ = dy[part].shape

@@ -26,7 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from model.formats import Format, InvalidImage, Reason, damaged, mangled, not_accepted
+from model.formats import Format, InvalidImage, Reason, damaged, not_accepted, transfer_damage
 
 # `Limits` are checked here, so Pillow's own are not: a fixed number for the whole process
 Image.MAX_IMAGE_PIXELS = None
@@ -68,9 +68,9 @@ class Limits:
         (width, height), area = held or size, size[0] * size[1]
         is_allowed = width * height <= self.max_pixels and max(width, height) <= self.max_side
         if not is_allowed or area > self.max_pixels_in_file:
-            raise self.exceeded(kind, f"{size[0]:,} × {size[1]:,} pixels")
+            raise self.too_many_pixels_error(kind, f"{size[0]:,} × {size[1]:,} pixels")
 
-    def exceeded(self, kind: Format, found: str) -> InvalidImage:
+    def too_many_pixels_error(self, kind: Format, found: str) -> InvalidImage:
         """Return the refusal; found: as after "The picture has"."""
         larger = f" ({_count(self.max_pixels_in_file)} pixels in a baseline JPEG)"
         return InvalidImage(
@@ -117,7 +117,7 @@ def decode(
     except (InvalidImage, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise limits.exceeded(kind, "too many pixels") from None
+        raise limits.too_many_pixels_error(kind, "too many pixels") from None
     except Exception as error:  # decoders raise whatever the bytes lead them to
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from None
@@ -375,7 +375,7 @@ def _open_png(data: bytes) -> PngImageFile:
                 raise InvalidImage(
                     Reason.DAMAGED,
                     f"The PNG picture is damaged: the checksum of its {name.decode()} chunk at "
-                    f"byte {at:,} does not match; {mangled(data) or 'send it again'}.",
+                    f"byte {at:,} does not match; {transfer_damage(data) or 'send it again'}.",
                 )
             needed.append(chunk)
         at += len(chunk)

@@ -93,7 +93,7 @@ def explain(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> Explanation:
     scratch = Scratch(keep=True, train=False)
     stages = forward(layers, to_vector(pixels[None]), scratch)
     chosen = _choose(stages)
-    shares = _Shares(side, scratch)
+    shares = _BiasTerms(side, scratch)
     heat = np.zeros((side, side))
     dy = np.ones_like(stages[-1])
     for i in reversed(range(chosen[0], len(stages))):
@@ -161,7 +161,7 @@ def _places(stage: Array, side: int) -> tuple[int, int]:
     return (side, side) if stage.ndim == 2 else (stage.shape[1], stage.shape[2])
 
 
-class _Shares:
+class _BiasTerms:
     """The shares of the biases that a backward pass has come by: placed, (side, side), or not."""
 
     def __init__(self, side: int, scratch: Scratch) -> None:
@@ -187,12 +187,12 @@ class _Shares:
 
 def spread(terms: Array, side: int) -> Array:
     """Spread the terms of a coarser grid, (h, w), over the pixels, (side, side), sum kept."""
-    high, wide = (_bells(n, side) for n in terms.shape)
+    high, wide = (_gaussians(n, side) for n in terms.shape)
     spread_out: Array = high @ terms @ wide.T
     return spread_out
 
 
-def _bells(places: int, side: int) -> Array:
+def _gaussians(places: int, side: int) -> Array:
     """(side, places): each column a bell round the middle of its place, of sum 1."""
     width = max(side * SPREAD, side / places / 2)
     middles = (np.arange(places) + 0.5) * side / places

@@ -175,7 +175,7 @@ def not_accepted(what: str) -> InvalidImage:
 
 def damaged(data: bytes, kind: Format, *, cut_off: bool = False) -> InvalidImage:
     """Return the refusal of a picture that cannot be decoded, with what may have happened to it."""
-    if happened := mangled(data):
+    if happened := transfer_damage(data):
         what = f"is damaged: {happened}"
     elif cut_off:
         what = f"is cut off after {size(data)}; send the whole file"
@@ -187,7 +187,7 @@ def damaged(data: bytes, kind: Format, *, cut_off: bool = False) -> InvalidImage
     return InvalidImage(Reason.DAMAGED, f"The {kind} picture {what}.")
 
 
-def mangled(data: bytes) -> str | None:
+def transfer_damage(data: bytes) -> str | None:
     """Say what was done to a picture on its way, and what to do, where its look tells it."""
     if text := _as_text(data):
         return text

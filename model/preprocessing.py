@@ -133,7 +133,7 @@ class Views:
         if not (isfinite(low) and isfinite(high) and low < high):
             raise ValueError(f"views: unsure must be two logits, the lower first, not {low, high}")
 
-    def all_of(self, logit: float) -> bool:
+    def is_unsure(self, logit: float) -> bool:
         """Whether a whole of this logit leaves the network unsure, and there are other views."""
         return len(self.boxes) > 1 and self.unsure[0] < logit < self.unsure[1]
 

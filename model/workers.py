@@ -46,7 +46,7 @@ _ROOT: Final = Path(__file__).parent.parent  # where programs are found
 logger = logging.getLogger("uvicorn.error")
 
 
-class End(StrEnum):
+class Failure(StrEnum):
     """Why a worker was ended by its job."""
 
     MEMORY = "memory"
@@ -57,7 +57,7 @@ class End(StrEnum):
 class JobRefused(Exception):
     """No worker could do this job: it took too much, or crashed its workers."""
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: Failure) -> None:
         super().__init__(end)
         self.end = end
 
@@ -66,12 +66,12 @@ class CannotStart(Exception):
     """There are no workers to be had; the message says why, and what to do."""
 
 
-class Submitted:
+class PendingJob:
     """A job on its way. Await `reply`: a Reply, or JobRefused is raised."""
 
     __slots__ = ("_queue", "crashes", "data", "is_waiting", "quick", "reply", "tries")
 
-    def __init__(self, queue: "deque[Submitted]", data: tuple[bytes, bytes], quick: bool) -> None:
+    def __init__(self, queue: "deque[PendingJob]", data: tuple[bytes, bytes], quick: bool) -> None:
         self._queue = queue
         self.data = data  # head and body, kept for another try
         self.quick = quick  # may share a worker: not after it was there when one ended
@@ -112,7 +112,7 @@ class Workers:
         self.count = count
         self.command = [str(memory_bytes), str(seconds), *arguments]
         self.program = program
-        self.queue: deque[Submitted] = deque()
+        self.queue: deque[PendingJob] = deque()
         self.description: dict[str, Any] = {}  # what the template that serves now says of itself
         self.seconds_each = 0.05  # a guess, until something was measured
         self.current: _Generation | None = None
@@ -126,9 +126,9 @@ class Workers:
     # --- for users ------------------------------------------------------------------------------
 
     @property
-    def unlimited(self) -> list[str]:
+    def missing_limits(self) -> list[str]:
         """What this system or user does not let workers be kept from."""
-        return self.current.unlimited if self.current else []
+        return self.current.missing_limits if self.current else []
 
     @property
     def waiting(self) -> int:
@@ -171,10 +171,10 @@ class Workers:
             old.end_if_done()
         self.hand_out()
 
-    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
+    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> PendingJob:
         """Queue a job. quick: it takes a moment, and may be sent to a worker that has others."""
         text = json.dumps(head).encode()
-        job = Submitted(self.queue, (HEADER.pack(len(text), len(body)) + text, body), quick)
+        job = PendingJob(self.queue, (HEADER.pack(len(text), len(body)) + text, body), quick)
         self.queue.append(job)
         self.hand_out()
         return job
@@ -237,18 +237,18 @@ class Workers:
         worker.jobs.clear()
         for job in reversed(jobs):
             job.quick = False  # it has a worker of its own, so that an end says whose fault it is
-            end = _end(status) if job is first else None
+            end = _failure(status) if job is first else None
             job.tries += job is first and status is not None
-            job.crashes += end is End.CRASH
-            if end and (alone if end is not End.CRASH else job.crashes >= MOST_CRASHES):
+            job.crashes += end is Failure.CRASH
+            if end and (alone if end is not Failure.CRASH else job.crashes >= MOST_CRASHES):
                 job.reply.set_exception(JobRefused(end))
             elif job.tries >= MOST_TRIES:
-                job.reply.set_exception(JobRefused(End.CRASH))
+                job.reply.set_exception(JobRefused(Failure.CRASH))
             else:
                 job.is_waiting = True
                 self.queue.appendleft(job)
         if status is not None and not self._stopping:
-            logger.warning("Worker %d %s and was replaced", worker.pid, _how(status))
+            logger.warning("Worker %d %s and was replaced", worker.pid, _exit_text(status))
             self.on_replaced()
         self.hand_out()
 
@@ -289,7 +289,7 @@ class _Generation:
     def __init__(self, owner: Workers) -> None:
         self.owner = owner
         self.description: dict[str, Any] = {}
-        self.unlimited: list[str] = []
+        self.missing_limits: list[str] = []
         self.workers: list[_Worker] = []
         self.retired = self.ended = False
         self._forking: deque[_Worker] = deque()  # asked for, but not reported yet
@@ -362,8 +362,8 @@ class _Generation:
 
     def _take(self, message: dict[str, Any]) -> None:
         match message:
-            case {"ready": description, "unlimited": unlimited}:
-                self.description, self.unlimited = description, unlimited
+            case {"ready": description, "unlimited": missing_limits}:
+                self.description, self.missing_limits = description, missing_limits
                 self._is_ready.set()
             case {"failed": why}:
                 self._failure = why
@@ -429,7 +429,7 @@ class _Worker(asyncio.Protocol):
     def __init__(self, generation: _Generation) -> None:
         self.generation = generation
         self.pid = 0  # until the template has reported it
-        self.jobs: deque[Submitted] = deque()
+        self.jobs: deque[PendingJob] = deque()
         self.is_open = True
         self._received = bytearray()
         self._progress: tuple[int, float] = (-1, 0.0)  # processor time, and when it last changed
@@ -437,7 +437,7 @@ class _Worker(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport: asyncio.Transport = transport
 
-    def takes(self, job: Submitted) -> bool:
+    def takes(self, job: PendingJob) -> bool:
         """Whether it may have this job now: small ones ahead, or one that is not so small."""
         if not self.is_open or not self.jobs:
             return self.is_open
@@ -452,7 +452,7 @@ class _Worker(asyncio.Protocol):
         """How much it has to do, as far as bytes tell."""
         return sum(1 + len(job.data[1]) for job in self.jobs)
 
-    def send(self, job: Submitted) -> None:
+    def send(self, job: PendingJob) -> None:
         if not self.jobs:
             self._progress = (-1, time.monotonic())
         self.jobs.append(job)
@@ -541,14 +541,14 @@ def _processor_time(pid: int) -> tuple[int, bool]:
     return int(fields[11]) + int(fields[12]), fields[0] == "R"
 
 
-def _end(status: int | None) -> End | None:
+def _failure(status: int | None) -> Failure | None:
     """Whether a worker was ended by its job; a SIGKILL comes from outside."""
     if status is None or status == -signal.SIGKILL:
         return None
-    return {OUT_OF_MEMORY: End.MEMORY, OUT_OF_TIME: End.TIME}.get(status, End.CRASH)
+    return {OUT_OF_MEMORY: Failure.MEMORY, OUT_OF_TIME: Failure.TIME}.get(status, Failure.CRASH)
 
 
-def _how(status: int) -> str:
+def _exit_text(status: int) -> str:
     """How a worker ended, for the log."""
     if status == OUT_OF_MEMORY:
         return "ran out of memory"

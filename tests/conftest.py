@@ -21,7 +21,7 @@ from model.classifier import Classifier, Golden
 from model.network import Linear
 from model.preprocessing import Views
 from model.worker import Reply
-from model.workers import End, JobRefused, Submitted, Workers
+from model.workers import Failure, JobRefused, PendingJob, Workers
 from tests.data_folder import REPOSITORY
 from tests.pictures import SIX
 
@@ -43,7 +43,7 @@ class SharedWorkers(Workers):
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self.start(), self._loop).result()
 
-    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
+    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> PendingJob:
         async def reply() -> Reply:
             job = Workers.submit(self, head, body, quick=quick)
             try:
@@ -51,7 +51,7 @@ class SharedWorkers(Workers):
             finally:
                 job.cancel()
 
-        submitted = Submitted(deque(), (b"", b""), quick)
+        submitted = PendingJob(deque(), (b"", b""), quick)
         submitted.is_waiting = False
         submitted.reply = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(reply(), self._loop))
         return submitted
@@ -66,14 +66,14 @@ class SharedWorkers(Workers):
 class Stuck(Workers):
     """Workers without processes: each job ends as it is said here, or waits for ever."""
 
-    def __init__(self, description: dict[str, Any], end: End | Reply | None = None) -> None:
+    def __init__(self, description: dict[str, Any], end: Failure | Reply | None = None) -> None:
         super().__init__("none", [], count=1, memory_bytes=0)
         self.description.update(description)
         self._end = end
 
-    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> Submitted:
+    def submit(self, head: dict[str, Any], body: bytes, *, quick: bool = False) -> PendingJob:
         job = super().submit(head, body, quick=quick)
-        if isinstance(self._end, End):
+        if isinstance(self._end, Failure):
             job.reply.set_exception(JobRefused(self._end))
         elif self._end:
             job.reply.set_result(self._end)

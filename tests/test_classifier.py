@@ -262,7 +262,10 @@ def test_what_is_no_safetensors_file_is_refused(path: Path, content: bytes) -> N
 
 
 def test_weights_of_something_else_are_refused(path: Path) -> None:
-    for metadata, said in ((None, "not a classifier of this project"), ({"format": "pt"}, "not JSON")):
+    for metadata, said in (
+        (None, "not a classifier of this project"),
+        ({"format": "pt"}, "not JSON"),
+    ):
         safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path, metadata)
         assert said in refused(path)
     safetensors.numpy.save_file({"a": np.zeros(3)}, path)

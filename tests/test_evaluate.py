@@ -21,7 +21,6 @@ from training.evaluation import (
     CHANGES,
     LOG,
     LOG_HEAD,
-    a_quarter,
     answers,
     changed,
     data_files,
@@ -32,6 +31,7 @@ from training.evaluation import (
     measure,
     record,
     run_evaluate,
+    shrunk_to_quarter,
     split_of,
     wrong_by_kind,
 )
@@ -166,7 +166,7 @@ def test_the_same_pictures_give_the_same_figures(
 
 def test_a_picture_in_a_quarter_of_the_frame_is_whole_and_smaller() -> None:
     black, white = (np.full((96, 96, 3), value, np.uint8) for value in (0, 255))
-    frame = a_quarter(white, black, np.random.default_rng(1))
+    frame = shrunk_to_quarter(white, black, np.random.default_rng(1))
     assert (frame > 127).mean() == pytest.approx(0.25, rel=0.15)
 
 

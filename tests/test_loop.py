@@ -11,7 +11,7 @@ import pytest
 
 from model.network import Array, Layer, Linear, Scratch, forward, parameters
 from training import Refused
-from training.architecture import convolutional
+from training.architecture import default_network
 from training.augmentation import whole
 from training.loop import (
     NUMBERS,
@@ -20,11 +20,11 @@ from training.loop import (
     Run,
     Settings,
     Trainer,
-    balance,
     draw,
     learning_rate,
     one_blas_thread,
     resume,
+    sampling_weights,
     save_checkpoint,
     score,
 )
@@ -54,7 +54,7 @@ def blots(m: int, side: int = 64, seed: int = 0) -> Examples:
 
 
 def network(seed: int = 0) -> list[Layer]:
-    return convolutional(np.random.default_rng(seed), (4,))
+    return default_network(np.random.default_rng(seed), (4,))
 
 
 def trainer(config: Settings = CONFIG, examples: Examples | None = None) -> Trainer:
@@ -170,11 +170,11 @@ def test_each_picture_is_drawn_as_often_as_its_weight_says() -> None:
 def test_sources_are_drawn_equally_often_and_rare_classes_more_than_they_are_there() -> None:
     labels = np.array([1] * 100 + [0] * 400 + [1] * 5 + [0] * 5 + [0] * 30)
     sources = ["a"] * 500 + ["b"] * 10 + ["c"] * 30
-    weights = balance(labels, sources)
+    weights = sampling_weights(labels, sources)
     names = np.array(sources)
     for source in "abc":
         assert weights[names == source].sum() == pytest.approx(1)
-    other = balance(labels, sources, {"b": 1.5})
+    other = sampling_weights(labels, sources, {"b": 1.5})
     np.testing.assert_allclose(other[names == "b"], 1.5 * weights[names == "b"])
     np.testing.assert_array_equal(other[names != "b"], weights[names != "b"])
     cats = weights[(names == "a") & (labels == 1)].sum()
@@ -185,8 +185,8 @@ def test_look_alikes_are_drawn_by_kind_and_no_source_is_all_of_one_class() -> No
     labels = np.array([1] * 50 + [0] * 50 + [0] * 40 + [0] * 10)
     sources = ["web"] * 100 + ["wild"] * 50
     kinds = [""] * 100 + ["fox"] * 40 + ["puma"] * 10
-    weights = balance(labels, sources, None, kinds, 1 / 3)
-    np.testing.assert_array_equal(weights[:100], balance(labels[:100], sources[:100]))
+    weights = sampling_weights(labels, sources, None, kinds, 1 / 3)
+    np.testing.assert_array_equal(weights[:100], sampling_weights(labels[:100], sources[:100]))
     assert weights[100:140].sum() == pytest.approx(weights[140:].sum())
     assert weights[100:].sum() == pytest.approx(weights[labels == 0].sum() / 3)
 
@@ -244,7 +244,7 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
 def test_other_outputs_are_learned_beside_the_class_and_not_kept() -> None:
     examples = blots(64)
     both = np.hstack([examples.targets, 1 - examples.targets])
-    layers = convolutional(np.random.default_rng(0), (4,), outputs=2)
+    layers = default_network(np.random.default_rng(0), (4,), outputs=2)
     config = replace(CONFIG, epochs=12, group_weight=1.0)
     with Trainer(layers, replace(examples, targets=both), config) as trainer:
         run(trainer, config.epochs)

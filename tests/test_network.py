@@ -27,7 +27,7 @@ from model.network import (
     sigmoid,
     unmirrored,
 )
-from training.architecture import batch_norms, convolutional, fold, mirrored
+from training.architecture import batch_norms, default_network, fold, mirrored
 from training.loop import bind, one_blas_thread
 
 STEP = 1e-5  # of the finite differences, in float64
@@ -168,7 +168,7 @@ def in_float64(layers: list[Layer]) -> list[Layer]:
 def test_the_network_s_gradients_are_its_derivatives_at_every_depth(
     stages: tuple[int, ...],
 ) -> None:
-    layers = in_float64(convolutional(np.random.default_rng(3), stages))
+    layers = in_float64(default_network(np.random.default_rng(3), stages))
     check_gradients(layers, np.random.default_rng(4).random((3, 64 * 64 * 3)), 4, SMALL_STEP, 1e-6)
 
 
@@ -218,7 +218,7 @@ def test_minimal_filtering_in_float32_is_as_exact_as_float32_asks_for() -> None:
 
 
 def test_a_whole_network_in_float32_answers_as_in_float64() -> None:
-    layers = convolutional(np.random.default_rng(13), (32, 64, 64))
+    layers = default_network(np.random.default_rng(13), (32, 64, 64))
     x = np.random.default_rng(14).random((8, 64 * 64 * 3), np.float32)
     z = forward(layers, x, Scratch(keep=True))[-1]
     exact = forward(in_float64(layers), x.astype(np.float64), Scratch(keep=True))[-1]
@@ -236,7 +236,7 @@ def trained_statistics(layers: list[Layer], x: Array) -> dict[int, tuple[Array, 
 
 
 def test_folding_the_normalisation_changes_no_answer_and_shares_no_memory() -> None:
-    layers = convolutional(np.random.default_rng(7), (8, 12))
+    layers = default_network(np.random.default_rng(7), (8, 12))
     biased: list[Layer] = [convolution(3, 2, 3, bias=True), MaxPool(), BatchNorm(np.zeros(3))]
     for each, x in ((layers, random(6, 12288).astype(np.float32)), (biased, random(4, 8, 8, 2))):
         folded = fold(each, trained_statistics(each, x))
@@ -249,7 +249,7 @@ def test_folding_the_normalisation_changes_no_answer_and_shares_no_memory() -> N
 
 
 def test_a_pass_needs_neither_the_pass_before_nor_other_threads() -> None:
-    layers = convolutional(np.random.default_rng(10), (8,))
+    layers = default_network(np.random.default_rng(10), (8,))
     x = np.random.default_rng(11).random((6, 64 * 64 * 3), np.float32)
     layers = fold(layers, trained_statistics(layers, x))
 
@@ -275,7 +275,7 @@ def test_sigmoid_is_exact_where_the_textbook_form_overflows(dtype: type) -> None
 
 
 def test_with_its_mirror_image_taken_in_a_network_answers_the_same_for_both() -> None:
-    layers = convolutional(np.random.default_rng(0), stages=(8, 8))
+    layers = default_network(np.random.default_rng(0), stages=(8, 8))
     x = np.random.default_rng(1).random((3, 12288), np.float32)
     layers = fold(layers, trained_statistics(layers, x))
     reflected = np.ascontiguousarray(x.reshape(3, 64, 64, 3)[:, :, ::-1]).reshape(3, -1)

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from app import capacity
-from app.capacity import PART_OF_FREE, plan
+from app.capacity import MAX_UPLOAD_SHARE, plan
 from app.errors import Problem
 from app.main import create_app
 from app.queue import Queue
@@ -226,7 +226,7 @@ def test_there_are_as_many_workers_as_cores_and_memory_allow_and_all_stays_withi
         assert shares <= memory * MIB * 0.94 - 90 * MIB
         # The largest upload fits in a form, and something small beside it.
         most = planned.largest_upload_bytes + FORM_ALLOWANCE_BYTES
-        assert 15 * MIB < most <= PART_OF_FREE * planned.body_bytes
+        assert 15 * MIB < most <= MAX_UPLOAD_SHARE * planned.body_bytes
         assert planned.body_bytes - most > 5 * MIB
     assert plan(64).worker_bytes >= 32 * MIB
 

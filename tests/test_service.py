@@ -21,11 +21,11 @@ from app.main import create_app
 from app.routes import FORM_ALLOWANCE_BYTES, PredictionAnswer
 from app.settings import Settings
 from app.work import Work
-from model.classifier import Classifier, Looking
+from model.classifier import Classifier, ViewMode
 from model.formats import Reason
 from model.preprocessing import Views
 from model.worker import Job, Reply
-from model.workers import End
+from model.workers import Failure
 from tests.conftest import Service, SharedWorkers, Stuck
 from tests.pictures import SIX, animation, picture
 
@@ -85,7 +85,7 @@ def test_the_served_probability_is_exactly_the_models(
 
 @pytest.mark.parametrize(("setting", "views"), [("all", 6), ("one", 1)])
 def test_an_unsure_model_looks_at_all_views_unless_the_setting_is_one(
-    unsure_service: Service, unsure_path: Path, cat_picture: bytes, setting: Looking, views: int
+    unsure_service: Service, unsure_path: Path, cat_picture: bytes, setting: ViewMode, views: int
 ) -> None:
     direct = Classifier.load(unsure_path).predict(cat_picture, views=setting)
     with unsure_service(views=setting) as client:
@@ -278,10 +278,10 @@ def test_the_pixel_limit_is_a_setting_and_is_named(service: Service) -> None:
 @pytest.mark.parametrize(
     ("path", "end", "slug", "words"),
     [
-        ("/predict", End.MEMORY, "too-many-pixels", "more memory than is available"),
-        ("/predict", End.TIME, "takes-too-long", "too much processor time"),
-        ("/explain", End.CRASH, "crashes-decoder", "crashed its decoder twice"),
-        ("/v2/models/cat/infer", End.MEMORY, "too-large", "Send fewer pictures"),
+        ("/predict", Failure.MEMORY, "too-many-pixels", "more memory than is available"),
+        ("/predict", Failure.TIME, "takes-too-long", "too much processor time"),
+        ("/explain", Failure.CRASH, "crashes-decoder", "crashed its decoder twice"),
+        ("/v2/models/cat/infer", Failure.MEMORY, "too-large", "Send fewer pictures"),
         (
             "/predict",
             Reply({"fault": "secret", "seconds": 0.1}),
@@ -292,7 +292,7 @@ def test_the_pixel_limit_is_a_setting_and_is_named(service: Service) -> None:
     ],
 )
 def test_what_a_worker_cannot_do_gets_its_problem(
-    workers: SharedWorkers, path: str, end: End | Reply | None, slug: str, words: str
+    workers: SharedWorkers, path: str, end: Failure | Reply | None, slug: str, words: str
 ) -> None:
     app = create_app(Settings(deadline_seconds=0.05), Stuck(workers.description, end))
     with TestClient(app) as client:

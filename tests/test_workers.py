@@ -14,9 +14,9 @@ from model.workers import (
     AHEAD_BYTES,
     STALLED_SECONDS,
     CannotStart,
-    End,
+    Failure,
     JobRefused,
-    Submitted,
+    PendingJob,
     Workers,
 )
 from tests.probe_worker import do
@@ -24,19 +24,19 @@ from tests.server import children, linux_only, scene, started, wait_until_gone
 
 pytestmark = linux_only
 
-BAD: list[tuple[str, dict[str, Any], End]] = [
-    ("crash", {}, End.CRASH),
-    ("crash", {"number": 40}, End.CRASH),  # a signal that has no name
-    ("allocate", {"count": 2**27}, End.MEMORY),  # `started` gives a worker a quarter of it
-    ("spin", {}, End.TIME),
+BAD: list[tuple[str, dict[str, Any], Failure]] = [
+    ("crash", {}, Failure.CRASH),
+    ("crash", {"number": 40}, Failure.CRASH),  # a signal that has no name
+    ("allocate", {"count": 2**27}, Failure.MEMORY),  # `started` gives a worker a quarter of it
+    ("spin", {}, Failure.TIME),
 ]
 
 
-def submit(workers: Workers, what: str, *, quick: bool = False, **values: Any) -> Submitted:
+def submit(workers: Workers, what: str, *, quick: bool = False, **values: Any) -> PendingJob:
     return workers.submit({}, do(what, **values), quick=quick)
 
 
-def sized(workers: Workers, size: int, what: str = "nothing", **values: Any) -> Submitted:
+def sized(workers: Workers, size: int, what: str = "nothing", **values: Any) -> PendingJob:
     """A job that may be sent ahead, with so many bytes more."""
     return workers.submit({}, do(what, **values) + b" " * size, quick=True)
 
@@ -45,7 +45,7 @@ async def reply(workers: Workers, what: str, **values: Any) -> dict[str, Any]:
     return (await submit(workers, what, **values).reply).head
 
 
-async def refusal(job: Submitted) -> End:
+async def refusal(job: PendingJob) -> Failure:
     with pytest.raises(JobRefused) as refused:
         await job.reply
     return refused.value.end
@@ -93,13 +93,13 @@ async def test_a_worker_may_neither_open_nor_write_files_nor_connect_nor_fork(
 @pytest.mark.parametrize(("what", "values", "end"), BAD)
 @scene
 async def test_a_job_that_takes_too_much_is_refused_at_once_and_one_that_crashes_at_its_second_try(
-    what: str, values: dict[str, Any], end: End
+    what: str, values: dict[str, Any], end: Failure
 ) -> None:
     async with started(seconds=0.2) as workers:
         await reply(workers, "sleep", seconds=0.3)  # which takes no processor time
         before, ended = await reply(workers, "allocate", count=2**24), replaced(workers)
         assert await refusal(submit(workers, what, **values)) is end
-        assert len(ended) == (2 if end is End.CRASH else 1)
+        assert len(ended) == (2 if end is Failure.CRASH else 1)
         assert (await reply(workers, "nothing"))["pid"] != before["pid"]
 
 
@@ -121,7 +121,7 @@ async def test_a_fault_of_the_program_is_told_and_ends_nothing() -> None:
 async def test_a_worker_that_sends_what_is_no_reply_is_replaced(head: str, body_bytes: int) -> None:
     async with started() as workers:
         hostile = submit(workers, "send", head=head, body_bytes=body_bytes)
-        assert await refusal(hostile) is End.CRASH
+        assert await refusal(hostile) is Failure.CRASH
         await reply(workers, "nothing")
         assert 0 <= workers.seconds_left < 60
 
@@ -134,7 +134,7 @@ async def test_jobs_are_done_in_the_order_of_their_arrival_small_ones_together()
     async with started() as workers:
         done: list[int] = []
 
-        async def follow(number: int, job: Submitted) -> Reply:
+        async def follow(number: int, job: PendingJob) -> Reply:
             answer = await job.reply
             done.append(number)
             return answer
@@ -172,7 +172,7 @@ async def test_one_larger_job_is_sent_ahead_and_worked_on_by_itself() -> None:
 @pytest.mark.parametrize(("what", "values", "end"), BAD)
 @scene
 async def test_only_the_bad_one_of_the_jobs_that_a_worker_has_is_refused(
-    what: str, values: dict[str, Any], end: End
+    what: str, values: dict[str, Any], end: Failure
 ) -> None:
     """Whether they are worked on together, or one is sent ahead."""
     async with started(seconds=0.2) as workers:

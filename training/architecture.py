@@ -25,7 +25,7 @@ STAGES = (64, 128, 256)  # channels at 16×16, 8×8 and 4×4
 MEAN, DEVIATION = (0.48, 0.45, 0.41), (0.27, 0.26, 0.27)  # of the training pictures' colours
 
 
-def convolutional(
+def default_network(
     rng: np.random.Generator, stages: Sequence[int] = STAGES, outputs: int = 1
 ) -> list[Layer]:
     """The default network, with random weights: a 5×5 convolution of stride 2 and a pooling to
@@ -45,15 +45,17 @@ def convolutional(
     for i, wider in enumerate(stages):
         if i:
             layers.append(MaxPool())
-        layers += _unit(rng, channels, wider)
-        layers.append(Residual(_unit(rng, wider, wider) + _unit(rng, wider, wider)))
+        layers += _conv_norm_relu(rng, channels, wider)
+        layers.append(
+            Residual(_conv_norm_relu(rng, wider, wider) + _conv_norm_relu(rng, wider, wider))
+        )
         channels = wider
     head = rng.standard_normal((channels, outputs)) * np.sqrt(1 / channels)
     layers += [GlobalAverage(), Linear(head.astype(np.float32), np.zeros(outputs, np.float32))]
     return layers
 
 
-def _unit(rng: np.random.Generator, c_in: int, c_out: int) -> list[Layer]:
+def _conv_norm_relu(rng: np.random.Generator, c_in: int, c_out: int) -> list[Layer]:
     return [_convolution(rng, 3, c_in, c_out), _norm(c_out), Relu()]
 
 

@@ -218,7 +218,7 @@ def _damage(x: Array, rng: np.random.Generator, strength: float, limits: Augment
         x[i] = compress(x[i], quality=float(rng.uniform(15, 80)))
 
 
-def _cosines() -> Array:
+def _dct_matrix() -> Array:
     """The orthonormal 8×8 discrete cosine transform of a row-major block as one 64×64 matrix."""
     place = np.arange(8)
     dct = np.sqrt(2 / 8) * np.cos(np.pi * (place + 0.5) * place[:, None] / 8)
@@ -226,7 +226,7 @@ def _cosines() -> Array:
     return np.kron(dct, dct).astype(np.float32)
 
 
-_DCT = _cosines()
+_DCT = _dct_matrix()
 # The example quantisation tables of the JPEG standard (ITU-T T.81, annex K), luma and chroma.
 _TABLES = np.array(
     [

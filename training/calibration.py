@@ -20,13 +20,13 @@ from training.course import loss
 from training.data import LOOKALIKE_SOURCES
 from training.metrics import roc_auc
 
-ENOUGH, ENOUGH_OF_EACH = 200, 50  # pictures that two numbers and a threshold can be fitted to
+MIN_PICTURES, MIN_PER_CLASS = 200, 50  # pictures that two numbers and a threshold can be fitted to
 TOLERANCE = 0.002  # what the rule may fall short of its best to be on the plateau
 # Rooms of other people have turned out to be taken for cats twice as often as those that the
 # threshold was chosen by.
-MOST_WRONG = 0.02
-COUNTS = 100  # pictures of a source of one class for it to count
-MOST_UNSURE = 0.35  # of the pictures, whose other views are looked at too
+MAX_FALSE_RATE = 0.02
+MIN_SOURCE_PICTURES = 100  # pictures of a source of one class for it to count
+MAX_UNSURE_SHARE = 0.35  # of the pictures, whose other views are looked at too
 LOW_BOUNDS, HIGH_BOUNDS = (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5), (1.0, 1.5, 2.0, 2.5, 3.0)
 
 CALIBRATION_RULE = (
@@ -36,9 +36,9 @@ CALIBRATION_RULE = (
 )
 THRESHOLD_RULE = (
     "the highest whose balanced accuracy on the validation pictures (the mean over sources with "
-    f"both classes) is within {TOLERANCE} of the best. It must also classify {1 - MOST_WRONG:.0%} "
-    f"of each one-class source correctly; look-alikes and sources of fewer than {COUNTS} pictures "
-    "are exempt"
+    f"both classes) is within {TOLERANCE} of the best. It must also classify "
+    f"{1 - MAX_FALSE_RATE:.0%} of each one-class source correctly; look-alikes and sources of "
+    f"fewer than {MIN_SOURCE_PICTURES} pictures are exempt"
 )
 FEW_RULE = (
     "0.5 or, after fine-tuning, the old threshold if it is better on the validation pictures: "
@@ -46,19 +46,19 @@ FEW_RULE = (
 )
 UNSURE_RULE = (
     "the two logits, from a grid, that leave the fewest pictures unsure, at most "
-    f"{MOST_UNSURE:.0%}. The balanced accuracy by source on the validation pictures must be "
+    f"{MAX_UNSURE_SHARE:.0%}. The balanced accuracy by source on the validation pictures must be "
     f"within {TOLERANCE} of the best"
 )
 TOO_FEW = (
-    f"not fitted: there are fewer than {ENOUGH} validation pictures, or fewer than "
-    f"{ENOUGH_OF_EACH} of a class"
+    f"not fitted: there are fewer than {MIN_PICTURES} validation pictures, or fewer than "
+    f"{MIN_PER_CLASS} of a class"
 )
 
 
 def enough(y: Array) -> bool:
     """Whether there are pictures enough to fit a calibration and a threshold."""
     first = int((y == 1).sum())
-    return len(y) >= ENOUGH and min(first, len(y) - first) >= ENOUGH_OF_EACH
+    return len(y) >= MIN_PICTURES and min(first, len(y) - first) >= MIN_PER_CLASS
 
 
 def by_source(sources: Sequence[str]) -> dict[str, Array]:
@@ -95,7 +95,7 @@ class Calibration:
     shift: float = 0.0
     rule: str = TOO_FEW
 
-    def undone(self, z: Array) -> Array:
+    def inverse(self, z: Array) -> Array:
         """The logits before the calibration of what are z after it."""
         return (z - self.shift) / self.scale
 
@@ -199,8 +199,12 @@ def choose_threshold(
     values = _share_right(candidates, y, p, balanced_weights(y, sources))
     allowed = np.ones(len(candidates), bool)
     for source, own in by_source(sources).items():
-        if len(np.unique(y[own])) == 1 and own.sum() >= COUNTS and source not in lookalikes:
-            allowed &= _share_right(candidates, y, p, own / own.sum()) >= 1 - MOST_WRONG
+        if (
+            len(np.unique(y[own])) == 1
+            and own.sum() >= MIN_SOURCE_PICTURES
+            and source not in lookalikes
+        ):
+            allowed &= _share_right(candidates, y, p, own / own.sum()) >= 1 - MAX_FALSE_RATE
     if allowed.any():  # it may be asked for what cannot be
         values = np.where(allowed, values, -1)
     best = int(np.argmax(values))
@@ -241,7 +245,7 @@ def choose_unsure(
         threshold = choose_threshold(y, p, sources, lookalikes=lookalikes)
         share = float(np.mean(weights * unsure))
         tried.append((share, mean_balanced_accuracy(y, p, sources, threshold), low, high))
-    allowed = [each for each in tried if each[0] <= MOST_UNSURE] or [min(tried)]
+    allowed = [each for each in tried if each[0] <= MAX_UNSURE_SHARE] or [min(tried)]
     best = max(accuracy for _, accuracy, _, _ in allowed)
     _, _, low, high = min(each for each in allowed if each[1] >= best - TOLERANCE)
     before = [(bound - calibration.shift) / calibration.scale for bound in (low, high)]

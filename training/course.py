@@ -261,7 +261,7 @@ def predict(layers: Sequence[Layer], X: Array) -> Array:
 # --- 4. a run -----------------------------------------------------------------------------------
 
 
-def every_core() -> threadpool_limits:
+def all_blas_threads() -> threadpool_limits:
     """In a `with`: NumPy's linear algebra uses all cores for one product. Nothing else runs beside
     it here, and a product of all examples is large enough to be shared out."""
     return threadpool_limits(cores(), user_api="blas")
@@ -279,7 +279,7 @@ def train(
     floats = pictures.size * np.dtype(np.float32).itemsize
     X = to_vector(pictures) if floats <= MAX_FLOAT_BYTES else pictures
     layers = initialize_with_zeros(pictures[0].size)
-    with every_core():
+    with all_blas_threads():
         costs = gradient_descent(
             layers, X, y, learning_rate=learning_rate, iterations=iterations, progress=progress
         )

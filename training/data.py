@@ -3,7 +3,7 @@
     mydata/cat/anything.jpg            the label is the name of the folder, at whatever depth it
     mydata/non-cat/anything.png        lies, as long as there is one pair of such folders
 
-Each of the three becomes a `Listing`. Then all are read alike, as serving reads pictures, by
+Each of the three becomes a `DataListing`. Then all are read alike, as serving reads pictures, by
 `model.preprocessing.read_picture`. What file names tell follows the rule and words of names.toml.
 """
 
@@ -121,7 +121,7 @@ def join_small(sources: Sequence[str], least: int = 100) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedPicture:
     """One picture that is not decoded yet."""
 
     name: str
@@ -132,10 +132,10 @@ class Listed:
 
 
 @dataclass
-class Listing:
+class DataListing:
     """What is in data files, before any picture is decoded."""
 
-    pictures: list[Listed] = field(default_factory=list)
+    pictures: list[ListedPicture] = field(default_factory=list)
     # (name, reason) of what is in a class folder and no picture, and of what is in no class folder
     unusable: list[tuple[str, str]] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -144,10 +144,10 @@ class Listing:
 
 def list_pictures(
     paths: Sequence[Path], class_names: tuple[str, str] = CLASS_NAMES, *, both_classes: bool = True
-) -> Listing:
+) -> DataListing:
     """The pictures of all paths, in the order of the paths and, within one, of the names; for the
     parameters see `read_pictures`. Raises Refused but for single files."""
-    listing = Listing()
+    listing = DataListing()
     for path in paths:
         found = _list(path, class_names)
         listing.pictures += found.pictures
@@ -159,7 +159,7 @@ def list_pictures(
     return listing
 
 
-def _list(path: Path, class_names: tuple[str, str]) -> Listing:
+def _list(path: Path, class_names: tuple[str, str]) -> DataListing:
     try:
         if path.is_dir():
             entries = folder_entries(path, follow_links=True)
@@ -167,7 +167,7 @@ def _list(path: Path, class_names: tuple[str, str]) -> Listing:
         with path.open("rb") as file:
             start = file.read(len(_HDF5_START))
         if start == _HDF5_START or path.suffix.lower() in (".h5", ".hdf5"):
-            return Listing(_list_hdf5(path, class_names))
+            return DataListing(_list_hdf5(path, class_names))
         if start[:4] in _ZIP_STARTS or path.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(path)  # kept open by those who load from it
             if locked := [each.filename for each in archive.infolist() if each.flag_bits & 1]:
@@ -211,9 +211,9 @@ def _list_classes(
     entries: Iterable[Entry],
     class_names: tuple[str, str],
     load: Callable[[Entry], bytes],
-) -> Listing:
+) -> DataListing:
     """The pictures under the class folders, sorted by their paths."""
-    listing = Listing()
+    listing = DataListing()
     found: dict[PurePosixPath, Entry] = {}
     for entry in entries:
         if entry.type == EntryType.HIDDEN:
@@ -238,7 +238,7 @@ def _list_classes(
         else:
             first, dash, _ = name.name.partition("-")
             source, label = first if dash else path.stem, float(name.parts[0] == class_names[0])
-            picture = Listed(str(name), source, label, path, partial(load, entry))
+            picture = ListedPicture(str(name), source, label, path, partial(load, entry))
             listing.pictures.append(picture)
     return listing
 
@@ -297,7 +297,7 @@ def _check_classes(
 # list_classes  the names of the classes 0 and 1; may be missing
 
 
-def _list_hdf5(path: Path, class_names: tuple[str, str]) -> list[Listed]:
+def _list_hdf5(path: Path, class_names: tuple[str, str]) -> list[ListedPicture]:
     try:
         with h5py.File(path) as file:
             x, y, names = _read_hdf5(path, file)
@@ -310,7 +310,7 @@ def _list_hdf5(path: Path, class_names: tuple[str, str]) -> list[Listed]:
         )
     first = 1 if not names or names[1] == class_names[0] else 0
     return [
-        Listed(
+        ListedPicture(
             f"{class_names[0 if label == first else 1]}/course-{i:05d}",
             "course",
             float(label == first),
@@ -529,7 +529,7 @@ def on_all_cores(
     return results, failures
 
 
-def _check_usable(listing: Listing, failures: Mapping[int, str]) -> None:
+def _check_usable(listing: DataListing, failures: Mapping[int, str]) -> None:
     """Refuse what lies in the class folders and cannot be used, all in one message. failures: why
     pictures of the listing could not be read, by place."""
     pictures, unusable = listing.pictures, listing.unusable

@@ -210,7 +210,7 @@ def wrong_by_kind(
 # --- pictures that are harder -------------------------------------------------------------------
 
 
-def a_quarter(picture: Pixels, background: Pixels, rng: np.random.Generator) -> Pixels:
+def shrunk_to_quarter(picture: Pixels, background: Pixels, rng: np.random.Generator) -> Pixels:
     """The picture fills a quarter of the frame, at a random place; around it the background, out
     of focus. The same is done to pictures without a cat: a pasted edge says nothing."""
     side, small = len(picture), len(picture) // 2
@@ -231,7 +231,7 @@ def low_light(picture: Pixels, _: Pixels, rng: np.random.Generator) -> Pixels:
     return np.clip(dark + 0.5, 0, 255).astype(np.uint8)
 
 
-CHANGES = {"fills a quarter of the frame": a_quarter, "in a fifth of the light": low_light}
+CHANGES = {"fills a quarter of the frame": shrunk_to_quarter, "in a fifth of the light": low_light}
 
 
 def changed(

@@ -27,7 +27,7 @@ from model.machine import cores
 from model.network import Layer, parameters, sigmoid, unmirrored
 from model.preprocessing import ONE_VIEW, WHOLE, Preprocessing, Views
 from training import Refused
-from training.architecture import convolutional, mirrored
+from training.architecture import default_network, mirrored
 from training.calibration import (
     FEW_RULE,
     NOT,
@@ -50,9 +50,9 @@ from training.loop import (
     Run,
     Settings,
     Trainer,
-    balance,
     one_blas_thread,
     resume,
+    sampling_weights,
     save_checkpoint,
 )
 from training.metrics import reliability_table
@@ -60,11 +60,11 @@ from training.report import (
     PAGE,
     Say,
     load,
-    naming,
     outputs,
     progress_bar,
     render,
     save,
+    with_file_name,
     write_report,
 )
 from training.teacher import soft_targets
@@ -190,12 +190,12 @@ def _task(
         )
     ]
     share = settings.lookalike_share
-    weights = balance(training.labels, sources, settings.shares, lookalikes, share)
+    weights = sampling_weights(training.labels, sources, settings.shares, lookalikes, share)
     if start:  # a copy: training changes its layers, and the result is compared with the start
         layers = copy.deepcopy(unmirrored(start.layers))
     else:
         rng = np.random.default_rng(settings.seed)
-        layers = convolutional(rng, settings.stages, targets.shape[1])
+        layers = default_network(rng, settings.stages, targets.shape[1])
     used = asdict(settings) | {"teacher_share": settings.teacher_share if teacher else None}
     facts = {
         "training": {
@@ -359,9 +359,9 @@ def _run_epochs(trainer: Trainer, validation: Validation, run: Run, folder: Path
 def _keep(folder: Path, trainer: Trainer, run: Run) -> None:
     """Write the checkpoint, then the log for whoever follows the run; each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    with naming(folder / CHECKPOINT):
+    with with_file_name(folder / CHECKPOINT):
         save_checkpoint(folder / CHECKPOINT, trainer, run)
-    with naming(folder / LOG):
+    with with_file_name(folder / LOG):
         write_file(folder / LOG, _log_text(run.curve).encode())
 
 
@@ -398,11 +398,11 @@ def _write(task: Task, run: Run, output: Path, folder: Path, say: Say) -> None:
     say(f"best epoch: {best.epoch}; calibrating and measuring")
     curve = [{k: v for k, v in row.items() if k not in TIMINGS} for row in run.curve]
     facts = {**task.facts, "learning_curve": curve, "best_epoch": best.epoch}
-    classifier = finish(best.layers, task, facts)
+    classifier = build_classifier(best.layers, task, facts)
     if start:
         comparison = _compare(start, classifier, task)
         if comparison.verdict == NOT and best.epoch:
-            classifier = finish(unmirrored(start.layers), task, facts | {"best_epoch": 0})
+            classifier = build_classifier(unmirrored(start.layers), task, facts | {"best_epoch": 0})
         classifier.metadata["comparison"] = asdict(comparison)
     own = {
         "name": task.name,
@@ -423,14 +423,14 @@ def _compare(start: Classifier, classifier: Classifier, task: Task) -> Compariso
     held, threads = task.validation, task.settings.threads
     threshold, calibration = classifier.threshold, classifier.metadata["calibration"]
     z, own = (
-        Calibration(**calibration).undone(each)
+        Calibration(**calibration).inverse(each)
         for each in (held.answers(classifier, threads), np.log(threshold / (1 - threshold)))
     )
     thresholds = start.threshold, float(sigmoid(own))
     return compare(held.answers(start, threads), z, held.labels, held.sources, thresholds)
 
 
-def finish(layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]) -> Classifier:
+def build_classifier(layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]) -> Classifier:
     """The classifier that these layers (without batch normalisation) make, ready to be saved with
     `save(path, "float16")`. A convolutional network answers for the picture and its mirror image.
     It looks at the views of the network that it started from, or at those of the settings.
@@ -443,7 +443,7 @@ def finish(layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]) -> Cla
     views = task.start.views if task.start else VIEWS[task.settings.views]
     chosen = not task.start and views != ONE_VIEW and enough(held.labels)
     try:
-        stored = as_stored(mirrored(layers))
+        stored = round_to_float16(mirrored(layers))
         classifier = Classifier(task.name, task.class_names, 0.5, stored, views=views)
         if chosen:
             views = _choose_views(classifier, held, threads)
@@ -452,7 +452,7 @@ def finish(layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]) -> Cla
         low, high = (calibration.scale * z + calibration.shift for z in views.unsure)
         classifier = replace(
             classifier,
-            layers=as_stored(fold_calibration(stored, calibration)),
+            layers=round_to_float16(fold_calibration(stored, calibration)),
             views=Views(views.boxes, (low, high)),
         )
     except ValueError as error:
@@ -479,7 +479,7 @@ def _choose_views(classifier: Classifier, held: Validation, threads: int) -> Vie
     return Views(boxes, choose_unsure(one, every, held.labels, held.sources, held.lookalikes))
 
 
-def as_stored(layers: Sequence[Layer]) -> list[Layer]:
+def round_to_float16(layers: Sequence[Layer]) -> list[Layer]:
     """The layers with their numbers rounded to float16. Raises ValueError for numbers beyond it."""
     with np.errstate(over="ignore"):
         rounded = {name: v.astype(np.float16) for name, v in parameters(layers).items()}

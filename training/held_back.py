@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from model.classifier import Classifier, Looking
+from model.classifier import Classifier, ViewMode
 from model.network import Array, Layer, pieces, sigmoid
 from model.preprocessing import Preprocessing, read_picture
 from training import Refused
@@ -65,10 +65,10 @@ class Data:
 def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
     """The pictures to train on, at their own size, and those to validate on, at the network's.
     Raises Refused."""
-    training = read_aloud(data.training, data, say, side=LARGEST, smallest=SMALLEST)
+    training = read_and_report(data.training, data, say, side=LARGEST, smallest=SMALLEST)
     grey = grey_pictures(training.pictures, training.sides)
     if data.validation:
-        held = read_aloud(data.validation, data, say)
+        held = read_and_report(data.validation, data, say)
         copies = copies_of(grey_pictures(held.pictures, held.sides), grey)
         if copies.any():
             say(
@@ -101,7 +101,7 @@ def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
     return training, held
 
 
-def read_aloud(
+def read_and_report(
     paths: Sequence[Path],
     data: Data,
     say: Say,
@@ -289,7 +289,7 @@ class Validation:
         sides = np.full(len(self.pictures), self.pictures.shape[1])
         return score(layers, self.pictures, sides, threads).astype(np.float64)
 
-    def answers(self, classifier: Classifier, threads: int, views: Looking = "all") -> Array:
+    def answers(self, classifier: Classifier, threads: int, views: ViewMode = "all") -> Array:
         """z (m,) float64 that the classifier answers by: from all its views, or from one."""
         if views == "one" or len(classifier.views.boxes) == 1:
             return self.logits(classifier.layers, threads)

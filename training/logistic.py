@@ -26,7 +26,7 @@ from training.course import (
 )
 from training.data import as_png
 from training.golden import choose_golden
-from training.held_back import Data, read_aloud
+from training.held_back import Data, read_and_report
 from training.metrics import reliability_table, summary, wilson_interval
 from training.report import PAGE, Say, outputs, percent, progress_bar, render, save, write_report
 
@@ -46,10 +46,10 @@ def run_course(
     pictures, write the weights file and the report. Raises Refused and OSError."""
     folder = outputs(output)
     files = {"training": data.training, "test": test}
-    training = read_aloud(data.training, data, say)
+    training = read_and_report(data.training, data, say)
     sets = {"training": training}
     if test:
-        sets["test"] = read_aloud(test, data, say, both_classes=False)
+        sets["test"] = read_and_report(test, data, say, both_classes=False)
     with _costs_shown(iterations, say) as progress:
         layers, costs = train(
             training.pictures, training.labels, learning_rate, iterations, progress

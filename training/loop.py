@@ -370,7 +370,7 @@ def one_blas_thread() -> threadpool_limits:
     return threadpool_limits(1, user_api="blas")
 
 
-def balance(
+def sampling_weights(
     labels: Array,
     sources: Sequence[str],
     shares: Mapping[str, float] | None = None,

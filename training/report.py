@@ -106,7 +106,7 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def with_file_name(path: Path) -> Iterator[None]:
     """Give an OSError the name of the file that was being written: a full disk is told without."""
     try:
         yield
@@ -123,7 +123,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     metrics = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for name, text in {METRICS: metrics, **(more or {}), PAGE: page}.items():
-        with naming(folder / name):
+        with with_file_name(folder / name):
             write_file(folder / name, text.encode())
 
 
@@ -133,7 +133,7 @@ def save(
     """`Classifier.save`, with what goes wrong as the command line tells it. Raises Refused, and
     OSError with the file's name."""
     try:
-        with naming(output):
+        with with_file_name(output):
             return classifier.save(output, dtype)
     except BadArtifact as error:
         raise Refused(str(error)) from error

@@ -27,7 +27,16 @@ import ray.data
 from pyarrow.dataset import dataset
 from ray import cloudpickle
 
-from model.archive import Found, Pictures, Refused, Row, answers, cannot, text, workers_for
+from model.archive import (
+    Found,
+    Pictures,
+    Refused,
+    Row,
+    answers,
+    raise_unreadable,
+    text,
+    workers_for,
+)
 from model.classifier import BadArtifact, Classifier, default_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -149,7 +158,7 @@ def _found(columns: dict[str, Any]) -> Found:
     if "read" in columns:
         return Found(name, cloudpickle.loads(columns["read"]))
     data = columns["bytes"]
-    missing = partial(cannot, "The table has no bytes for this picture.")
+    missing = partial(raise_unreadable, "The table has no bytes for this picture.")
     return Found(name, missing if data is None else lambda: data)
 
 
