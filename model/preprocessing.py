@@ -155,9 +155,12 @@ class Views:
         try:
             boxes = tuple((a, b, c, d) for a, b, c, d in values["boxes"])
             low, high = values["unsure"]
-            return cls(boxes, (low, high))
+            views = cls(boxes, (low, high))
+            if values == views.to_json():
+                return views
         except (TypeError, LookupError, ValueError) as error:
             raise ValueError(f"views must have boxes and two bounds of unsure ({error})") from None
+        raise ValueError(f"views must have boxes and bounds alone, not {values!r:.300}")
 
 
 DEFAULT: Final = Preprocessing()

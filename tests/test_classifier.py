@@ -294,6 +294,7 @@ CHANGES: Sequence[tuple[Change | dict[str, Any], str]] = [  # and what is said
     *(({"architecture": value}, "cannot be used") for value in ("linear", None)),
     *(({"preprocessing": value}, "preprocessing must") for value in (None, {"side": 64})),
     ({"views": None}, "views must"),
+    ({"views": pictures.SIX.to_json() | {"weights": [1] * 6}}, "views must have boxes and bounds"),
     *(({"golden": value}, "golden") for value in (None, [], [None])),
     (lambda v, _: v["preprocessing"].update(filter="nearest"), "filter"),
     (lambda v, _: v["preprocessing"].update(gamma=2), "gamma"),
