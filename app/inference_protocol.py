@@ -12,10 +12,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app import HEADER_LENGTH, MAX_PICTURES, MODEL, errors
+from app import HEADER_LENGTH, MAX_PICTURES, MODEL, __version__, errors
 from app.errors import Problem
-from app.queue import Queue, read_body
-from app.routes import UPLOAD_PROBLEMS, check_ready, work
+from app.routes import UPLOAD_PROBLEMS, check_ready, work_on_body
 from app.settings import Settings
 
 # For a request's JSON, on top of the pictures themselves, which base64 makes a third larger.
@@ -104,9 +103,8 @@ model_router = APIRouter(tags=router.tags, dependencies=[Depends(check_version)]
 @router.get(
     "/v2", summary="Name the server and its extensions", responses=_problems("unauthorized")
 )
-async def v2_server(request: Request) -> dict[str, str | list[str]]:
-    version: str = request.app.version
-    return {"name": "cat-or-not", "version": version, "extensions": ["binary_tensor_data"]}
+async def v2_server() -> dict[str, str | list[str]]:
+    return {"name": "cat-or-not", "version": __version__, "extensions": ["binary_tensor_data"]}
 
 
 @router.get("/v2/health/live", summary="Say that the process answers")
@@ -165,21 +163,15 @@ async def infer(request: Request) -> Response:
     Inference-Header-Content-Length says how long the JSON is; 0 means that the body is one picture
     file and nothing else. Content-Encoding gzip and deflate are undone. Answers are not compressed.
     """
-    settings: Settings = request.app.state.settings
-    queue: Queue = request.app.state.queue
-    most = body_limit(settings.max_upload_bytes)
-    with queue.enter() as room:
-        body = await read_body(
-            request, room, most=most, limit=most, seconds=settings.upload_seconds
-        )
-        reply = await work(
-            request,
-            "infer",
-            body,
-            header_length=request.headers.get(HEADER_LENGTH),
-            encoding=request.headers.get("content-encoding", "").strip().lower(),
-            max_body_bytes=most,
-        )
+    most = body_limit(request.app.state.settings.max_upload_bytes)
+    reply = await work_on_body(
+        request,
+        "infer",
+        most,
+        header_length=request.headers.get(HEADER_LENGTH),
+        encoding=request.headers.get("content-encoding", "").strip().lower(),
+        max_body_bytes=most,
+    )
     return Response(reply.body, headers=reply.head["headers"])
 
 

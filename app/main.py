@@ -20,14 +20,22 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from uvicorn.config import STARTUP_FAILURE
 
-from app import errors, feedback, inference_protocol, middleware, observation, pages, routes
+from app import (
+    __version__,
+    errors,
+    feedback,
+    inference_protocol,
+    middleware,
+    observation,
+    pages,
+    routes,
+)
 from app.capacity import Capacity, plan, workers_for
 from app.observation import Metrics
 from app.queue import Queue
 from app.settings import BadSettings, Settings
 from model.workers import CannotStart, Workers
 
-API_VERSION = "1"
 # Allocations, less what was freed, before young objects are looked through. Requests leave little
 # that counting references does not free.
 YOUNG_OBJECTS = 10_000
@@ -43,7 +51,7 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     """
     app = FastAPI(
         title="Cat or not",
-        version=API_VERSION,
+        version=__version__,
         description="Says whether a picture shows a cat. Pictures are not logged, stored or sent"
         " on, but for those that people send to /feedback where the operator keeps them. Errors are"
         " problems as RFC 9457 has them.",
@@ -60,6 +68,7 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     state = app.state
     state.settings, state.capacity = replace(settings, max_upload_bytes=most), capacity
     state.workers, state.metrics, state.ready = workers, Metrics(), False
+    state.collection = None
     app.include_router(routes.plain_router)
     for module in (routes, feedback, inference_protocol, pages):
         app.include_router(module.router)
@@ -91,7 +100,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     access = logging.getLogger("uvicorn.access")  # our line stands in for it, and knows more
     access.handlers, access.propagate = [], False
     state, settings = app.state, app.state.settings
-    state.collection = _collection(settings)
+    if settings.collect:
+        most = settings.collect_pictures, settings.collect_bytes
+        state.collection = feedback.Collection(settings.collect, *most)
     workers: Workers = state.workers or workers_for(settings, state.capacity)
     state.workers = workers
     owned = not workers.description  # else somebody has started them, for several services
@@ -122,13 +133,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     finally:
         if owned:
             await workers.stop()
-
-
-def _collection(settings: Settings) -> feedback.Collection | None:
-    if settings.collect is None:
-        return None
-    most = settings.collect_pictures, settings.collect_bytes
-    return feedback.Collection(settings.collect, *most)
 
 
 def _say_hello(app: FastAPI) -> None:

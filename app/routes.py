@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
-from app import errors
+from app import __version__, errors
 from app.errors import Problem
 from app.observation import Facts
 from app.queue import Queue, read_body
@@ -48,6 +48,7 @@ class ModelName(BaseModel):
 
 class HealthAnswer(BaseModel):
     status: str
+    version: str = Field(description="The service's own.")
     model: ModelName
 
 
@@ -218,9 +219,8 @@ async def get_model(request: Request) -> Response:
 async def health(request: Request) -> HealthAnswer:
     check_ready(request)
     model = request.app.state.model
-    return HealthAnswer(
-        status="ready", model=ModelName(name=model["name"], version=model["version"])
-    )
+    named = ModelName(name=model["name"], version=model["version"])
+    return HealthAnswer(status="ready", version=__version__, model=named)
 
 
 @router.get(
@@ -278,22 +278,34 @@ async def work_on_picture(
     request: Request, kind: str, *, quick: bool = False, **options: Any
 ) -> Reply:
     """Read the picture that a request sends, and have a worker answer it."""
-    settings: Settings = request.app.state.settings
-    queue: Queue = request.app.state.queue
     content_type = request.headers.get("content-type", "")
     encoding = request.headers.get("content-encoding", "").strip().lower()
-    limit = settings.max_upload_bytes
-    is_form = content_type.lower().startswith("multipart/")
-    most = limit + FORM_ALLOWANCE_BYTES if is_form else limit
-    with queue.enter() as room:
-        if encoding not in ("", "identity"):
-            raise Problem(
-                "encoded-body",
-                f"The body has Content-Encoding {encoding[:40]!r}; here bodies are not inflated."
-                " Send the picture file's own bytes.",
-                {"Accept-Encoding": "identity"},
-            )
-        body = await read_body(
-            request, room, most=most, limit=limit, seconds=settings.upload_seconds
+    if encoding not in ("", "identity"):
+        raise Problem(
+            "encoded-body",
+            f"The body has Content-Encoding {encoding[:40]!r}; here bodies are not inflated."
+            " Send the picture file's own bytes.",
+            {"Accept-Encoding": "identity"},
         )
-        return await work(request, kind, body, quick=quick, content_type=content_type, **options)
+    limit: int = request.app.state.settings.max_upload_bytes
+    allowance = FORM_ALLOWANCE_BYTES if content_type.lower().startswith("multipart/") else 0
+    return await work_on_body(
+        request, kind, limit, allowance, quick=quick, content_type=content_type, **options
+    )
+
+
+async def work_on_body(
+    request: Request,
+    kind: str,
+    limit: int,
+    allowance: int = 0,
+    *,
+    quick: bool = False,
+    **options: Any,
+) -> Reply:
+    """Read a body of at most `limit` bytes and so many more, and have a worker answer it."""
+    queue: Queue = request.app.state.queue
+    seconds: float = request.app.state.settings.upload_seconds
+    with queue.enter() as room:
+        body = await read_body(request, room, most=limit + allowance, limit=limit, seconds=seconds)
+        return await work(request, kind, body, quick=quick, **options)

@@ -29,9 +29,7 @@ from typing import Any, Final
 from model.worker import HEADER, MOST_AT_ONCE, OUT_OF_MEMORY, OUT_OF_TIME, QUICK_BYTES, Reply
 
 MOST_IN_HAND: Final = 2 * MOST_AT_ONCE  # small jobs that a worker has, the ones ahead among them
-AHEAD_BYTES: Final = (
-    2**20
-)  # the largest body that is sent ahead: until it is read, it is held twice
+AHEAD_BYTES: Final = 2**20  # the largest body sent ahead: until it is read, it is held twice
 MOST_REPLY_HEAD_BYTES: Final = 2**20  # a worker that sends more has been taken over
 MOST_REPLY_BYTES: Final = 2**24
 MOST_CRASHES: Final = 2  # of one job: then it is its fault

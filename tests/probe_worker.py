@@ -89,10 +89,8 @@ class Probe:
         while True:
             pass
 
-    def crash(self, number: int = signal.SIGSEGV, only: int = 0) -> None:
-        """End by a signal; only: if this worker has that pid."""
-        if only in (0, os.getpid()):
-            os.kill(os.getpid(), number)
+    def crash(self, number: int = signal.SIGSEGV) -> None:
+        os.kill(os.getpid(), number)
 
     def send(self, head: str, body_bytes: int = 0) -> None:
         """Send the front this for a reply, and go on as if nothing had happened."""

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
+import httpx
 import pytest
 
 from model.workers import Workers
@@ -24,6 +26,7 @@ UVICORN = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"]
 # Whatever else the machine is doing
 START_SECONDS = 60
 STOP_SECONDS = 30
+CLIENTS = 8
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and /proc")
 P = ParamSpec("P")
@@ -115,6 +118,50 @@ def running(command: Sequence[str], **settings: str | int | float | Path) -> Ite
         if server.process.poll() is None:
             server.process.kill()
             server.wait()
+
+
+def ended(command: list[str], **settings: str | int | float | Path) -> tuple[int, str]:
+    """The exit status and the output of a command that ends by itself."""
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+@contextmanager
+def load(url: str, body: bytes) -> Iterator[list[httpx.Response]]:
+    """Eight clients that post this to /predict for the time of a with block; all answers."""
+    answers: list[httpx.Response] = []
+    enough = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(timeout=60) as client:
+            while not enough.wait(0.1):
+                answers.append(client.post(f"{url}/predict", content=body))
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(ask) for _ in range(CLIENTS)]
+        try:
+            wait_for_more(answers, CLIENTS)
+            yield answers
+        finally:
+            enough.set()
+        for client in clients:
+            client.result()
+
+
+def wait_for_more(answers: list[httpx.Response], count: int) -> float:
+    """Wait for so many more answers; the seconds that it took."""
+    began, before = time.monotonic(), len(answers)
+    wait_until(lambda: len(answers) >= before + count)
+    return time.monotonic() - began
 
 
 @asynccontextmanager

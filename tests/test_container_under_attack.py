@@ -142,14 +142,6 @@ def test_nor_do_pictures_whose_text_inflates(image: str, cat_picture: bytes) -> 
     assert set(attacked(image, cat_picture, [bomb])) <= {200, 422, 503}
 
 
-@pytest.mark.attack
-def test_nor_do_forms_of_nearly_the_limit(image: str, cat_picture: bytes) -> None:
-    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
-    forms = [head + noise(MOST_BYTES, "PNG", compress_level=1) + b"\r\n--b--\r\n"]
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    assert set(attacked(image, cat_picture, forms, headers=headers)) <= {200, 422, 503}
-
-
 def test_nor_do_requests_that_inflate(image: str, cat_picture: bytes) -> None:
     """To hundreds of megabytes, or to what a request may well have: JSON, which is hard work."""
     most = MANY_BYTES * 4 // 3

@@ -18,7 +18,6 @@ from starlette.testclient import TestClient
 from app import capacity
 from app.inference_protocol import body_limit
 from app.observation import Metrics
-from app.server import KEEP_ALIVE_SECONDS
 from app.settings import Settings
 from tests.data_folder import REPOSITORY
 from tests.test_readme import TEXTS, blocks
@@ -67,21 +66,6 @@ def test_every_metric_is_explained_and_those_in_queries_exist() -> None:
         assert float(bound) in METRICS[name]._upper_bounds
 
 
-@pytest.mark.parametrize("page", [OPERATIONS, RECIPES], ids=lambda page: page.name)
-def test_addresses_named_exist(page: Path, client: TestClient) -> None:
-    first = "health|predict|explain|metrics|model|docs|v2"
-    patterns = (
-        r"\b(?:GET|POST) (/[\w./-]*)",
-        r"(?:SERVICE|:8000|\$\{service\})(/[\w./-]+)",
-        r"(?:path:|health_uri|location =|respond) (/[\w./-]+)",
-        rf"`(/(?:{first})\b[\w./-]*)`",
-    )
-    named = {address for pattern in patterns for address in re.findall(pattern, TEXTS[page])}
-    assert named
-    for address in named:
-        assert client.get(address).status_code in (200, 405), address
-
-
 def test_the_files_fit_the_service() -> None:
     """The texts of proxies, of what starts and of what stops it."""
     nginx, caddy, unit = block(RECIPES, "nginx"), block(RECIPES, "caddy"), block(RECIPES, "ini")
@@ -91,20 +75,14 @@ def test_the_files_fit_the_service() -> None:
     most = body_limit(Settings().max_upload_bytes)
     assert int(mebibytes) * 2**20 > most < int(megabytes) * 10**6
     assert int(patience) > Settings().deadline_seconds
-    assert f"({KEEP_ALIVE_SECONDS} s)" in TEXTS[RECIPES]
-    assert "-m app\n" in unit
-    assert "ExecReload=/bin/kill -HUP $MAINPID" in unit
-    assert f"at most `CAT_DRAIN_SECONDS` + {LONGEST_STOP_SECONDS} s" in TEXTS[OPERATIONS]
     for text, waits in (
         (block(RECIPES, "yaml", "services:"), r"stop_grace_period: (\d+)s"),
         (unit, r"TimeoutStopSec=(\d+)"),
     ):
         (drain,) = re.findall(r"CAT_DRAIN_SECONDS(?::|\s+value:) \"(\d+)\"", text) or [0]
         assert int(re.findall(waits, text)[0]) > int(drain) + LONGEST_STOP_SECONDS
-    for page in (OPERATIONS, RECIPES):
-        for each in blocks(page):
-            if each.language == "yaml":
-                assert yaml.safe_load(each.text)
+    for each in [*blocks(OPERATIONS), *blocks(RECIPES)]:
+        assert each.language != "yaml" or yaml.safe_load(each.text)
 
 
 def test_the_examples_of_log_lines_have_the_fields_of_true_ones(
@@ -150,23 +128,17 @@ def busy_service(client: TestClient) -> Iterator[str]:
     assert len(statuses) == 2, "it did not come back"
 
 
-def run(command: list[str], service: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"SERVICE": service}
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.mark.parametrize(
     ("picture", "status", "words"),
     [(EXAMPLE, 1, "no cat, quite sure (0.0"), (REPOSITORY / "LICENSE", 2, "not-a-picture")],
 )
 def test_the_camera_script_in_python_waits_and_answers_by_its_exit_status(
-    busy_service: str, tmp_path: Path, picture: Path, status: int, words: str
+    busy_service: str, picture: Path, status: int, words: str
 ) -> None:
-    script = tmp_path / "look.py"
-    script.write_text(block(RECIPES, "python", "look.py"), "utf-8")
-    done = run([sys.executable, str(script), picture.as_uri()], busy_service)
+    script = block(RECIPES, "python", "look.py")
+    command = [sys.executable, "-c", script, picture.as_uri()]
+    environment = os.environ | {"SERVICE": busy_service}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status
     assert words in done.stdout + done.stderr
 
@@ -196,6 +168,7 @@ def test_a_client_waits_and_answers(busy_service: str, tmp_path: Path, recipe: s
     command = clients(busy_service, tmp_path)[recipe]
     if not shutil.which("curl") or not shutil.which(command[0]):
         pytest.skip("needs curl, and Node for JavaScript")
-    done = run(command, busy_service)
+    environment = os.environ | {"SERVICE": busy_service}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "non-cat" or '"label":"non-cat"' in done.stdout

@@ -19,7 +19,6 @@ from tests.pictures import kinds
 from tests.server import PYTHON_M_APP, Server, running
 
 LIMIT = 10 * 2**20  # bytes of an upload
-MEGABYTE = bytes(1_000_000)
 H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIA\r\n"
 WEBSOCKET = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -115,36 +114,24 @@ def test_curl_gets_the_models_answer_however_it_sends(
 
 
 @curl_only
-@pytest.mark.parametrize("megabytes", [12, 300])
 @pytest.mark.parametrize(
-    ("way", "header"),
+    ("way", "header", "megabytes"),
     [
-        ("-F", "Expect:"),
-        ("-F", "Transfer-Encoding: chunked"),
-        ("--data-binary", "Expect: 100-continue"),
-        ("--data-binary", "Transfer-Encoding: chunked"),
+        ("-F", "Expect:", 12),
+        ("-F", "Transfer-Encoding: chunked", 12),
+        ("--data-binary", "Expect: 100-continue", 80),
+        ("--data-binary", "Transfer-Encoding: chunked", 80),
     ],
 )
 def test_curl_shows_why_an_upload_is_too_large(
-    server: Server, tmp_path: Path, megabytes: int, way: str, header: str
+    server: Server, tmp_path: Path, way: str, header: str, megabytes: int
 ) -> None:
     with (path := tmp_path / "large").open("wb") as file:
         file.truncate(megabytes * 10**6)  # takes no room on the disk
-    status, problem = curl(
-        server, way, f"file=@{path}" if way == "-F" else f"@{path}", "-H", header
-    )
+    body = f"file=@{path}" if way == "-F" else f"@{path}"
+    status, problem = curl(server, way, body, "-H", header)
     assert (status, problem["type"]) == (413, "/problems#too-large")
     assert problem["limit_bytes"] == LIMIT
-
-
-@pytest.mark.parametrize("chunked", [False, True], ids=["with-length", "chunked"])
-def test_a_client_that_sends_all_before_it_reads_gets_the_refusal_too(
-    server: Server, chunked: bool
-) -> None:
-    body = (MEGABYTE for _ in range(12))
-    headers = {} if chunked else {"Content-Length": "12000000"}
-    response = httpx.post(f"{server.url}/predict", content=body, headers=headers, timeout=30)
-    assert response.status_code == 413
 
 
 def test_an_announced_size_is_refused_before_anything_is_sent(server: Server) -> None:
@@ -160,7 +147,7 @@ def test_an_endless_upload_is_not_read_for_ever(server: Server) -> None:
     with connected(server) as connection:
         connection.sendall(CHUNKED)
         with pytest.raises(OSError, match=r"reset|pipe"):
-            connection.sendall((b"f4240\r\n" + MEGABYTE + b"\r\n") * 200)
+            connection.sendall((b"f4240\r\n" + bytes(1_000_000) + b"\r\n") * 100)
 
 
 def test_a_client_that_leaves_amid_its_upload_leaves_no_trace(server: Server) -> None:
@@ -172,16 +159,16 @@ def test_a_client_that_leaves_amid_its_upload_leaves_no_trace(server: Server) ->
 
 def test_no_body_needs_what_a_worker_cannot_load(server: Server) -> None:
     """Such as another decoder, or a codec that the body names."""
-    odd = (b"", b"\xff", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), "{}".encode("utf-32"))
     part = b"--b\r\nContent-Disposition: form-data; %b\r\n\r\nx\r\n--b--\r\n"
-    names = (b"name*=utf-16''file", b"name=file; filename*=koi8-r''x")
     form = {"Content-Type": "multipart/form-data; boundary=b"}
-    with httpx.Client(base_url=server.url) as client:
-        for data in (*kinds().values(), *odd):
-            for path in ("/predict", "/explain", "/v2/models/cat/infer"):
-                assert client.post(path, content=data).status_code < 500
-        for name in names:
-            assert client.post("/predict", content=part % name, headers=form).status_code < 500
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for data in kinds().values():
+            assert client.post("/predict", content=data).status_code == 200
+        for text in (b"\xff", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), "{}".encode("utf-32")):
+            assert client.post("/v2/models/cat/infer", content=text).status_code == 400
+        for name in (b"name*=utf-16''file", b"name=file; filename*=koi8-r''x"):
+            answer = client.post("/predict", content=part % name, headers=form)
+            assert answer.is_client_error
 
 
 # --- what is not HTTP ---------------------------------------------------------------------------
@@ -268,8 +255,7 @@ def test_a_body_that_turns_out_bad_after_its_answer_gets_no_other(server: Server
         while b"}" not in answer:
             answer += connection.recv(65536)
         connection.sendall(b"no number\r\n")
-        assert statuses(answer) == [404]
-        assert rest(connection) == b""
+        assert statuses(answer) + statuses(rest(connection)) == [404]
 
 
 def test_requests_far_ahead_of_their_answers_end_the_connection(server: Server) -> None:
@@ -294,8 +280,7 @@ def test_a_head_without_end_is_not_read_for_ever(
     with connected(server) as connection:
         connection.sendall(head)
         with pytest.raises(OSError, match=r"reset|pipe"):
-            connection.sendall(endless * 50_000)
-    assert httpx.get(f"{server.url}/health").status_code == 200
+            connection.sendall(endless * 20_000)
 
 
 def test_a_large_head_is_fine(server: Server, cat_picture: bytes) -> None:
@@ -307,8 +292,7 @@ def test_a_large_head_is_fine(server: Server, cat_picture: bytes) -> None:
 # --- offers of other protocols ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", [2**30, 1000, 37])
-@pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize(("part", "offer"), [(2**30, H2C), (37, H2C), (1000, WEBSOCKET)])
 def test_an_offer_of_another_protocol_is_ignored_and_its_body_kept(
     server: Server, cat_picture: bytes, offer: str, part: int
 ) -> None:
@@ -320,9 +304,7 @@ def test_an_offer_of_another_protocol_is_ignored_and_its_body_kept(
     received = answers(server, sent, part)
     assert statuses(received) == [200] * 6
     assert received.count(b'"cat_probability"') == 4
-
-
-def test_an_offer_of_another_protocol_gets_round_no_limit(server: Server) -> None:
-    for more in (H2C + "a: b\r\n" * 98, H2C + f"a: {'b' * 65_500}\r\n"):
+    # And it gets round no limit
+    for more in (offer + "a: b\r\n" * 99, offer + f"a: {'b' * 65_500}\r\n"):
         assert statuses(answers(server, post(b"", more))) == [400]
-    assert statuses(answers(server, post(b"x", H2C) * 20))[-1] == 400
+    assert statuses(answers(server, post(b"x", offer) * 20))[-1] == 400

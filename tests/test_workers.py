@@ -24,7 +24,12 @@ from tests.server import children, linux_only, scene, started, wait_until_gone
 
 pytestmark = linux_only
 
-TOO_MUCH = 2**27  # bytes; `started` gives a worker a quarter of them
+BAD: list[tuple[str, dict[str, Any], End]] = [
+    ("crash", {}, End.CRASH),
+    ("crash", {"number": 40}, End.CRASH),  # a signal that has no name
+    ("allocate", {"count": 2**27}, End.MEMORY),  # `started` gives a worker a quarter of it
+    ("spin", {}, End.TIME),
+]
 
 
 def submit(workers: Workers, what: str, *, quick: bool = False, **values: Any) -> Submitted:
@@ -67,61 +72,35 @@ async def in_hand(workers: Workers, count: int = 1) -> None:
 # --- what workers may not do --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("what", "values", "refused"),
-    [
-        ("open", {"path": os.devnull}, "EMFILE"),
-        ("connect", {}, "EMFILE"),
-        ("write", {}, "EFBIG"),
-        ("fork", {}, "EAGAIN"),
-    ],
-)
 @scene
-async def test_a_worker_may_not(
-    tmp_path: Path, what: str, values: dict[str, Any], refused: str
+async def test_a_worker_may_neither_open_nor_write_files_nor_connect_nor_fork(
+    tmp_path: Path,
 ) -> None:
     async with started("", str(tmp_path / "kept")) as workers:
-        head = await reply(workers, what, **values)
-        if what == "fork" and head.get("refused") == "EPERM":
-            pytest.skip("needs root that may become another user, or no root")
-        assert head.get("refused") == refused
+        for what, values, refused in (
+            ("open", {"path": os.devnull}, "EMFILE"),
+            ("connect", {}, "EMFILE"),
+            ("write", {}, "EFBIG"),
+            ("fork", {}, "EAGAIN"),
+        ):
+            head = await reply(workers, what, **values)
+            if what == "fork" and head.get("refused") == "EPERM":
+                pytest.skip("needs root that may become another user, or no root")
+            assert head.get("refused") == refused, what
     assert (tmp_path / "kept").read_bytes() == b""
 
 
+@pytest.mark.parametrize(("what", "values", "end"), BAD)
 @scene
-async def test_a_job_that_takes_more_than_its_share_of_memory_is_refused_at_once() -> None:
-    async with started() as workers:
-        before, ended = await reply(workers, "allocate", count=2**24), replaced(workers)
-        assert await refusal(submit(workers, "allocate", count=TOO_MUCH)) is End.MEMORY
-        assert len(ended) == 1, "it was not tried again"
-        assert (await reply(workers, "nothing"))["pid"] != before["pid"]
-
-
-@scene
-async def test_a_job_that_takes_too_much_processor_time_is_refused_at_once() -> None:
+async def test_a_job_that_takes_too_much_is_refused_at_once_and_one_that_crashes_at_its_second_try(
+    what: str, values: dict[str, Any], end: End
+) -> None:
     async with started(seconds=0.2) as workers:
-        ended = replaced(workers)
-        await reply(workers, "sleep", seconds=0.5)
-        assert await refusal(submit(workers, "spin")) is End.TIME
-        assert len(ended) == 1, "it was not tried again"
-        await reply(workers, "nothing")
-
-
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, 40])
-@scene
-async def test_a_job_that_crashes_its_worker_twice_is_refused(number: int) -> None:
-    async with started() as workers:
-        ended = replaced(workers)
-        assert await refusal(submit(workers, "crash", number=number)) is End.CRASH
-        assert len(ended) == 2
-        await reply(workers, "nothing")
-
-
-@scene
-async def test_a_job_whose_worker_crashed_once_is_answered() -> None:
-    async with started() as workers:
-        first = (await reply(workers, "nothing"))["pid"]
-        assert (await reply(workers, "crash", only=first))["pid"] != first
+        await reply(workers, "sleep", seconds=0.3)  # which takes no processor time
+        before, ended = await reply(workers, "allocate", count=2**24), replaced(workers)
+        assert await refusal(submit(workers, what, **values)) is end
+        assert len(ended) == (2 if end is End.CRASH else 1)
+        assert (await reply(workers, "nothing"))["pid"] != before["pid"]
 
 
 @scene
@@ -135,13 +114,7 @@ async def test_a_fault_of_the_program_is_told_and_ends_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("head", "body_bytes"),
-    [
-        ("no JSON", 0),
-        ("[]", 0),
-        ('{"seconds": NaN}', 0),
-        ("[" * 100_000, 0),
-        ("{}", 2**31),
-    ],
+    [("no JSON", 0), ("[]", 0), ('{"seconds": NaN}', 0), ("[" * 100_000, 0), ("{}", 2**31)],
     ids=lambda value: str(value)[:20],
 )
 @scene
@@ -154,31 +127,6 @@ async def test_a_worker_that_sends_what_is_no_reply_is_replaced(head: str, body_
 
 
 # --- whom a job's end concerns ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("what", "values", "end"),
-    [
-        ("crash", {}, End.CRASH),
-        ("allocate", {"count": TOO_MUCH}, End.MEMORY),
-        ("spin", {}, End.TIME),
-    ],
-)
-@scene
-async def test_jobs_that_share_a_worker_with_a_bad_one_are_answered(
-    what: str, values: dict[str, Any], end: End
-) -> None:
-    async with started(seconds=0.2) as workers:
-        first = submit(workers, "sleep", quick=True, seconds=0.3)
-        await in_hand(workers)
-        good, bad, fine = (
-            submit(workers, "nothing", quick=True),
-            submit(workers, what, quick=True, **values),
-            submit(workers, "nothing", quick=True),
-        )
-        assert await refusal(bad) is end
-        for job in (first, good, fine):
-            assert (await job.reply).head["together"] == 1
 
 
 @scene
@@ -221,29 +169,22 @@ async def test_one_larger_job_is_sent_ahead_and_worked_on_by_itself() -> None:
         await asyncio.gather(*(job.reply for job in (first, *others)))
 
 
-@pytest.mark.parametrize(
-    ("what", "values", "end"),
-    [
-        ("crash", {}, End.CRASH),
-        ("allocate", {"count": TOO_MUCH}, End.MEMORY),
-        ("spin", {}, End.TIME),
-    ],
-)
+@pytest.mark.parametrize(("what", "values", "end"), BAD)
 @scene
-async def test_a_job_sent_ahead_is_not_blamed_for_the_end_of_one_in_hand_nor_that_for_its(
+async def test_only_the_bad_one_of_the_jobs_that_a_worker_has_is_refused(
     what: str, values: dict[str, Any], end: End
 ) -> None:
+    """Whether they are worked on together, or one is sent ahead."""
     async with started(seconds=0.2) as workers:
-        for sizes in ((0, 2**17), (2**17, 0)):
+        for bad_bytes, behind in ((0, 0), (0, 2**17), (2**17, 0)):
             first = submit(workers, "sleep", quick=True, seconds=0.2)
             await in_hand(workers)
-            ended = replaced(workers)
-            bad = sized(workers, sizes[0], what, **values)
-            good = sized(workers, sizes[1])
+            good = [] if bad_bytes else [sized(workers, 0)]
+            bad = sized(workers, bad_bytes, what, **values)
+            good.append(sized(workers, behind))
             assert await refusal(bad) is end
-            assert "value" in (await first.reply).head
-            assert "value" in (await good.reply).head
-            assert len(ended) <= 2
+            for job in (first, *good):
+                assert "value" in (await job.reply).head
 
 
 @scene
@@ -258,31 +199,6 @@ async def test_a_job_that_is_given_up_while_it_waits_is_never_begun() -> None:
 
 
 # --- what is killed and stopped from outside ----------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-@scene
-async def test_the_job_of_a_worker_that_is_killed_goes_to_another(number: int) -> None:
-    async with started(count=2) as workers:
-        jobs = [submit(workers, "sleep", seconds=0.5) for _ in range(2)]
-        await in_hand(workers, 2)
-        victim, other = children(template_of(workers))
-        os.kill(victim, number)
-        pids = {(await job.reply).head["pid"] for job in jobs}
-        assert other in pids
-        assert victim not in pids
-
-
-@scene
-async def test_the_jobs_of_a_template_that_is_killed_go_to_a_new_one() -> None:
-    async with started(count=2) as workers:
-        jobs = [submit(workers, "sleep", seconds=0.5) for _ in range(2)]
-        await in_hand(workers, 2)
-        template = template_of(workers)
-        old = children(template)
-        os.kill(template, signal.SIGKILL)
-        assert not {(await job.reply).head["pid"] for job in jobs} & {template, *old}
-        wait_until_gone(old)
 
 
 @scene
