@@ -370,6 +370,8 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
 def _load(image: Any, kind: Format) -> Image.Image:
     """Decode the pixels; of AVIF, letting its decoder go before anything is copied."""
     if kind is not Format.AVIF:
+        if kind is Format.TIFF:
+            image.refuse_missing_pixels()
         image.load()
         if kind is Format.BMP and image.mode == "RGBA" and image.getbbox() is None:
             image.putalpha(255)  # programs that know no alpha write 0 everywhere
@@ -505,7 +507,6 @@ class _Tiff(TiffImageFile):
         self._refuse_half_a_directory()
         self._refuse_camera_raws()
         self._refuse_what_pillow_misreads()
-        self._refuse_missing_pixels()
         self.bits = max(tags.get(_BITS, (1,)))
         self.orientation = _valid_orientation(tags.get(ORIENTATION_TAG))
         self._size = self._tile_size
@@ -575,7 +576,7 @@ class _Tiff(TiffImageFile):
                 "save it as PNG, or as TIFF of another layout, and send that.",
             )
 
-    def _refuse_missing_pixels(self) -> None:
+    def refuse_missing_pixels(self) -> None:
         """Raises InvalidImage where strips or tiles are missing, empty, too short or holed."""
         assert self.fp is not None
         tags, (width, height) = self.tag_v2, self._tile_size
