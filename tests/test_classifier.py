@@ -146,17 +146,11 @@ def test_logistic_regression_ships_in_the_layout_of_the_first_release() -> None:
     assert (describe(tested.layers), tested.version) == ([{"kind": "linear"}], "18394a0a2589")
 
 
-def in_another_process(code: str, path: Path) -> int:
-    begin = "import os, signal, sys; from tests.test_classifier import logistic;"
-    command = [sys.executable, "-c", begin + code, str(path)]
-    return subprocess.run(command, cwd=REPOSITORY, check=False).returncode
-
-
 def test_the_same_content_is_the_same_bytes_in_every_process(path: Path) -> None:
     logistic().save(path)
     before = path.read_bytes()
-    path.unlink()
-    assert in_another_process("logistic().save(sys.argv[1])", path) == 0
+    code = "import sys; from tests.test_classifier import logistic; logistic().save(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=REPOSITORY, check=True)
     assert path.read_bytes() == before
 
 
@@ -191,14 +185,6 @@ def test_what_could_not_be_loaded_is_not_saved(
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    with pytest.raises(OSError, match="not a regular file"):
-        logistic().save(pipe)
-    assert pipe.is_fifo()
-
-
 @pytest.mark.parametrize("moment", [(os, "fsync"), (Path, "replace")])
 @pytest.mark.parametrize("what", [KeyboardInterrupt(), OSError(5, "Input/output error")])
 def test_an_interrupted_save_leaves_the_old_file_and_no_other(
@@ -220,7 +206,7 @@ def test_an_interrupted_save_leaves_the_old_file_and_no_other(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_file_has_the_permissions_of_the_user_and_a_link_to_it_stays_one(
+def test_a_saved_file_has_the_permissions_of_the_user_and_replaces_neither_link_nor_pipe(
     tmp_path: Path, path: Path
 ) -> None:
     previous = os.umask(0o027)
@@ -234,6 +220,11 @@ def test_the_file_has_the_permissions_of_the_user_and_a_link_to_it_stays_one(
     saved = logistic(bias=1).save(link)
     assert link.is_symlink()
     assert Classifier.load(path).version == saved.version
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="not a regular file"):
+        logistic().save(pipe)
+    assert pipe.is_fifo()
 
 
 # --- What is refused -----------------------------------------------------------------------------
@@ -260,13 +251,9 @@ def test_what_is_no_file_is_named(tmp_path: Path, path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"\0", bytes(100), b"random text, long enough for a header length" * 10),
-        *(struct.pack("<Q", size) + b"{}" for size in (2, 2**63)),
-        struct.pack("<Q", 200_000_000) + b"{" * 500,
-        struct.pack("<Q", 2) + b"[]",
+        *(b"", bytes(100), b"random text, long enough for a header length" * 10),
+        *(struct.pack("<Q", size) + b"[" * 20_000 for size in (2, 20_000, 200_000_000, 2**63)),
         struct.pack("<Q", 21) + b'{"__metadata__":"text',
-        struct.pack("<Q", 20_000) + b"[" * 20_000,
-        pictures.picture("JPEG"),
     ],
 )
 def test_what_is_no_safetensors_file_is_refused(path: Path, content: bytes) -> None:

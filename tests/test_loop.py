@@ -9,20 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.network import Array, Gradients, Layer, Linear, Scratch, forward, parameters
+from model.network import Array, Layer, Linear, Scratch, forward, parameters
 from training import Refused
 from training.architecture import convolutional
 from training.augmentation import whole
 from training.loop import (
     NUMBERS,
-    Best,
     Examples,
-    LoopConfig,
     Optimizer,
     Run,
+    Settings,
     Trainer,
     balance,
-    bind,
     draw,
     learning_rate,
     one_blas_thread,
@@ -31,14 +29,13 @@ from training.loop import (
     score,
 )
 
-CONFIG = LoopConfig(
+CONFIG = Settings(
     epochs=3, batch=8, max_lr=0.02, warm_up=0.5, ema_decay=0.9, norm_pictures=24, seed=5
 )
 
 
 @pytest.fixture(autouse=True)
 def one_blas() -> Iterator[None]:
-    """Threads inside the linear algebra of each of ours make them wait for one another."""
     with one_blas_thread():
         yield
 
@@ -60,7 +57,7 @@ def network(seed: int = 0) -> list[Layer]:
     return convolutional(np.random.default_rng(seed), (4,))
 
 
-def trainer(config: LoopConfig = CONFIG, examples: Examples | None = None) -> Trainer:
+def trainer(config: Settings = CONFIG, examples: Examples | None = None) -> Trainer:
     return Trainer(network(), examples or blots(20), config)
 
 
@@ -89,39 +86,15 @@ def test_a_small_set_is_learned() -> None:
 def test_the_same_seed_data_and_threads_give_the_same_weights(threads: int) -> None:
     config = replace(CONFIG, threads=threads)
     results = []
-    for _ in range(2):
-        with trainer(config) as t:
-            run(t, 2)
+    for seed in (5, 5, 6):
+        with trainer(replace(config, seed=seed)) as t:
+            run(t, 1)
             results.append(weights(t))
     np.testing.assert_array_equal(results[0], results[1])
-    with trainer(replace(config, seed=6)) as t:
-        run(t, 2)
-        assert not np.array_equal(weights(t), results[0])
+    assert not np.array_equal(results[0], results[2])
 
 
-def test_a_resumed_run_has_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    with trainer() as unbroken:
-        run(unbroken, 3)
-        expected = weights(unbroken)
-    with trainer() as first:
-        run(first, 1)
-        save_checkpoint(path, first, Run({"seed": 5}, [{"epoch": 1}], Best(1, 0.5, first.folded())))
-        best = weights(first)
-        steps = first.run_epoch()
-        next(steps)  # and is cut off in the middle of the next epoch
-    with trainer() as second:
-        so_far = resume(path, second, {"seed": 5})
-        assert second.epoch == 1
-        run(second, 2)
-        np.testing.assert_array_equal(weights(second), expected)
-    assert so_far.curve == [{"epoch": 1}]
-    assert so_far.best is not None
-    kept = np.concatenate([v.ravel() for v in parameters(so_far.best.layers).values()])
-    np.testing.assert_array_equal(kept, best)
-
-
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_go_on_is_refused_with_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     with trainer() as t:
         save_checkpoint(path, t, Run({"seed": 5, "epochs": 3}))
@@ -129,16 +102,11 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path: Path
             resume(path, t, {"seed": 5, "epochs": 4})
         with pytest.raises(Refused, match="teacher was 'not set' and is now 'x'"):
             resume(path, t, {"seed": 5, "epochs": 3, "teacher": "x"})
-
-
-@pytest.mark.parametrize("kept", [0, 500, -100])
-def test_a_damaged_checkpoint_is_refused(kept: int, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    with trainer() as t:
-        save_checkpoint(path, t, Run({}))
-        path.write_bytes(path.read_bytes()[:kept])
-        with pytest.raises(Refused, match="cannot be used"):
-            resume(path, t, {})
+        whole = path.read_bytes()
+        for kept in (0, 500, -100):
+            path.write_bytes(whole[:kept])
+            with pytest.raises(Refused, match="cannot be used"):
+                resume(path, t, {"seed": 5, "epochs": 3})
 
 
 @pytest.mark.parametrize(
@@ -149,9 +117,7 @@ def test_a_damaged_checkpoint_is_refused(kept: int, tmp_path: Path) -> None:
 def test_odd_numbers_of_pictures_and_threads_do(pictures: int, batch: int, threads: int) -> None:
     config = replace(CONFIG, batch=batch, threads=threads)
     with trainer(config, blots(pictures)) as t:
-        losses = run(t, 1)
-        assert len(losses) == max(1, pictures // batch)
-        assert np.isfinite(losses).all()
+        assert len(run(t, 1)) == max(1, pictures // batch)
         assert np.isfinite(weights(t)).all()
 
 
@@ -163,16 +129,16 @@ def test_a_run_that_diverges_ends_with_a_message() -> None:
         run(t, 3)
 
 
-def test_an_anchor_keeps_weights_on_the_way_back_to_the_start() -> None:
+def test_a_share_of_the_start_keeps_weights_on_the_way_back_to_the_start() -> None:
     with trainer() as t:
         run(t, 1)
         start = t.folded()
     kept = {}
-    for anchor in (0.0, 0.75):
-        config = replace(CONFIG, max_lr=0.01, start_share=anchor)
+    for share in (0.0, 0.75):
+        config = replace(CONFIG, max_lr=0.01, start_share=share)
         with Trainer(copy.deepcopy(start), blots(20), config) as t:
             run(t, 1)
-            kept[anchor] = parameters(t.folded())
+            kept[share] = parameters(t.folded())
     for name, value in parameters(start).items():
         expected = 0.75 * value + 0.25 * kept[0.0][name]
         np.testing.assert_allclose(kept[0.75][name], expected, atol=1e-6)
@@ -186,8 +152,7 @@ def test_scores_are_those_of_one_picture_at_a_time_on_any_number_of_threads() ->
     with trainer(replace(CONFIG, norm_pictures=8)) as t:
         layers = t.folded()
     x = whole(examples.pictures, examples.sides)
-    scratch = Scratch()
-    alone = [float(forward(layers, x[i : i + 1], scratch)[-1][0, 0]) for i in range(70)]
+    alone = [float(forward(layers, row[None], Scratch())[-1][0, 0]) for row in x]
     for threads in (1, 2, 5):
         z = score(layers, examples.pictures, examples.sides, threads)
         np.testing.assert_allclose(z, alone, atol=1e-5)
@@ -229,77 +194,45 @@ def test_look_alikes_are_drawn_by_kind_and_no_source_is_all_of_one_class() -> No
 # --- the optimiser and its schedule ---------------------------------------------------------------
 
 
-def layers_of(seed: int, n_x: int = 5) -> list[Layer]:
-    rng = np.random.default_rng(seed)
-    return [
-        Linear(rng.standard_normal((n_x, 3)), rng.standard_normal(3)),
-        Linear(rng.standard_normal((3, 1)), rng.standard_normal(1)),
-    ]
-
-
-def gradients_of(layers: list[Layer], seed: int) -> Gradients:
-    rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(v.shape) for name, v in parameters(layers).items()}
-
-
-class Reference:
-    """The update as it is written, for one parameter at a time, in float64."""
-
-    def __init__(self, layers: list[Layer]) -> None:
-        self.theta = {name: v.copy() for name, v in parameters(layers).items()}
-        self.velocity = {name: np.zeros_like(v) for name, v in self.theta.items()}
-        self.average = {name: v.copy() for name, v in self.theta.items()}
-        self.steps = 0
-
-    def step(self, gradients: Gradients, rate: float, mu: float, decay: float, b: float) -> None:
-        self.steps += 1
-        beta = min(b, self.steps / (self.steps + 9))
-        for name, theta in self.theta.items():
-            g = gradients[name] + (decay * theta if theta.ndim > 1 else 0)
-            v = self.velocity[name] = mu * self.velocity[name] + g
-            self.theta[name] = theta - rate * (g + mu * v)
-            self.average[name] += (1 - beta) * (self.theta[name] - self.average[name])
-
-
 def flat(values: dict[str, Array]) -> Array:
     return np.concatenate([value.ravel() for value in values.values()])
 
 
 @pytest.mark.parametrize("n_x", [5, NUMBERS // 2])  # in one piece and in several
 def test_a_step_is_nesterov_momentum_with_decay_and_an_average(n_x: int) -> None:
-    layers = layers_of(0, n_x)
-    reference = Reference(layers)
+    normal = np.random.default_rng(0).standard_normal
+    layers: list[Layer] = [Linear(normal((n_x, 3)), normal(3)), Linear(normal((3, 1)), normal(1))]
     optimizer = Optimizer(layers, momentum=0.8, weight_decay=0.01, ema_decay=0.5)
+    theta = flat(parameters(layers)).copy()
+    velocity, average = np.zeros_like(theta), theta.copy()
+    decay = flat({n: np.full(v.shape, 0.01 * (v.ndim > 1)) for n, v in parameters(layers).items()})
     with ThreadPoolExecutor(2) as pool:
         for step in range(4):
-            shards = [gradients_of(layers, 10 * step + i) for i in range(3)]
-            rate = 0.1 / (step + 1)
+            shards = [{n: normal(v.shape) for n, v in parameters(layers).items()} for _ in "abc"]
+            rate, beta = 0.1 / (step + 1), min(0.5, (step + 1) / (step + 10))
             optimizer.step(shards, 12, rate, pool)
-            mean = {name: np.sum([s[name] for s in shards], axis=0) / 12 for name in shards[0]}
-            reference.step(mean, rate, 0.8, 0.01, 0.5)
-    np.testing.assert_allclose(optimizer.theta, flat(reference.theta), atol=1e-12)
-    np.testing.assert_allclose(optimizer.velocity, flat(reference.velocity), atol=1e-12)
-    np.testing.assert_allclose(optimizer.average, flat(reference.average), atol=1e-12)
+            g = sum(flat(shard) for shard in shards) / 12 + decay * theta
+            velocity = 0.8 * velocity + g
+            theta = theta - rate * (g + 0.8 * velocity)
+            average += (1 - beta) * (theta - average)
+    np.testing.assert_allclose(optimizer.theta, theta, atol=1e-12)
+    np.testing.assert_allclose(optimizer.velocity, velocity, atol=1e-12)
+    np.testing.assert_allclose(optimizer.average, average, atol=1e-12)
     # The layers see the new numbers: their parameters are views.
     np.testing.assert_array_equal(flat(parameters(layers)), optimizer.theta)
 
 
-def test_binding_reaches_layers_within_layers_and_keeps_the_order() -> None:
-    layers = convolutional(np.random.default_rng(3), (4, 6))
-    before = {name: v.copy() for name, v in parameters(layers).items()}
-    vector = flat(before)
-    bind(layers, vector)
-    after = parameters(layers)
-    assert list(after) == list(before)
-    for name, value in after.items():
-        np.testing.assert_array_equal(value, before[name])
-        assert np.shares_memory(value, vector)
-    vector[...] = 7
+def test_the_vector_of_an_optimiser_reaches_layers_within_layers() -> None:
+    layers = network()
+    before = flat(parameters(layers))
+    optimizer = Optimizer(layers)
+    np.testing.assert_array_equal(flat(parameters(layers)), before)
+    optimizer.theta[...] = 7
     assert all((value == 7).all() for value in parameters(layers).values())
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
-    config = LoopConfig(epochs=10, max_lr=0.2, warm_up=2, decay=0.3)
+    config = Settings(epochs=10, max_lr=0.2, warm_up=2, decay=0.3)
     rates = [learning_rate(i / 10, config) for i in range(100)]
     assert (np.diff(rates[:20]) > 0).all()
     assert rates[20:71] == [0.2] * 51
@@ -308,25 +241,13 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     assert 0 < rates[-1] < 0.01
 
 
-def test_a_longer_run_is_the_same_until_the_shorter_one_decays() -> None:
-    weights = []
-    for epochs in (4, 8):
-        config = replace(CONFIG, epochs=epochs, decay=0.5, augmentation_fade=0.25)
-        with Trainer(network(), blots(32), config) as trainer:
-            for _ in range(2):
-                list(trainer.run_epoch())
-            weights.append(trainer.state()["theta"].copy())
-    np.testing.assert_array_equal(weights[0], weights[1])
-
-
 def test_other_outputs_are_learned_beside_the_class_and_not_kept() -> None:
     examples = blots(64)
     both = np.hstack([examples.targets, 1 - examples.targets])
     layers = convolutional(np.random.default_rng(0), (4,), outputs=2)
     config = replace(CONFIG, epochs=12, group_weight=1.0)
     with Trainer(layers, replace(examples, targets=both), config) as trainer:
-        while trainer.epoch < config.epochs:
-            list(trainer.run_epoch())
+        run(trainer, config.epochs)
         kept = trainer.folded()
         z = forward(trainer.layers, whole(examples.pictures, examples.sides), Scratch())[-1]
     assert np.corrcoef(z.T)[0, 1] < -0.9  # it learned that one excludes the other

@@ -1,7 +1,7 @@
 """The networks that training starts from, and what is made of them when it is done."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -80,12 +80,12 @@ def mirrored(layers: Sequence[Layer]) -> list[Layer]:
     return [plain[0], Mirrored(plain[1:-1]), plain[-1]]
 
 
-def fold(layers: Sequence[Layer], statistics: Mapping[int, tuple[Array, Array]]) -> list[Layer]:
+def fold(layers: Sequence[Layer], statistics: Mapping[int, Iterable[Array]]) -> list[Layer]:
     """The same function without batch normalisation, for the artifact.
 
-    statistics: (mean, variance) by `id` of each BatchNorm layer. Its scale 1/√(σ² + ε) and shift go
-    into the convolution before it; a pooling between them does not mind, since the scale is
-    positive. No parameters are shared with `layers`: training may go on with those.
+    statistics: mean and variance (channels,) by `id` of each BatchNorm layer. Its scale
+    1/√(σ² + ε) and shift go into the convolution before it; a pooling between them does not mind,
+    since the scale is positive. No parameters are shared with `layers`: training may go on.
     """
     folded: list[Layer] = []
     for layer in layers:

@@ -9,17 +9,16 @@ whose pictures are all of one class have no balanced accuracy. Among them, rooms
 called a cat. Look-alikes, such as foxes, do not: with 2 % of them a cat, many cats are missed.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import isnan
 
 import numpy as np
 
 from model.network import Array, Layer, Linear, sigmoid
 from training.course import loss
 from training.data import LOOKALIKE_SOURCES
-from training.metrics import confusion, roc_auc
+from training.metrics import roc_auc
 
 ENOUGH, ENOUGH_OF_EACH = 200, 50  # pictures that two numbers and a threshold can be fitted to
 TOLERANCE = 0.002  # what the rule may fall short of its best to be on the plateau
@@ -31,24 +30,22 @@ MOST_UNSURE = 0.35  # of the pictures, whose other views are looked at too
 LOW_BOUNDS, HIGH_BOUNDS = (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5), (1.0, 1.5, 2.0, 2.5, 3.0)
 
 CALIBRATION_RULE = (
-    "of all scales and shifts the one with which, on the validation pictures, the source that is "
-    "served worst loses least Brier score against a calibration of its own; sources with one "
-    "class take no part"
+    "the scale and shift with which the source that is served worst loses least Brier score on the "
+    "validation pictures, against a scale and shift of its own; sources of one class aside"
 )
 THRESHOLD_RULE = (
-    "highest of the thresholds whose balanced accuracy on the validation pictures, averaged over "
-    f"the sources with both classes, is the best to {TOLERANCE}, among those that answer at least "
-    f"{1 - MOST_WRONG:.0%} of every source with one class right, look-alikes aside (where it has "
-    f"{COUNTS} pictures)"
+    "the highest whose balanced accuracy on the validation pictures, averaged over the sources "
+    f"with both classes, is the best to {TOLERANCE}, among those that answer {1 - MOST_WRONG:.0%} "
+    f"of each source of one class right (look-alikes and fewer than {COUNTS} pictures aside)"
 )
 FEW_RULE = (
-    "of 0.5 and, after fine-tuning, the threshold that it started from the one with the better "
-    "balanced accuracy: the validation pictures are too few to choose another"
+    "the better on the validation pictures of 0.5 and, after fine-tuning, the threshold that it "
+    "started from: there are too few pictures to choose another"
 )
 UNSURE_RULE = (
     "of a grid of pairs of logits the one that leaves fewest pictures unsure while the balanced "
-    "accuracy on the validation pictures, averaged over the sources with both classes, is the best "
-    f"to {TOLERANCE}, among those that leave at most {MOST_UNSURE:.0%} unsure"
+    f"accuracy by source on the validation pictures is the best to {TOLERANCE}, among those that "
+    f"leave at most {MOST_UNSURE:.0%} unsure"
 )
 TOO_FEW = f"left as it was: fewer than {ENOUGH} validation pictures, or {ENOUGH_OF_EACH} of a class"
 
@@ -132,24 +129,14 @@ def calibrate(z: Array, y: Array, sources: Sequence[str]) -> Calibration:
     if scale <= 0:
         return Calibration(rule="left as it was: the network is no better than guessing")
     for width in (1.0, 0.3, 0.1):
-        scale, shift = _least_regret(mixed, scale, shift, width)
+        scales = scale * np.exp(width / 2 * np.linspace(-1, 1, 11))
+        grid = list(product(scales.tolist(), (shift + width * np.linspace(-1, 1, 11)).tolist()))
+        scores = np.array(
+            [[np.mean((sigmoid(a * z + b) - y) ** 2) for z, y in mixed] for a, b in grid]
+        )  # (calibrations, sources)
+        regret = (scores - scores.min(axis=0)).max(axis=1)
+        scale, shift = grid[int(regret.argmin())]
     return Calibration(scale, shift, CALIBRATION_RULE)
-
-
-def _least_regret(
-    groups: Sequence[tuple[Array, Array]], scale: float, shift: float, width: float
-) -> tuple[float, float]:
-    """The best of a grid of calibrations around the one given, for groups of logits and labels."""
-    grid = [
-        (float(scale * factor), float(shift + step))
-        for factor in np.exp(width / 2 * np.linspace(-1, 1, 11))
-        for step in width * np.linspace(-1, 1, 11)
-    ]
-    scores = np.array(
-        [[np.mean((sigmoid(a * z + b) - y) ** 2) for z, y in groups] for a, b in grid]
-    )  # (calibrations, groups)
-    regret = (scores - scores.min(axis=0)).max(axis=1)
-    return grid[int(regret.argmin())]
 
 
 def fold_calibration(layers: Sequence[Layer], calibration: Calibration) -> list[Layer]:
@@ -165,12 +152,25 @@ def fold_calibration(layers: Sequence[Layer], calibration: Calibration) -> list[
 # --- the threshold ------------------------------------------------------------------------------
 
 
+def balanced_weights(y: Array, sources: Sequence[str]) -> Array:
+    """Weights (m,) of sum 1 under which the share of right answers is the mean over the sources of
+    their balanced accuracies, (recall + specificity)/2. Sources of one class have none and weigh
+    nothing; where there are no others, the share of right answers stands for it."""
+    groups = list(by_source(sources).values())
+    mixed = [own for own in groups if len(np.unique(y[own])) > 1]
+    weights = np.zeros(len(y))
+    for own in mixed or groups:
+        classes = np.unique(y[own])
+        for label in classes:
+            group = own & (y == label)
+            weights[group] = 1 / len(mixed or groups) / len(classes) / group.sum()
+    return weights
+
+
 def mean_balanced_accuracy(y: Array, p: Array, sources: Sequence[str], threshold: float) -> float:
-    """The mean over the sources of (recall + specificity)/2 at p ≥ threshold. Sources with one
-    class have none; where there are no others, the share of right answers stands for it."""
-    every = [confusion(y[own], p[own], threshold) for own in by_source(sources).values()]
-    balanced = [counts.balanced_accuracy for counts in every if not isnan(counts.balanced_accuracy)]
-    return float(np.mean(balanced or [counts.accuracy for counts in every]))
+    """The mean of the sources' balanced accuracies at p ≥ threshold; see `balanced_weights`."""
+    right = (p >= threshold) == (y == 1)
+    return round(float(balanced_weights(y, sources)[right].sum()), 12)  # so that equals are equal
 
 
 def choose_threshold(
@@ -191,7 +191,11 @@ def choose_threshold(
         return max(otherwise, key=lambda t: mean_balanced_accuracy(y, p, sources, t))
     edges = np.concatenate([[0.0], np.unique(p), [1.0]])
     candidates = (edges[1:] + edges[:-1]) / 2  # halfway between neighbouring p
-    values, allowed = _rule(candidates, y, p, sources, lookalikes)
+    values = _share_right(candidates, y, p, balanced_weights(y, sources))
+    allowed = np.ones(len(candidates), bool)
+    for source, own in by_source(sources).items():
+        if len(np.unique(y[own])) == 1 and own.sum() >= COUNTS and source not in lookalikes:
+            allowed &= _share_right(candidates, y, p, own / own.sum()) >= 1 - MOST_WRONG
     if allowed.any():  # it may be asked for what cannot be
         values = np.where(allowed, values, -1)
     best = int(np.argmax(values))
@@ -200,28 +204,14 @@ def choose_threshold(
     return min(max(float(candidates[highest]), 0.01), 0.99)
 
 
-def _rule(
-    candidates: Array, y: Array, p: Array, sources: Sequence[str], lookalikes: Container[str]
-) -> tuple[Array, Array]:
-    """At each candidate the mean balanced accuracy of the sources with both classes, and whether
-    the others are answered well enough."""
-    balanced, allowed = [], np.ones(len(candidates), bool)
-    for source, own in by_source(sources).items():
-        right = [
-            1 - below if label else below
-            for label in (1, 0)
-            if (below := _share_below(candidates, p[own & (y == label)])) is not None
-        ]
-        if len(right) == 2:
-            balanced.append(np.mean(right, axis=0))
-        elif own.sum() >= COUNTS and source not in lookalikes:
-            allowed &= right[0] >= 1 - MOST_WRONG
-    return np.mean(balanced, axis=0) if balanced else np.zeros(len(candidates)), allowed
-
-
-def _share_below(candidates: Array, p: Array) -> Array | None:
-    """The share of p below each candidate; None where there is no p."""
-    return np.searchsorted(np.sort(p), candidates) / len(p) if len(p) else None
+def _share_right(candidates: Array, y: Array, p: Array, weights: Array) -> Array:
+    """The share of right answers at each candidate for the threshold, to nine digits. weights (m,)
+    of sum 1."""
+    order = np.argsort(p)
+    # From below all p upwards: a picture that falls below becomes wrong if it is a cat, else right.
+    gained = np.append(0, np.cumsum((weights * np.where(y == 1, -1, 1))[order]))
+    right: Array = weights[y == 1].sum() + gained[np.searchsorted(p[order], candidates)]
+    return right.round(9)
 
 
 def choose_unsure(
@@ -286,7 +276,7 @@ def compare(
         (sigmoid(z) >= threshold) == (y == 1)
         for z, threshold in zip((before, after), thresholds, strict=True)
     ]
-    losses = _balanced_weights(y, sources) * (right[0].astype(float) - right[1])
+    losses = balanced_weights(y, sources) * (right[0].astype(float) - right[1])
     figures = [
         {
             "log_loss": source_log_loss(z, y, sources),
@@ -296,23 +286,10 @@ def compare(
         for z, threshold in zip((before, after), thresholds, strict=True)
     ]
     verdict = CLEARLY if _surely_positive(gains) and losses.mean() <= 0 else BY_CHANCE
-    shown = {(each["log_loss"], each["balanced_accuracy"]) for each in map(_shown, figures)}
+    shown = {f"{each['log_loss']:.3f} {each['balanced_accuracy']:.1%}" for each in figures}
     if gains.mean() <= 0 or _surely_positive(losses) or len(shown) == 1:
         verdict = NOT
     return Comparison(figures[0], figures[1], verdict, len(y))
-
-
-def _balanced_weights(y: Array, sources: Sequence[str]) -> Array:
-    """Weights (m,) under which the mean of right answers is `mean_balanced_accuracy`."""
-    groups = list(by_source(sources).values())
-    mixed = [own for own in groups if len(np.unique(y[own])) > 1]
-    weights = np.zeros(len(y))
-    for own in mixed or groups:
-        for label in (0, 1):
-            group = own & (y == label)
-            if group.any():
-                weights[group] = len(y) / (2 if mixed else 1) / len(mixed or groups) / group.sum()
-    return weights
 
 
 def _surely_positive(differences: Array) -> bool:
@@ -320,31 +297,3 @@ def _surely_positive(differences: Array) -> bool:
     if len(differences) < 2:
         return False
     return bool(differences.mean() > 1.96 * differences.std(ddof=1) / np.sqrt(len(differences)))
-
-
-def _shown(figures: Mapping[str, float]) -> dict[str, str]:
-    return {
-        "log_loss": f"{figures['log_loss']:.3f}",
-        "balanced_accuracy": f"{figures['balanced_accuracy']:.1%}",
-        "roc_auc": f"{figures['roc_auc']:.3f}",
-    }
-
-
-def comparison_text(comparison: Comparison, start: str) -> str:
-    """The comparison in words, for the person at the terminal. start: the name of the network
-    before."""
-    before, after = _shown(comparison.before), _shown(comparison.after)
-    names = {"log_loss": "log loss", "balanced_accuracy": "balanced accuracy", "roc_auc": "ROC AUC"}
-    told = [
-        f"{name} {before[key]} before"
-        + (f", {after[key]} after" if before[key] != after[key] else " and after")
-        for key, name in names.items()
-    ]
-    how, _, reserve = comparison.verdict.partition(", ")
-    text = f"On {comparison.pictures:,} held-back pictures it is {how} than {start}"
-    text += f", {reserve}: {'; '.join(told)}." if reserve else f": {'; '.join(told)}."
-    if comparison.verdict == NOT:
-        text += f" The weights written are those of {start}. More pictures may help, or others."
-    elif comparison.verdict == BY_CHANCE:
-        text += " Hold back more pictures to be sure (--validation)."
-    return text

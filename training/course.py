@@ -17,8 +17,7 @@ Source: deeplearning.ai, Neural Networks and Deep Learning, week 2, and its prog
 "Logistic Regression with a Neural Network mindset".
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import NamedTuple
 
@@ -144,18 +143,21 @@ def loss(z: Array, y: Array) -> Array:
 
 
 def forward_backward(
-    layers: Sequence[Layer], x: Array, y: Array, scratch: Scratch
+    layers: Sequence[Layer], x: Array, y: Array, scratch: Scratch, other_outputs: float = 1.0
 ) -> tuple[Gradients, float]:
     """One pass over the rows of x (m, n_x) and back: Σ dL/dparameter by name, and Σ L.
 
-    y: (m, 1) in [0, 1]. scratch: made with `keep=True`; a gradient may be its memory, which the
-    next pass writes over.
+    y: (m, k) in [0, 1], k the outputs of the network, 1 but where it learns other things beside the
+    class. Σ L is that of the class; the losses of the others count `other_outputs` times for the
+    derivatives. scratch: made with `keep=True`; a gradient may be its memory, which the next pass
+    writes over.
     """
     stages = forward(layers, x, scratch)
     z = stages[-1]
-    total = float(np.sum(loss(z, y), dtype=np.float64))
+    total = float(np.sum(loss(z[:, 0], y[:, 0]), dtype=np.float64))
     a = sigmoid(z)
     dz = a - y
+    dz[:, 1:] *= other_outputs
     _, gradients = backward(layers, stages, dz, scratch, input_gradient=False)
     return gradients, total
 
@@ -259,12 +261,10 @@ def predict(layers: Sequence[Layer], X: Array) -> Array:
 # --- 4. a run -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def every_core() -> Iterator[None]:
-    """While it lasts, NumPy's linear algebra uses all cores for one product: nothing else runs
-    beside it here, and a product of all examples is large enough to be shared out."""
-    with threadpool_limits(cores(), user_api="blas"):
-        yield
+def every_core() -> threadpool_limits:
+    """In a `with`: NumPy's linear algebra uses all cores for one product. Nothing else runs beside
+    it here, and a product of all examples is large enough to be shared out."""
+    return threadpool_limits(cores(), user_api="blas")
 
 
 def train(

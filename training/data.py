@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 CLASS_NAMES = ("cat", "non-cat")
 OTHERS = "others"  # sources of few pictures, together
+LEAST_OF_A_SOURCE = 20  # pictures to be reported apart
 
 _HDF5_START, _ZIP_STARTS = b"\x89HDF\r\n\x1a\n", (b"PK\3\4", b"PK\5\6")  # zips: full and empty
 _MAX_FILE_BYTES = 256 * 2**20  # a zip may claim more than any picture needs
@@ -396,6 +397,18 @@ class PictureSet:
         counts = Counter(zip(sources, self.labels.tolist(), strict=True))
         first, second = self.class_names
         return {s: {first: counts[s, 1], second: counts[s, 0]} for s in sorted(set(sources))}
+
+    def describe(self, paths: Sequence[Path]) -> dict[str, Any]:
+        """What weights and reports say of these data, as JSON values: names of files, never where
+        they lay."""
+        return {
+            "files": [path.name for path in paths],
+            "pictures": len(self),
+            "classes": {name: self.count(name) for name in self.class_names},
+            "sources": self.count_sources(LEAST_OF_A_SOURCE),
+            "left_out": len(self.skipped),
+            "sha256": self.fingerprint,
+        }
 
     def only(self, kept: npt.NDArray[np.bool_]) -> "PictureSet":
         """The pictures of which `kept` (m,) says so. They are moved within the memory of this set,

@@ -405,15 +405,9 @@ def run_evaluate(
         both_classes=False,
         skip_bad=skip_bad,
     )
-    names = [file.name for file in files]
-    say(f"{', '.join(names)}: {pictures}")
+    say(f"{', '.join(file.name for file in files)}: {pictures}")
     figures, p = evaluate(classifier, pictures)
-    described = {
-        "files": names,
-        "pictures": len(pictures),
-        "left_out": len(pictures.skipped),
-        "sha256": pictures.fingerprint,
-    }
+    described = pictures.describe(files)
     results = {"split": split, "file": weights.name, "data": described, **figures}
     if test:  # before anyone can have seen a number
         log_opening(log, results)

@@ -11,23 +11,23 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from model.artifact import build, describe
+from model.artifact import build, describe, write_file
 from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics
 from model.machine import cores
 from model.network import Layer, parameters, sigmoid, unmirrored
 from model.preprocessing import ONE_VIEW, WHOLE, Preprocessing, Views
 from training import Refused
-from training.architecture import STAGES, convolutional, mirrored
+from training.architecture import convolutional, mirrored
 from training.calibration import (
     FEW_RULE,
     NOT,
@@ -38,21 +38,17 @@ from training.calibration import (
     calibrate,
     choose_unsure,
     compare,
-    comparison_text,
     enough,
     fold_calibration,
 )
-from training.data import LOOKALIKE_SOURCES, PictureSet, join_small
+from training.data import join_small
 from training.golden import choose_golden
-from training.held_back import LEAST_OF_A_SOURCE, Data, Validation, read
+from training.held_back import Data, Validation, read
 from training.loop import (
     Best,
-    Count,
     Examples,
-    LoopConfig,
-    Positive,
     Run,
-    Share,
+    Settings,
     Trainer,
     balance,
     one_blas_thread,
@@ -71,7 +67,7 @@ from training.report import (
     save,
     write_report,
 )
-from training.teacher import calibrated, read_teacher, soften
+from training.teacher import soft_targets
 
 MOST_STAGES = 5  # halved after each but the last, 16 places a side become 1
 FEW = 1000  # pictures of a class below which training from scratch disappoints
@@ -88,18 +84,6 @@ VIEWS: dict[str, Views] = {  # by the setting's name
 
 
 # --- settings -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Settings(LoopConfig):
-    """Everything that decides which weights come out, beside the data."""
-
-    stages: tuple[Count, ...] = STAGES  # of the network, from scratch
-    views: Literal["whole", "six"] = "whole"  # of a picture, from scratch
-    teacher_share: Share = 0.7  # of the teacher in what is learned, the rest being the label
-    shares: dict[str, Positive] = field(default_factory=dict)  # of sources, 1 being as the others
-    lookalikes: tuple[str, ...] = LOOKALIKE_SOURCES  # sources drawn by kind
-    lookalike_share: Annotated[float, Field(ge=0, lt=1)] = 1 / 3  # of the second class drawn
 
 
 SCRATCH = Settings()
@@ -137,7 +121,7 @@ def read_settings(
             raise Refused(f"{config} cannot be read: {error.strerror or error}.") from error
     values |= {name: value for name, value in given.items() if value is not None}
     if fine_tuning and given.get("stages"):
-        raise Refused("--stages is for training from scratch; with --from they are there")
+        raise Refused("stages are for training from scratch; with --from they are there.")
     defaults = FINE_TUNING if fine_tuning else SCRATCH
     try:
         settings = TypeAdapter(Settings).validate_python(asdict(defaults) | values)
@@ -151,7 +135,7 @@ def read_settings(
     if "threads" not in values:
         settings = replace(settings, threads=max(1, min(cores(), settings.batch // SHARD)))
     if len(settings.stages) > MOST_STAGES:
-        raise Refused(f"--stages: {MOST_STAGES} at most; then one place of 16×16 is left")
+        raise Refused(f"stages: {MOST_STAGES} at most; then one place of 16×16 is left.")
     return settings
 
 
@@ -162,6 +146,8 @@ def read_settings(
 class Task:
     """What is to be learned, from what, and with what it is measured."""
 
+    name: str  # of the model
+    class_names: tuple[str, str]
     layers: list[Layer]
     start: Classifier | None
     examples: Examples
@@ -172,7 +158,12 @@ class Task:
 
 
 def _task(
-    data: Data, start: Classifier | None, teacher: Path | None, settings: Settings, say: Say
+    name: str,
+    data: Data,
+    start: Classifier | None,
+    teacher: Path | None,
+    settings: Settings,
+    say: Say,
 ) -> Task:
     """Read what there is to learn from; raises Refused."""
     training, held = read(data, settings.seed, say)
@@ -184,27 +175,27 @@ def _task(
         )
     targets = training.labels[:, None]
     if teacher:
-        said = read_teacher(teacher, training.names)
-        probabilities = calibrated(said.log_odds, training.labels, training.sources)
-        targets = soften(training.labels, probabilities, settings.teacher_share)[:, None]
-        if not start:  # a network that is there has one output
-            targets = np.hstack([targets, said.groups])
+        targets = soft_targets(teacher, training, settings.teacher_share)
+        if start:  # a network that is there has one output
+            targets = targets[:, :1]
     if not start and min(training.count(name) for name in training.class_names) < FEW:
         say(
             f"note: from scratch, with fewer than {FEW:,} pictures of a class, the result will be "
             "weak; --from model/cat.safetensors makes more of them"
         )
-    weights = balance(
-        training.labels,
-        sources,
-        settings.shares,
-        _lookalike_kinds(training, settings.lookalikes),
-        settings.lookalike_share,
-    )
-    # A copy: training changes its layers, and the result is compared with the start.
-    own = copy.deepcopy(unmirrored(start.layers)) if start else None
-    rng = np.random.default_rng(settings.seed)
-    layers = own or convolutional(rng, settings.stages, targets.shape[1])
+    lookalikes = [  # of each picture the kind by which it is drawn, "" for those that are none
+        (part.kind or source) if source in settings.lookalikes and not label else ""
+        for part, source, label in zip(
+            training.parts, training.sources, training.labels, strict=True
+        )
+    ]
+    share = settings.lookalike_share
+    weights = balance(training.labels, sources, settings.shares, lookalikes, share)
+    if start:  # a copy: training changes its layers, and the result is compared with the start
+        layers = copy.deepcopy(unmirrored(start.layers))
+    else:
+        rng = np.random.default_rng(settings.seed)
+        layers = convolutional(rng, settings.stages, targets.shape[1])
     used = asdict(settings) | {"teacher_share": settings.teacher_share if teacher else None}
     facts = {
         "training": {
@@ -216,8 +207,8 @@ def _task(
         "started_from": start and {"name": start.name, "version": start.version},
         "seed": settings.seed,
         "data": {
-            "training": describe_data(data.training, training),
-            "validation": describe_data(data.validation or data.training, held),
+            "training": training.describe(data.training),
+            "validation": held.describe(data.validation or data.training),
         },
     }
     identity = {
@@ -231,6 +222,8 @@ def _task(
         "weights": hashlib.sha256(weights.tobytes()).hexdigest(),
     }
     return Task(
+        name,
+        data.class_names,
         layers,
         start,
         Examples(training.pictures, training.sides, targets, weights),
@@ -239,28 +232,6 @@ def _task(
         json.loads(json.dumps(identity)),
         facts,
     )
-
-
-def _lookalike_kinds(pictures: PictureSet, lookalikes: Sequence[str]) -> list[str]:
-    """Of each picture the kind by which it is drawn as a look-alike, else ""."""
-    return [
-        (part.kind or source) if source in lookalikes and not label else ""
-        for part, source, label in zip(
-            pictures.parts, pictures.sources, pictures.labels, strict=True
-        )
-    ]
-
-
-def describe_data(paths: Sequence[Path], pictures: PictureSet) -> dict[str, Any]:
-    """What a weights file says of its data: names of files, never where they lay."""
-    return {
-        "files": [path.name for path in paths],
-        "pictures": len(pictures),
-        "classes": {name: pictures.count(name) for name in pictures.class_names},
-        "sources": pictures.count_sources(LEAST_OF_A_SOURCE),
-        "left_out": len(pictures.skipped),
-        "sha256": pictures.fingerprint,
-    }
 
 
 def _load_start(path: Path, class_names: tuple[str, str]) -> Classifier:
@@ -290,17 +261,16 @@ def fit(
     teacher: Path | None = None,
     config: Path | None = None,
     given: Mapping[str, Any] | None = None,
-    report: Path | None = None,
     name: str | None = None,
     resumed: bool = False,
 ) -> None:
-    """Read, train, measure, write the weights file `output` and the folder `report`.
+    """Read, train, measure, write the weights file `output` and the report beside it.
 
     start: weights to fine-tune. config, given: as for `read_settings`. name: what the service calls
     the model, else the name of the file. resumed: go on with the run that was stopped.
     Raises Refused and OSError; KeyboardInterrupt after the best epoch so far was written.
     """
-    folder = outputs(output, report)
+    folder = outputs(output)
     unfinished = output.with_name(f"{output.stem}-training")
     if start and start.resolve() == output.resolve():
         raise Refused(
@@ -310,7 +280,7 @@ def fit(
     settings = read_settings(config, given or {}, fine_tuning=start is not None)
     network = _load_start(start, data.class_names) if start else None
     with one_blas_thread():
-        task = _task(data, network, teacher, settings, say)
+        task = _task(name or output.stem, data, network, teacher, settings, say)
         with Trainer(task.layers, task.examples, settings) as trainer:
             run = _begin(task, trainer, unfinished / CHECKPOINT if resumed else None)
             stopped: KeyboardInterrupt | None = None
@@ -318,13 +288,14 @@ def fit(
                 _run_epochs(trainer, task.validation, run, unfinished, say)
             except KeyboardInterrupt as interrupt:
                 stopped = interrupt
-        if not run.curve:
-            say("Stopped before the first epoch was complete: nothing is written.")
-        else:
-            _write(task, run, name or output.stem, data.class_names, output, folder, say)
-    if stopped:
         if run.curve:
-            say(f"Stopped after epoch {len(run.curve)} of {settings.epochs}; --resume goes on.")
+            _write(task, run, output, folder, say)
+    if stopped:
+        say(
+            f"Stopped after epoch {len(run.curve)} of {settings.epochs}; --resume goes on."
+            if run.curve
+            else "Stopped before the first epoch was complete: nothing is written."
+        )
         raise stopped
     remove_progress(unfinished)
 
@@ -361,9 +332,6 @@ def _run_epochs(trainer: Trainer, validation: Validation, run: Run, folder: Path
     """
     config = trainer.config
     each = trainer.steps_per_epoch * config.batch
-    if run.curve:  # a run that died between checkpoint and log left the log behind
-        with naming(folder / LOG):
-            (folder / LOG).write_text(_log_text(run.curve), encoding="utf-8")
     latest = ""
     with progress_bar("", "picture", each * config.epochs) as bar:  # 80 columns are few
         bar.initial = bar.n = trainer.epoch * each
@@ -393,21 +361,20 @@ def _run_epochs(trainer: Trainer, validation: Validation, run: Run, folder: Path
 
 
 def _keep(folder: Path, trainer: Trainer, run: Run) -> None:
-    """Write the checkpoint, then the log."""
+    """Write the checkpoint, then the log for whoever follows the run; each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     with naming(folder / CHECKPOINT):
         save_checkpoint(folder / CHECKPOINT, trainer, run)
-    with naming(folder / LOG), (folder / LOG).open("a", encoding="utf-8") as file:
-        file.write(_log_text(run.curve[-1:]))
+    with naming(folder / LOG):
+        write_file(folder / LOG, _log_text(run.curve).encode())
 
 
 def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    minutes, seconds = divmod(round((epochs - row["epoch"]) * row["seconds"]), 60)
+    left = tqdm.format_interval((epochs - row["epoch"]) * row["seconds"])
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.4f}; validation: "
         f"log loss {row['log_loss']:.4f}, balanced accuracy {row['balanced_accuracy']:.1%}; "
-        f"{row['pictures_per_second']:,.0f} pictures/s, "
-        f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+        f"{row['pictures_per_second']:,.0f} pictures/s, {left} left"
     )
 
 
@@ -419,9 +386,9 @@ def _log_text(curve: Sequence[Mapping[str, Any]]) -> str:
 def remove_progress(folder: Path) -> None:
     """Remove what a run that is finished left in its folder, and the folder if nothing else is in
     it: someone may keep pictures in a folder of this name."""
-    for pattern in (CHECKPOINT, LOG, f".{CHECKPOINT}.*.tmp"):  # the last one by a crash
-        for file in folder.glob(pattern):
-            file.unlink()
+    for name in (CHECKPOINT, LOG):
+        for file in (folder / name, *folder.glob(f".{name}.*.tmp")):  # the second by a crash
+            file.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 
@@ -429,59 +396,45 @@ def remove_progress(folder: Path) -> None:
 # --- what is written ----------------------------------------------------------------------------
 
 
-def _write(
-    task: Task,
-    run: Run,
-    name: str,
-    class_names: tuple[str, str],
-    output: Path,
-    folder: Path,
-    say: Say,
-) -> None:
-    best = run.best
+def _write(task: Task, run: Run, output: Path, folder: Path, say: Say) -> None:
+    best, start = run.best, task.start
     assert best is not None
     say(f"best epoch: {best.epoch}; calibrating and measuring")
     curve = [{k: v for k, v in row.items() if k not in TIMINGS} for row in run.curve]
     facts = {**task.facts, "learning_curve": curve, "best_epoch": best.epoch}
-    classifier = finish(best.layers, task, name, class_names, facts)
-    comparison = _compare(task, classifier)
-    if comparison and comparison.verdict == NOT and best.epoch:
-        assert task.start is not None
-        layers = unmirrored(task.start.layers)
-        classifier = finish(layers, task, name, class_names, facts | {"best_epoch": 0})
-    if comparison:
+    classifier = finish(best.layers, task, facts)
+    if start:
+        comparison = _compare(start, classifier, task)
+        if comparison.verdict == NOT and best.epoch:
+            classifier = finish(unmirrored(start.layers), task, facts | {"best_epoch": 0})
         classifier.metadata["comparison"] = asdict(comparison)
-    own = {"name": name, "class_names": class_names, "threshold": classifier.threshold}
+    own = {
+        "name": task.name,
+        "class_names": task.class_names,
+        "threshold": classifier.threshold,
+    }
     page = _page(classifier, task.validation, run.curve)
     write_report(folder, page, own | classifier.metadata, {LOG: _log_text(run.curve)})
     saved = save(classifier, output, "float16")
-    if comparison and task.start:
-        say(comparison_text(comparison, task.start.name))
+    if start:
+        say(render("comparison.txt", comparison=comparison, start=start.name).strip())
     say(f"weights: {output} (version {saved.version}, threshold {saved.threshold:.3f})")
     say(f"report:  {folder / PAGE}")
 
 
-def _compare(task: Task, classifier: Classifier) -> Comparison | None:
-    if not task.start:
-        return None
+def _compare(start: Classifier, classifier: Classifier, task: Task) -> Comparison:
+    """The two as training left them, before the calibration of the second."""
     held, threads = task.validation, task.settings.threads
-    before = held.answers(task.start, threads)
-    threshold = classifier.threshold
-    after, own = (
-        Calibration(**classifier.metadata["calibration"]).undone(z)
-        for z in (held.answers(classifier, threads), np.log(threshold / (1 - threshold)))
+    threshold, calibration = classifier.threshold, classifier.metadata["calibration"]
+    z, own = (
+        Calibration(**calibration).undone(each)
+        for each in (held.answers(classifier, threads), np.log(threshold / (1 - threshold)))
     )
-    thresholds = task.start.threshold, float(sigmoid(own))
-    return compare(before, after, held.labels, held.sources, thresholds)
+    thresholds = start.threshold, float(sigmoid(own))
+    return compare(held.answers(start, threads), z, held.labels, held.sources, thresholds)
 
 
-def finish(
-    layers: Sequence[Layer],
-    task: Task,
-    name: str,
-    class_names: tuple[str, str],
-    facts: Mapping[str, Any],
-) -> Classifier:
+def finish(layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]) -> Classifier:
     """The classifier that these layers (without batch normalisation) make, ready to be saved with
     `save(path, "float16")`. A convolutional network answers for the picture and its mirror image.
     It looks at the views of the network that it started from, or at those of the settings.
@@ -491,16 +444,20 @@ def finish(
     Raises Refused.
     """
     held, threads = task.validation, task.settings.threads
+    views = task.start.views if task.start else VIEWS[task.settings.views]
+    chosen = not task.start and views != ONE_VIEW and enough(held.labels)
     try:
         stored = as_stored(mirrored(layers))
-        classifier = Classifier(name, class_names, 0.5, stored)
-        classifier = replace(classifier, views=_views(classifier, task))
+        classifier = Classifier(task.name, task.class_names, 0.5, stored, views=views)
+        if chosen:
+            views = _choose_views(classifier, held, threads)
+            classifier = replace(classifier, views=views)
         calibration = calibrate(held.answers(classifier, threads), held.labels, held.sources)
-        low, high = (calibration.scale * z + calibration.shift for z in classifier.views.unsure)
+        low, high = (calibration.scale * z + calibration.shift for z in views.unsure)
         classifier = replace(
             classifier,
             layers=as_stored(fold_calibration(stored, calibration)),
-            views=Views(classifier.views.boxes, (low, high)),
+            views=Views(views.boxes, (low, high)),
         )
     except ValueError as error:
         raise Refused(f"The trained network cannot be stored: {error}.") from error
@@ -508,7 +465,7 @@ def finish(
     threshold = held.threshold(p, (task.start.threshold, 0.5) if task.start else (0.5,))
     found = {
         "calibration": asdict(calibration),
-        **({"unsure_rule": UNSURE_RULE} if _chooses_views(task) else {}),
+        **({"unsure_rule": UNSURE_RULE} if chosen else {}),
         "threshold_rule": THRESHOLD_RULE if enough(held.labels) else FEW_RULE,
         "metrics": {"validation": held.metrics(p, threshold)},
         INPUT_STATISTICS: InputStatistics.of(held.pictures).to_json(),
@@ -518,21 +475,12 @@ def finish(
     return replace(classifier, golden=choose_golden(classifier, rng))
 
 
-def _chooses_views(task: Task) -> bool:
-    return not task.start and task.settings.views == "six" and enough(task.validation.labels)
-
-
-def _views(classifier: Classifier, task: Task) -> Views:
-    """The views of a classifier that is not calibrated yet."""
-    if task.start:
-        return task.start.views
-    views = VIEWS[task.settings.views]
-    if not _chooses_views(task):
-        return views
-    held, threads = task.validation, task.settings.threads
-    always = replace(classifier, views=Views(views.boxes, (-1e9, 1e9)))
+def _choose_views(classifier: Classifier, held: Validation, threads: int) -> Views:
+    """Its views, with the logits between which it is unsure, before calibration."""
+    boxes = classifier.views.boxes
+    always = replace(classifier, views=Views(boxes, (-1e9, 1e9)))
     one, every = held.answers(always, threads, "one"), held.answers(always, threads)
-    return Views(views.boxes, choose_unsure(one, every, held.labels, held.sources, held.lookalikes))
+    return Views(boxes, choose_unsure(one, every, held.labels, held.sources, held.lookalikes))
 
 
 def as_stored(layers: Sequence[Layer]) -> list[Layer]:

@@ -30,6 +30,7 @@ from training.calibration import (
 )
 from training.data import (
     CLASS_NAMES,
+    LEAST_OF_A_SOURCE,
     Load,
     PictureSet,
     Pixels,
@@ -45,7 +46,6 @@ LARGEST, SMALLEST = 96, 64  # sides that training pictures are kept at: crops of
 SHARE = 0.2  # of each class that is held back,
 MOST = 2000  # but no more pictures than this
 LEAST_HELD_BACK, LEAST_TRAINING = 5, 10  # of each class
-LEAST_OF_A_SOURCE = 20  # pictures to be reported apart
 COPIES = "the same, saved again, resized or mirrored"
 
 

@@ -25,7 +25,6 @@ from training.course import (
     train,
 )
 from training.data import as_png
-from training.fit import describe_data
 from training.golden import choose_golden
 from training.held_back import Data, read_aloud
 from training.metrics import reliability_table, summary, wilson_interval
@@ -61,7 +60,7 @@ def run_course(
     facts: dict[str, Any] = {
         "training": settings,
         "seed": SEED,
-        "data": {name: describe_data(files[name], each) for name, each in sets.items()},
+        "data": {name: each.describe(files[name]) for name, each in sets.items()},
         "metrics": metrics,
         "costs": {"every": RECORD_EVERY, "values": costs},
         INPUT_STATISTICS: InputStatistics.of(training.pictures).to_json(),

@@ -11,11 +11,10 @@ That holds for one thread of linear algebra inside each of ours, which `one_blas
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -27,16 +26,15 @@ from model.network import (
     Gradients,
     Layer,
     Scratch,
-    backward,
     forward,
     parameters,
     pieces,
-    sigmoid,
 )
 from training import Refused
-from training.architecture import batch_norms, first_output, fold
+from training.architecture import STAGES, batch_norms, first_output, fold
 from training.augmentation import augment, mix, whole
-from training.course import loss
+from training.course import forward_backward
+from training.data import LOOKALIKE_SOURCES
 
 SCORING_ROWS = 32  # pictures a thread takes at a time when nothing is learned
 NUMBERS = 65536  # parameters an update step handles at a time, so that they stay in cache
@@ -50,8 +48,9 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """What decides, together with the data, which weights come out."""
+class Settings:
+    """What decides, together with the data, which weights come out. pydantic checks the ranges
+    where settings are read."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -72,6 +71,12 @@ class LoopConfig:
     start_share: Share = 0.0  # of the weights that training started from in those that are kept
     norm_pictures: Count = 4096  # that measure the normalisation of the averaged weights
     seed: Annotated[int, Field(ge=0)] = 1  # of everything that is drawn at random
+    stages: tuple[Count, ...] = STAGES  # of the network, from scratch
+    views: Literal["whole", "six"] = "whole"  # of a picture, from scratch
+    teacher_share: Share = 0.7  # of the teacher in what is learned, the rest being the label
+    shares: dict[str, Positive] = field(default_factory=dict)  # of sources, 1 being as the others
+    lookalikes: tuple[str, ...] = LOOKALIKE_SOURCES  # sources drawn by kind
+    lookalike_share: Annotated[float, Field(ge=0, lt=1)] = 1 / 3  # of the second class drawn
 
 
 # --- the optimiser and its schedule ---------------------------------------------------------------
@@ -114,6 +119,11 @@ class Optimizer:
             self._places[name] = slice(start, start + value.size)
             start += value.size
         bind(layers, self.theta)
+
+    @property
+    def vectors(self) -> dict[str, Array]:
+        """All that changes but the number of steps."""
+        return {"theta": self.theta, "velocity": self.velocity, "average": self.average}
 
     def step(
         self, shards: Sequence[Gradients], examples: int, learning_rate: float, pool: Executor
@@ -163,7 +173,7 @@ def bind(layers: Sequence[Layer], vector: Array) -> None:
             start += value.size
 
 
-def learning_rate(epoch: float, config: LoopConfig) -> float:
+def learning_rate(epoch: float, config: Settings) -> float:
     """The learning rate after so many epochs, which need not be whole: up in a straight line,
     constant, down in a straight line to 0 (Hägele et al. 2024, Scaling Laws and Compute-Optimal
     Training Beyond Fixed Training Durations). Runs of any length are the same up to the decay."""
@@ -189,13 +199,12 @@ class Examples:
 
 
 class Trainer:
-    """A network in training: layers, optimiser, progress. Close it, or use it in a `with`.
+    """A network in training: layers, optimiser, progress; a `with` ends its threads.
 
-    An epoch that is interrupted leaves it undefined; what `folded` and `state` gave before stays
-    as it was, if `state` was copied.
+    An epoch that is interrupted leaves it undefined; what `folded` gave before stays as it was.
     """
 
-    def __init__(self, layers: list[Layer], examples: Examples, config: LoopConfig) -> None:
+    def __init__(self, layers: list[Layer], examples: Examples, config: Settings) -> None:
         self.layers, self.examples, self.config = layers, examples, config
         self.epoch = 0
         self.optimizer = Optimizer(
@@ -218,11 +227,7 @@ class Trainer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the threads; a shard that is running is waited for."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)  # a shard that is running is waited for
 
     @property
     def steps_per_epoch(self) -> int:
@@ -276,12 +281,7 @@ class Trainer:
         y = examples.targets[rows]
         if self.config.mixup:
             x, y = mix(x, y, rng, self.config.mixup * strength)
-        stages = forward(self.layers, x, scratch)
-        z = stages[-1]
-        dz = sigmoid(z) - y
-        dz[:, 1:] *= self.config.group_weight
-        _, gradients = backward(self.layers, stages, dz, scratch, input_gradient=False)
-        return gradients, float(loss(z[:, 0], y[:, 0]).sum(dtype=np.float64))
+        return forward_backward(self.layers, x, y, scratch, self.config.group_weight)
 
     def _strength(self, progress: float) -> float:
         config = self.config
@@ -310,8 +310,9 @@ class Trainer:
             self._prepare(layers)
         return layers
 
-    def _measure(self, norms: Sequence[Layer]) -> dict[int, tuple[Array, Array]]:
-        """Mean and variance of what comes into each normalisation of the averaged network."""
+    def _measure(self, norms: Sequence[Layer]) -> dict[int, Array]:
+        """Mean and variance (2, channels) of what comes into each normalisation of the averaged
+        network, by its `id`."""
         config, examples = self.config, self.examples
         count = min(config.norm_pictures, 4 * len(examples.pictures))
         rows = draw(examples.weights, count, np.random.default_rng((config.seed, 2**31)))
@@ -327,30 +328,13 @@ class Trainer:
             return measured
 
         results = [one for part in self._pool.map(run, range(config.threads)) for one in part]
-        return {
-            id(norm): (
-                np.mean([one[i][0] for one in results], axis=0),
-                np.mean([one[i][1] for one in results], axis=0),
-            )
-            for i, norm in enumerate(norms)
-        }
+        return {id(n): np.mean([one[i] for one in results], axis=0) for i, n in enumerate(norms)}
 
-    def state(self) -> dict[str, Array]:
-        """What a checkpoint needs beside the configuration: the trainer's own arrays, by name."""
-        optimizer = self.optimizer
-        return {
-            "theta": optimizer.theta,
-            "velocity": optimizer.velocity,
-            "average": optimizer.average,
-            "progress": np.array([self.epoch, optimizer.steps]),
-        }
-
-    def restore(self, state: Mapping[str, Array]) -> None:
-        """Go on from what `state` gave, bit for bit."""
-        optimizer = self.optimizer
-        for name in ("theta", "velocity", "average"):
-            getattr(optimizer, name)[...] = state[name]
-        self.epoch, optimizer.steps = (int(number) for number in state["progress"])
+    def restore(self, vectors: Mapping[str, Array], epoch: int, steps: int) -> None:
+        """Go on, bit for bit, from the optimiser's vectors after so many epochs and steps."""
+        for name, vector in self.optimizer.vectors.items():
+            vector[...] = vectors[name]
+        self.epoch, self.optimizer.steps = epoch, steps
         self._prepare(self.layers)
 
 
@@ -380,12 +364,10 @@ def score(layers: Sequence[Layer], pictures: Array, sides: Array, threads: int =
     return z
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """While it lasts, NumPy's linear algebra uses one thread a call, whoever imported it first:
-    calls run side by side already, and more threads than cores make each other wait."""
-    with threadpool_limits(1, user_api="blas"):
-        yield
+def one_blas_thread() -> threadpool_limits:
+    """In a `with`: NumPy's linear algebra uses one thread a call, whoever imported it first. Calls
+    run side by side already, and more threads than cores make each other wait."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def balance(
@@ -408,14 +390,14 @@ def balance(
     kinds = np.asarray(lookalikes) if len(lookalikes) else np.full(len(labels), "")
     weights = np.zeros(len(labels))
     for source in np.unique(names):
-        groups = [(names == source) & (labels == label) & (kinds == "") for label in (0, 1)]
+        both = [(names == source) & (labels == label) & (kinds == "") for label in (0, 1)]
+        groups = [group for group in both if group.any()]
         roots = [np.sqrt(group.sum()) for group in groups]
         for group, root in zip(groups, roots, strict=True):
-            if root:
-                weights[group] = root / sum(roots) / root**2 * (shares or {}).get(str(source), 1.0)
-    found = [kind for kind in np.unique(kinds) if kind]
+            weights[group] = root / sum(roots) / root**2 * (shares or {}).get(str(source), 1.0)
     others = weights[labels == 0].sum()
     every = others * lookalike_share / (1 - lookalike_share) if others else weights.sum() or 1.0
+    found = set(kinds) - {""}
     for kind in found:
         own = kinds == kind
         weights[own] = every / len(found) / own.sum()
@@ -423,11 +405,10 @@ def balance(
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
-
-
-# One safetensors file, replaced as a whole after each epoch: the trainer's vectors, the network of
-# the best epoch so far, the learning curve, and what the run depends on (configuration and data),
-# so that another configuration or other data are noticed.
+#
+# One safetensors file, replaced as a whole after each epoch: the optimiser's vectors, the network
+# of the best epoch so far, the learning curve, and what the run depends on (settings and data), so
+# that other settings or data are noticed.
 
 
 @dataclass(frozen=True)
@@ -441,7 +422,7 @@ class Best:
 
 @dataclass
 class Run:
-    """What a run depends on, and what it has come to beside the trainer's own vectors."""
+    """What a run depends on, and what it has come to beside the optimiser's vectors."""
 
     identity: dict[str, Any]  # JSON values by name: every run with the same gives the same weights
     curve: list[dict[str, Any]] = field(default_factory=list)  # one row of JSON values an epoch
@@ -450,23 +431,22 @@ class Run:
 
 def save_checkpoint(path: Path, trainer: Trainer, run: Run) -> None:
     """Write the checkpoint, whole or not at all. Raises OSError."""
-    state = trainer.state()
-    progress = state.pop("progress")
-    tensors = {f"state.{name}": value for name, value in state.items()}
+    tensors = {f"state.{name}": value for name, value in trainer.optimizer.vectors.items()}
     values: dict[str, Any] = {
         "checkpoint_version": CHECKPOINT_VERSION,
         "identity": run.identity,
         "curve": run.curve,
-        "progress": progress.tolist(),
+        "progress": [trainer.epoch, trainer.optimizer.steps],
         "best": None,
     }
-    if run.best:
+    if best := run.best:
+        architecture = describe(best.layers)
         values["best"] = {
-            "epoch": run.best.epoch,
-            "log_loss": run.best.log_loss,
-            "architecture": describe(run.best.layers),
+            "epoch": best.epoch,
+            "log_loss": best.log_loss,
+            "architecture": architecture,
         }
-        tensors |= {f"best.{name}": value for name, value in parameters(run.best.layers).items()}
+        tensors |= {f"best.{name}": value for name, value in parameters(best.layers).items()}
     write_file(path, pack(values, tensors))
 
 
@@ -480,14 +460,15 @@ def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> Run:
         if values.get("checkpoint_version") != CHECKPOINT_VERSION:
             raise ValueError("it is no checkpoint of this version")
         _check_identity(path, values["identity"], identity)
-        state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
-        trainer.restore(state | {"progress": np.array(values["progress"])})
+        parts: dict[str, dict[str, Array]] = {"state": {}, "best": {}}
+        for name, tensor in tensors.items():
+            part, _, own = name.partition(".")
+            parts[part][own] = tensor
+        trainer.restore(parts["state"], *values["progress"])
         best = values["best"]
         if best is not None:
-            own = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
-            best = Best(best["epoch"], best["log_loss"], build(best["architecture"], own))
-    except Refused:
-        raise
+            layers = build(best["architecture"], parts["best"])
+            best = Best(best["epoch"], best["log_loss"], layers)
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(
             f"The checkpoint {path} cannot be used: {error}. Remove its folder and start anew."

@@ -77,10 +77,10 @@ def render(template: str, **values: Any) -> str:
 # --- files --------------------------------------------------------------------------------------
 
 
-def outputs(output: Path, folder: Path | None = None) -> Path:
-    """The report folder that goes with a weights file: `folder`, or one beside it. Finds out before
-    the work what would keep both from being written; raises OSError."""
-    folder = folder or output.with_name(f"{output.stem}-report")
+def outputs(output: Path) -> Path:
+    """The folder of the report, beside the weights file. Finds out before the work what would keep
+    both from being written; raises OSError."""
+    folder = output.with_name(f"{output.stem}-report")
     check_output(output)
     check_folder(folder)
     return folder

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from model.network import Array, sigmoid
 from training import Refused
 from training.calibration import by_source, logistic_fit
+from training.data import PictureSet
 
 _SHOWN = 5  # names that a message lists
 
@@ -82,6 +83,10 @@ def calibrated(log_odds: Array, labels: Array, sources: Sequence[str]) -> Array:
     return probabilities
 
 
-def soften(labels: Array, probabilities: Array, share: float) -> npt.NDArray[np.float32]:
-    """Targets (m,): `share` of the teacher's probability and the rest of the label."""
-    return ((1 - share) * labels + share * probabilities).astype(np.float32)
+def soft_targets(path: Path, pictures: PictureSet, share: float) -> npt.NDArray[np.float32]:
+    """What a network is to learn of the pictures (m, 1 + g): `share` of the teacher's probability
+    of the class and the rest of the label; beside it the teacher's groups. Raises Refused."""
+    teacher = read_teacher(path, pictures.names)
+    probabilities = calibrated(teacher.log_odds, pictures.labels, pictures.sources)
+    targets = (1 - share) * pictures.labels + share * probabilities
+    return np.hstack([targets.astype(np.float32)[:, None], teacher.groups])
