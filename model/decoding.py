@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import SEEK_CUR, BytesIO
+from itertools import product
 from typing import Any, Final, cast
 
 import numpy as np
@@ -157,9 +158,10 @@ def _valid_orientation(value: object) -> int:
 
 # --- JPEG ----------------------------------------------------------------------------------------
 
-_START_OF_SCAN, _END, _EXIF = 0xDA, b"\xff\xd9", 0xE1
+_START_OF_SCAN, _END, _JFIF, _EXIF, _ADOBE = 0xDA, b"\xff\xd9", 0xE0, 0xE1, 0xEE
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _FRAMES_OF_ONE_PASS = frozenset({0xC0, 0xC1, 0xC9})  # where one scan can hold all components
+_FRAMES_OF_SCANS = _FRAMES_OF_ONE_PASS | {0xC2, 0xCA}  # progressive ones too; not lossless
 # APP1 to APP13, APP15 and comments; APP0 (JFIF) and APP14 (Adobe) tell how colours are stored
 _METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
@@ -177,6 +179,7 @@ class _JpegHeader:
     height: int = 0
     components: bytes = b""  # their numbers
     orientation: int = 1
+    frame: int = 0  # the marker of how it is coded
     one_pass: bool = False  # whether a decoder needs no memory for the whole picture
     needed: list[tuple[int, int]] = field(default_factory=list)  # segments, and what follows
     scan: int = 0  # where the first scan begins
@@ -185,7 +188,7 @@ class _JpegHeader:
 def _read_jpeg_header(data: bytes) -> _JpegHeader:
     """Raises EOFError, IndexError or struct.error where it is cut off."""
     header = _JpegHeader(needed=[(0, 2)])
-    frame = has_exif = 0
+    has_exif = False
     at = 2
     while True:
         if (found := data.find(b"\xff", at)) < 0:
@@ -196,7 +199,7 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader:
         elif marker in _WITHOUT_LENGTH:
             at = found + 2
         elif marker == _START_OF_SCAN:
-            header.one_pass = frame in _FRAMES_OF_ONE_PASS and data[found + 4] >= len(
+            header.one_pass = header.frame in _FRAMES_OF_ONE_PASS and data[found + 4] >= len(
                 header.components
             )
             header.needed.append((found, len(data)))
@@ -205,10 +208,10 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader:
         else:
             at = found + 2 + int.from_bytes(data[found + 2 : found + 4], "big")
             if marker == _EXIF and not has_exif and data[found + 4 : found + 8] == b"Exif":
-                has_exif = 1
+                has_exif = True
                 header.orientation = orientation_of(data[found + 4 : at])
             if marker in _FRAMES:
-                frame = marker
+                header.frame = marker
                 header.height, header.width, number = struct.unpack_from(">HHB", data, found + 5)
                 header.components = data[found + 10 : found + 10 + 3 * number : 3]
             if marker not in _METADATA:
@@ -232,7 +235,11 @@ def _jpeg_pixels(
 
     Raises InvalidImage where some of them are missing, as far as libjpeg-turbo tells.
     """
-    if not header.one_pass and not _has_all_scans(data, header):
+    if (
+        header.frame in _FRAMES_OF_SCANS
+        and not header.one_pass
+        and not _has_all_scans(data, header)
+    ):
         raise damaged(data, Format.JPEG, cut_off=True)
     mode = {1: "L", 4: "CMYK"}.get(len(header.components), "RGBX")
     for tried, notes in _jpeg_attempts(data, header):
@@ -246,18 +253,37 @@ def _jpeg_pixels(
         return _libjpeg(tried, mode, scale, shape, strict=False), []
     if complaint.startswith(("Corrupt JPEG data", "Premature end")):
         raise damaged(data, Format.JPEG, cut_off="remature end" in complaint)
-    return _pillow_jpeg(tried, scale), []  # what simplejpeg cannot do, such as odd subsampling
+    try:
+        _libjpeg(tried, mode, scale, shape, strict=False)
+    except ValueError:  # what simplejpeg cannot do, such as odd subsampling
+        return _pillow_jpeg(tried, scale), []
+    raise damaged(data, Format.JPEG)  # an unknown complaint may hide one of missing pixels
 
 
 def _jpeg_attempts(data: bytes, header: _JpegHeader) -> Iterator[tuple[bytes, list[str]]]:
     """Yield the file with less and less that may be complained of, and what to warn of.
 
-    Only the first complaint is heard. It may be about metadata, or about the end marker.
+    Only the first complaint is heard. It may be about metadata, padding or the end marker.
     """
     yield data, []
-    needed = b"".join(data[start:end] for start, end in header.needed)
+    needed = b"".join(_without_oddities(data[slice(*each)], header) for each in header.needed)
     yield needed, []
     yield needed + _END, [WITHOUT_END]
+    padded = needed.removesuffix(_END)
+    yield padded.rstrip(b"\0") + _END, [] if needed.endswith(_END) else [WITHOUT_END]
+
+
+def _without_oddities(segment: bytes, header: _JpegHeader) -> bytes:
+    """A segment with the values that its decoder would complain of, and then take for these."""
+    marker, name = segment[1], segment[4:9]
+    if marker == _JFIF and name == b"JFIF\0":
+        return segment[:9] + b"\1" + segment[10:]  # its version
+    if marker == _ADOBE and name == b"Adobe" and segment[15:16] > b"\2":
+        return segment[:15] + (b"\2" if len(header.components) == 4 else b"\1") + segment[16:]
+    if marker == _START_OF_SCAN and header.one_pass:
+        at = 5 + 2 * segment[4]
+        return segment[:at] + b"\0\x3f\0" + segment[at + 3 :]  # the coefficients: all
+    return segment
 
 
 def _libjpeg(
@@ -288,9 +314,9 @@ def _has_all_scans(data: bytes, header: _JpegHeader) -> bool:
 
     Where they do not, a decoder is content: a progressive picture is allowed to be a coarse one.
     """
-    missing = {(component, i) for component in header.components for i in range(64)}
+    bits_left: dict[tuple[int, int], int] = {}  # of each coefficient that has come
     at = header.scan
-    while missing and (found := _MARKER_AMONG_PIXELS.search(data, at)):
+    while found := _MARKER_AMONG_PIXELS.search(data, at):
         at = found.end()
         if data[at - 1] == _END[1] or at + 3 > len(data):
             break
@@ -298,10 +324,12 @@ def _has_all_scans(data: bytes, header: _JpegHeader) -> bool:
             count = data[at + 2]
             scanned = data[at + 3 : at + 3 + 2 * count : 2]
             first, last, bits = data[at + 3 + 2 * count : at + 6 + 2 * count]
-            if bits & 15 == 0:
-                missing -= {(component, i) for component in scanned for i in range(first, last + 1)}
+            for each in product(scanned, range(first, last + 1)):
+                if bits_left.get(each, 0) == bits >> 4:  # a scan adds to what came before it
+                    bits_left[each] = bits & 15
         at += int.from_bytes(data[at : at + 2], "big")
-    return not missing
+    every = product(header.components, range(64))
+    return all(bits_left.get(each) == 0 for each in every)
 
 
 # --- PNG, WebP, AVIF, GIF, BMP -------------------------------------------------------------------
@@ -339,6 +367,8 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
 def _load(image: Any, kind: Format) -> Image.Image:
     """Decode the pixels; of AVIF, letting its decoder go before anything is copied."""
     if kind is not Format.AVIF:
+        if kind is Format.TIFF:
+            image.refuse_missing_pixels()
         image.load()
         if kind is Format.BMP and image.mode == "RGBA" and image.getbbox() is None:
             image.putalpha(255)  # programs that know no alpha write 0 everywhere
@@ -450,6 +480,8 @@ def _webp_chunk_end(data: bytes, at: int) -> int:
 
 _BITS, _PHOTOMETRIC, _MAKER, _COLOURS = 258, 262, 271, 320
 _SUBFILE, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _SUBSAMPLING, _DNG_VERSION = 254, 330, 339, 530, 50706
+_STRIP_OFFSETS, _STRIP_ROWS, _STRIP_SIZES, _JPEG_TABLES = 273, 278, 279, 347
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
 _PREVIEW, _YCBCR, _SENSOR, _PLANES_APART, _UNSIGNED = 1, 6, (32803, 34892), 2, 1
 _RAWS: Final = dict(  # by the first word of the camera's maker
     (
@@ -540,6 +572,42 @@ class _Tiff(TiffImageFile):
                 f"The file is a TIFF {layout}, which is not supported. Save it as PNG or as "
                 "another kind of TIFF.",
             )
+
+    def refuse_missing_pixels(self) -> None:
+        """Raises InvalidImage where strips or tiles are missing, empty, too short or holed."""
+        assert self.fp is not None
+        tags, (width, height) = self.tag_v2, self._tile_size
+        data = cast(BytesIO, self.fp).getvalue()
+        tiled = _TILE_OFFSETS in tags
+        offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
+        sizes = tags.get(_TILE_SIZES if tiled else _STRIP_SIZES) or [len(data)] * len(offsets)
+        across, down = (
+            (tags[_TILE_WIDTH], tags[_TILE_HEIGHT])
+            if tiled
+            else (width, min(tags.get(_STRIP_ROWS, height), height))
+        )
+        bits = tags.get(_BITS, (1,))
+        planes = len(bits) if self._planar_configuration == _PLANES_APART else 1
+        number = -(-width // across) * -(-height // down) * planes
+        least = planes * height * -(-width * sum(bits) // planes // 8)
+        if (
+            len(offsets) < number
+            or not all(sizes)
+            or (self._compression == "raw" and sum(sizes) < least)
+            or (self._compression == "jpeg" and any(map(self._has_hole, offsets, sizes)))
+        ):
+            raise damaged(data, Format.TIFF, cut_off=True)
+
+    def _has_hole(self, offset: int, size: int) -> bool:
+        """Whether a strip of JPEG lacks data, which libtiff does not tell."""
+        assert self.fp is not None
+        self.fp.seek(offset)
+        strip, tables = self.fp.read(size), self.tag_v2.get(_JPEG_TABLES, b"")
+        try:
+            simplejpeg.decode_jpeg(tables[:-2] + strip[2:] if tables else strip, "GRAY")
+        except ValueError as error:
+            return str(error).startswith(("Corrupt JPEG data", "Premature end"))
+        return False
 
 
 _DECODERS: Final[dict[Format, Callable[[BytesIO], Any]]] = {

@@ -155,6 +155,8 @@ def recognise(data: bytes) -> Format:
     if data[4:8] == b"ftyp":
         found = _iso_media_format(data) or found
     if isinstance(found, Format):
+        if found in _SIZES and len(data) > _stated_size(found, data) and mangled(data):
+            raise damaged(data, found)  # its decoder would answer from shifted pixels
         return found
     if found:
         raise not_accepted(f"of the format {found}")
@@ -163,6 +165,14 @@ def recognise(data: bytes) -> Format:
     raise InvalidImage(
         Reason.NOT_A_PICTURE, f"The file ({size(data)}) is not a picture{resemblance}{remedy}."
     )
+
+
+_SIZES: Final = {Format.BMP: (2, 0), Format.WEBP: (4, 8)}  # where the file's size is, and beside it
+
+
+def _stated_size(kind: Format, data: bytes) -> int:
+    at, more = _SIZES[kind]
+    return int.from_bytes(data[at : at + 4], "little") + more
 
 
 def not_accepted(what: str) -> InvalidImage:
@@ -178,7 +188,7 @@ def damaged(data: bytes, kind: Format, *, cut_off: bool = False) -> InvalidImage
     if happened := transfer_damage(data):
         what = f"is damaged: {happened}"
     elif cut_off:
-        what = f"is cut off after {size(data)}; send the whole file"
+        what = f"of {size(data)} is cut off, or a part of it is missing; send the whole file"
     else:
         what = (
             f"of {size(data)} cannot be decoded. It is damaged, or uses an unsupported variant of "
@@ -193,8 +203,8 @@ def transfer_damage(data: bytes) -> str | None:
         return text
     if len(data) >= _ENOUGH and not any(each in data for each in (b"\r", b"\n", b"\0")):
         return (
-            "its line ends and zero bytes are missing, as after `curl -d`; use `curl "
-            "--data-binary @file`"
+            "its line ends and zero bytes are missing, as after `curl -d`; use "
+            "`curl --data-binary @file`"
         )
     line_ends = data.count(b"\n")
     if data.startswith(b"\x89PNG\n") or (line_ends >= 8 and line_ends == data.count(b"\r\n")):

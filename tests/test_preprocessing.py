@@ -18,6 +18,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from model.classifier import Classifier, default_weights
 from model.formats import accepted_formats, heic_is_installed
@@ -613,6 +614,12 @@ def test_what_was_done_to_a_picture_on_its_way_is_named(
     assert what in str(error)
 
 
+@pytest.mark.parametrize("name", ["BMP", "WEBP", "GIF", "TIFF", "AVIF"])
+def test_ftp_in_text_mode_is_named_for_every_format(name: str) -> None:
+    data = encode(PHOTO, name)
+    assert "binary mode" in str(refusal(data.replace(b"\n", b"\r\n")))
+
+
 def test_heif_is_accepted_with_its_decoder_and_named_without() -> None:
     for brands, name in ((b"heic\0\0\0\0mif1heic", "HEIC"), (b"mif1\0\0\0\0mif1miaf", "HEIF")):
         error = refusal(b"\0\0\0\x18ftyp" + brands)
@@ -683,8 +690,35 @@ def test_a_jpeg_with_a_hole_is_refused_and_one_that_lacks_its_end_marker_is_answ
     assert result.warnings == ("its end marker is missing, but its pixels are complete",)
 
 
-def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("found", "odd"),
+    [(b"JFIF\0\1", b"JFIF\0\2"), (b"\0\x3f\0", b"\0\0\0"), (b"\xff\xd9", bytes(64) + END)],
+    ids=["JFIF 2", "no coefficients", "padding"],
+)
+def test_an_oddity_of_a_jpeg_hides_no_missing_pixels(found: bytes, odd: bytes) -> None:
+    data = encode(PHOTO, "JPEG")
+    strange = data.replace(found, odd)
+    assert strange != data
+    np.testing.assert_array_equal(pixels(strange), pixels(data))
+    for part in (strange[: len(strange) // 2], with_a_hole(strange)):
+        for end in (b"", END, bytes(64)):
+            assert refusal(part + end).reason == Reason.DAMAGED
+
+
+def test_a_progressive_jpeg_without_some_of_its_scans_is_refused() -> None:
     data = encode(PHOTO, "JPEG", progressive=True)
     scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
-    for cut in (data[: scans[-1]], data[: scans[-1]] + END, data[: scans[2]] + END):
+    without_first = data[: scans[0]] + data[scans[1] :]
+    for cut in (data[: scans[-1]], data[: scans[-1]] + END, data[: scans[2]] + END, without_first):
         assert "cut off" in str(refusal(cut))
+
+
+def test_a_tiff_with_missing_strips_is_refused() -> None:
+    data, _ = layout("RGB")
+    with TiffImageFile(io.BytesIO(data)) as image:
+        sizes = image.tag_v2[279]
+    place = data.index(struct.pack(f"<{len(sizes)}H", *sizes))
+    assert refusal(data[:place] + bytes(2) + data[place + 2 :]).reason == Reason.DAMAGED
+    jpeg, _ = layout("RGB", compression="jpeg")
+    hole = len(jpeg) // 2  # in one strip of several
+    assert refusal(jpeg[:hole] + END + bytes(398) + jpeg[hole + 400 :]).reason == Reason.DAMAGED
