@@ -155,7 +155,7 @@ def recognise(data: bytes) -> Format:
     if data[4:8] == b"ftyp":
         found = _iso_media_format(data) or found
     if isinstance(found, Format):
-        if found in _SIZES and len(data) > _stated_size(found, data) and mangled(data):
+        if found in _SIZES and len(data) > _stated_size(found, data) and transfer_damage(data):
             raise damaged(data, found)  # its decoder would answer from shifted pixels
         return found
     if found:
