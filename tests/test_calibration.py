@@ -206,6 +206,8 @@ def test_a_verdict_says_what_it_rests_on(
     found = compare(before, after, Y, ["a"] * 400, (0.5, threshold))
     assert found.verdict == verdict
     text = render("comparison.txt", comparison=found, start="it was")
-    assert text.startswith(f"On 400 held-back pictures it is {verdict.partition(', ')[0]} than it ")
+    assert text.startswith(
+        f"On 400 held-back pictures the new network is {verdict.partition(', ')[0]} than "
+    )
     assert re.search(words, text), text
-    assert ("The weights written are those of it was." in text) == (verdict == NOT)
+    assert ("The file contains the weights of it was." in text) == (verdict == NOT)

@@ -273,12 +273,12 @@ def test_an_hdf5_that_is_not_the_course_s_is_refused(
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "no folders cat/ and non-cat/; it holds 0 files"),
-        ({"a.jpg": b"", "b.jpg": b""}, "it holds 2 files, no folders"),
-        ({"cats/a.jpg": b"", "dogs/b.jpg": b""}, "it holds folders 'cats', 'dogs'.*--classes"),
-        ({"cat/a.jpg": picture()}, "all 1 pictures are 'cat'; training needs .*'non-cat' too"),
+        ({}, "no folders cat/ and non-cat/; it contains 0 files"),
+        ({"a.jpg": b"", "b.jpg": b""}, "it contains 2 files, no folders"),
+        ({"cats/a.jpg": b"", "dogs/b.jpg": b""}, "it contains folders 'cats', 'dogs'.*--classes"),
+        ({"cat/a.jpg": picture()}, "all 1 pictures are 'cat'. Training also needs .*'non-cat'"),
         ({"x/non-cat/a.jpg": picture()}, "all 1 pictures are 'non-cat'"),
-        ({"a/cat/1.jpg": b"", "b/non-cat/1.jpg": b""}, "in several places: a/, b/. Give one of"),
+        ({"a/cat/1.jpg": b"", "b/non-cat/1.jpg": b""}, "in several places: a/, b/. Use one of"),
         (GOOD | {"cat/old/non-cat/1.jpg": view(1)}, "in several places: ./, cat/old/"),
     ],
 )

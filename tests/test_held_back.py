@@ -164,7 +164,7 @@ def test_copies_of_training_pictures_are_left_out_of_the_figures(tmp_path: Path)
     lines: list[str] = []
     _, held = read_both(Data([training], [apart]), 1, lines.append)
     assert len(held) == 12
-    assert "left out 1 of the validation pictures: they are copies" in "\n".join(lines)
+    assert "left out 1 validation pictures that are copies" in "\n".join(lines)
 
 
 def test_what_is_held_back_is_read_as_the_service_reads_it(tmp_path: Path) -> None:

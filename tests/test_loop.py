@@ -124,7 +124,7 @@ def test_odd_numbers_of_pictures_and_threads_do(pictures: int, batch: int, threa
 def test_a_run_that_diverges_ends_with_a_message() -> None:
     with (
         trainer(replace(CONFIG, max_lr=1e30)) as t,
-        pytest.raises(Refused, match=r"epoch 1: .* smaller learning rate than 1e\+30"),
+        pytest.raises(Refused, match=r"epoch 1: .* max_lr below 1e\+30"),
     ):
         run(t, 3)
 

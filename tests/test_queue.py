@@ -119,7 +119,7 @@ async def test_retry_after_follows_what_there_is_to_do(seconds: float, header: s
     workers.submit({}, b"")
     workers.seconds_each = seconds
     full = Queue(workers, places=1, body_bytes=1000, deadline_seconds=60)
-    with pytest.raises(Problem, match="1 pictures wait") as refused, full.enter():
+    with pytest.raises(Problem, match="1 pictures are waiting") as refused, full.enter():
         pass
     assert refused.value.headers == {"Retry-After": header}
 
@@ -142,7 +142,7 @@ def test_a_body_is_refused_before_it_is_read_where_there_is_no_room() -> None:
             first.arrived(100)
         assert queue.held_bytes == 850
         for never in (second.announce, second.arrived):
-            with pytest.raises(Problem, match="room for 750") as too_large:
+            with pytest.raises(Problem, match="memory for 750") as too_large:
                 never(751)
             assert too_large.value.type.slug == "too-large"
     assert queue.held_bytes == 0
