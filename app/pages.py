@@ -55,9 +55,9 @@ async def page(request: Request) -> Response:
             f"curl{key} --data-binary @picture.jpg -H 'Accept: image/png' -o why.png {base}explain",
             f"curl{key} {base}model",
         )
-        kept = "kept for training" if settings.collect else "answered 404: this service keeps none"
+        kept = "saved for training" if settings.collect else "not saved: this service answers 404"
         lines = (f"Is it {first} or {other}? Send a picture:", "", *commands, "")
-        text = "\n".join((*lines, f"Pictures that are sent to {base}feedback are {kept}.\n"))
+        text = "\n".join((*lines, f"Pictures sent to {base}feedback are {kept}.\n"))
         return PlainTextResponse(text, headers=VARY)
     texts = {
         "title": f"{first[:1].upper()}{first[1:]} or {'not' if first in other else other}?",

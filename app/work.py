@@ -250,8 +250,8 @@ def _check_size(picture: bytes, what: str, job: Job) -> None:
     if len(picture) > most:
         raise Problem(
             "too-large",
-            f"{what} has {len(picture):,} bytes; at most {most:,} are accepted. Scale it down or"
-            " compress it more.",
+            f"{what} has {len(picture):,} bytes; at most {most:,} are accepted. Make it smaller "
+            "or compress it more.",
             limit_bytes=most,
         )
 

@@ -112,7 +112,10 @@ def _compare(
                 new = process.ask(which, repetitions)
                 seconds += new if number else []  # the first round fills caches and buffers
     print("\nthe network alone, milliseconds a picture: median (95th percentile)\n")
-    print(f"{'':<16}{'whole':>16}{'other views':>16}{'mean':>8}   megabytes beside NumPy's own")
+    print(
+        f"{'':<16}{'whole':>16}{'other views':>16}{'mean':>8}   megabytes in addition to "
+        "NumPy's own"
+    )
     for name, process in engines.items():
         cells = "".join(f"{_cell(seconds):>16}" for seconds in taken[name])
         mean = _mean(*map(median, taken[name]), unsure=unsure)

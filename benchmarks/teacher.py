@@ -171,7 +171,9 @@ def _fit(X: Array, y: Array, batches: Array, rate: float) -> list[Layer]:
 
 def main(
     data: Annotated[list[Path], typer.Argument(help="training pictures, as `fit` takes them")],
-    output: Annotated[Path, typer.Option(help="the NPZ; features are kept in a folder beside it")],
+    output: Annotated[
+        Path, typer.Option(help="the NPZ; features are saved in a folder next to it")
+    ],
     variant: Literal["lite0", "lite2", "both"] = "lite2",
     threads: Annotated[int, typer.Option(help="for the pretrained network")] = cores(),
     skip_bad: Annotated[bool, typer.Option(help="as of `fit`")] = False,

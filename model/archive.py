@@ -325,7 +325,7 @@ def _why(error: Exception, path: Path) -> str:
     why = text(getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
     if isinstance(error, OSError) and error.errno not in _LASTING:
         where = f"{text(str(path))} cannot be read: {why}. When it can be read again"
-        raise Refused(f"{where}, the same command with --output goes on from there.") from error
+        raise Refused(f"{where}, the same command with --output continues from there.") from error
     return why
 
 

@@ -74,7 +74,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
         values = dict(values.get(_VALUES, values))  # files of the first layout: a text for each
     except (ValueError, TypeError, RecursionError):
         raise ValueError(
-            "it is no classifier of this project, or damaged: its values are not JSON"
+            "it is damaged or not a classifier of this project: its values are not JSON"
         ) from None
     return values, {name: _tensor(name, entry) for name, entry in stored}
 

@@ -227,9 +227,13 @@ def test_a_folder_stands_for_the_split_that_is_asked_for(folder: Path) -> None:
         (["cats-train.zip", "train_catvnoncat.h5"], False, "training"),
         (["cats-test.zip", "test_catvnoncat.h5"], True, "test"),
         (["mine.zip"], True, "test"),
-        (["cats-val.zip", "test_catvnoncat.h5"], False, "test_catvnoncat.h5 is of the test split"),
-        (["cats-test.zip", "web-val.zip"], True, "web-val.zip is of the validation split"),
-        (["cats-train.zip"], True, "cats-train.zip is of the training split"),
+        (
+            ["cats-val.zip", "test_catvnoncat.h5"],
+            False,
+            "test_catvnoncat.h5 belongs to the test split",
+        ),
+        (["cats-test.zip", "web-val.zip"], True, "web-val.zip belongs to the validation split"),
+        (["cats-train.zip"], True, "cats-train.zip belongs to the training split"),
         (["cats-train.zip", "cats-val.zip"], False, "measure training pictures separately"),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_picture_is_a_line_and_a_bad_one_is_another(
     plain, turned, again = capsys.readouterr().out.splitlines()
     answer = classifier.predict(PNG)
     assert plain == again == f"plain.png: {answer.label} ({answer.cat_probability:.4f})"
-    assert turned.endswith("; it was turned upright as its EXIF orientation says")
+    assert turned.endswith("; it was rotated upright, following its EXIF orientation")
     assert run("cut.png", "page.jpg", "missing.jpg", "a\n.jpg", "plain.png") == 1
     captured = capsys.readouterr()
     cut, page, missing, odd, good = captured.out.splitlines()
@@ -78,7 +78,7 @@ def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch: pytest.Mon
     [
         ("- < plain.png", 0, b"-: ", b""),
         ("- <&-", 2, b"", b"Standard input is closed; pipe a picture into the command.\n"),
-        ("- 0> out", 2, b"", b"- cannot be read: Bad file descriptor. Once it can"),
+        ("- 0> out", 2, b"", b"- cannot be read: Bad file descriptor. When it can"),
         ("page.jpg > /dev/full", 2, b"", b"Standard output cannot be written: No space left"),
         ("plain.png --output no/rows", 2, b"", b"no/rows cannot be written: No such file"),
         ("plain.png --weights page.jpg", 2, b"", b"page.jpg cannot be used"),
@@ -117,7 +117,7 @@ def test_folders_and_zips_are_rows_and_a_summary(capsys: pytest.CaptureFixture[s
     )
     assert captured.err.endswith(" pictures/s\n")
     assert run(".", "--output", "rows") == 1
-    assert "; 5 of these from before; " in (printed := capsys.readouterr().err)
+    assert "; 5 of these from the previous run; " in (printed := capsys.readouterr().err)
     assert printed.endswith("; no pictures left to do\n")
     assert run("empty", "plain.png") == 0
     (line,) = capsys.readouterr().out.splitlines()

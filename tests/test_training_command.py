@@ -232,7 +232,10 @@ def test_wrong_arguments_are_explained(
         (["--test", "nowhere.zip"], "nowhere.zip does not exist"),
         (["--learning-rate", "1e39"], "learning rate 1e+39 is too large"),
         (["--output", "{folder}/home"], "home: is a folder; name a file"),
-        (["--output", "{folder}/home/train"], "train-report: is a file; a report is a folder"),
+        (
+            ["--output", "{folder}/home/train"],
+            "train-report: is a file, but the report needs a folder",
+        ),
         (["--output", "{folder}/home/link"], "is a device, pipe or socket; name a file"),
     ],
 )

@@ -46,7 +46,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
             "metrics.json of the report."
         ) from None
     except ValueError as error:
-        raise Refused(f"{path} is no evaluation: it is not JSON ({error}).") from error
+        raise Refused(f"{path} is not an evaluation: it is not JSON ({error}).") from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         raise Refused(
             f"{path} is not an evaluation of this version. Use the metrics.json of a new report."

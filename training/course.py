@@ -236,7 +236,7 @@ def gradient_descent(
             gradients, J = propagate(layers, X, y, scratch)
             if not isfinite(J):
                 raise Refused(
-                    f"The cost is no longer a number at iteration {iteration}: the learning rate "
+                    f"The cost is not finite at iteration {iteration}: the learning rate "
                     f"{learning_rate:g} is too large. Try a tenth of it."
                 )
             if iteration % record_every == 0:

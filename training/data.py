@@ -45,7 +45,7 @@ _HDF5_START, _ZIP_STARTS = b"\x89HDF\r\n\x1a\n", (b"PK\3\4", b"PK\5\6")  # zips:
 _MAX_FILE_BYTES = 256 * 2**20  # a zip may claim more than any picture needs
 _PICTURES_A_TASK = 32  # enough to outweigh handing the task to a thread
 _SHOWN = 100  # files that a message lists
-_SKIP = "Remove or replace them, or leave them out with --skip-bad."
+_SKIP = "Remove or replace them, or skip them with --skip-bad."
 
 
 # --- what names tell ----------------------------------------------------------------------------

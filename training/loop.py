@@ -458,7 +458,7 @@ def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> Run:
     try:
         values, tensors = unpack(read_file(path))
         if values.get("checkpoint_version") != CHECKPOINT_VERSION:
-            raise ValueError("it is no checkpoint of this version")
+            raise ValueError("it is not a checkpoint of this version")
         _check_identity(path, values["identity"], identity)
         parts: dict[str, dict[str, Array]] = {"state": {}, "best": {}}
         for name, tensor in tensors.items():
@@ -471,7 +471,7 @@ def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> Run:
             best = Best(best["epoch"], best["log_loss"], layers)
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(
-            f"The checkpoint {path} cannot be used: {error}. Remove its folder and start anew."
+            f"The checkpoint {path} cannot be used: {error}. Delete its folder and start again."
         ) from error
     return Run(identity, values["curve"], best)
 
