@@ -118,7 +118,7 @@ def test_folders_and_zips_are_rows_and_a_summary(capsys: pytest.CaptureFixture[s
     assert captured.err.endswith(" pictures/s\n")
     assert run(".", "--output", "rows") == 1
     assert "; 5 of these from the previous run; " in (printed := capsys.readouterr().err)
-    assert printed.endswith("; no pictures left to do\n")
+    assert printed.endswith("; no pictures left\n")
     assert run("empty", "plain.png") == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line) == {**rows[3], "picture": "plain.png"}

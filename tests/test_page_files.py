@@ -80,6 +80,6 @@ def test_whoever_does_not_ask_for_a_page_gets_the_commands_to_try(accept: str) -
         assert len(commands) == 3
         assert f"curl{header} --data-binary @picture.jpg http://testserver/predict" in commands
         assert "secret" not in answer.text
-        assert "feedback are answered 404" in answer.text
+        assert "feedback are not saved: this service answers 404" in answer.text
     collecting = open_page(collect="/srv/feedback").get("/", headers={"Accept": accept})
-    assert "feedback are kept for training" in collecting.text
+    assert "feedback are saved for training" in collecting.text
