@@ -170,7 +170,7 @@ def test_a_teacher_softens_the_labels(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (facts["teacher"], facts["teacher_share"]) == ("teacher.npz", 0.3)
     np.savez(table, name=np.array([], str), logit=np.zeros(0))
     assert fit(*arguments) == 1
-    assert "says nothing of 30 of 30 training pictures" in capsys.readouterr().err
+    assert "has no entry for 30 of 30 training pictures" in capsys.readouterr().err
 
 
 # --- fine-tuning --------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_fine_tuning_that_does_not_help_says_so_and_keeps_what_was_there(
     output = tmp_path / "same.safetensors"
     spoil = ("--epochs", 2, "--validation", known)
     assert fit(data, "--from", trained, "--output", output, *spoil, "--threads", 2) == 0
-    assert "The weights written are those of warm" in capsys.readouterr().out
+    assert "The file contains the weights of warm" in capsys.readouterr().out
     np.testing.assert_array_equal(tensors(output), tensors(trained))
 
 
@@ -306,8 +306,8 @@ def test_what_does_not_go_together_is_refused_before_any_training(
 @pytest.mark.parametrize(
     ("cats", "message"),
     [
-        (0, "all 16 pictures are 'non-cat'; training needs pictures of 'cat' too"),
-        (14, "(10 to learn from and 5 to hold back): 14 of 'cat' and 16 of 'non-cat'"),
+        (0, "all 16 pictures are 'non-cat'. Training also needs pictures of 'cat'"),
+        (14, "(10 to train on and 5 to hold back): 14 of 'cat' and 16 of 'non-cat'"),
     ],
 )
 def test_too_few_pictures_are_refused(
