@@ -1,4 +1,4 @@
-"""What an artifact says of itself, in one shape whoever trained it and however."""
+"""The facts of a weights file, in one form for all weights files."""
 
 import base64
 import math

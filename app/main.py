@@ -164,7 +164,7 @@ def _log_startup(app: FastAPI) -> None:
 
 
 def _reload_on_hangup(app: FastAPI) -> None:
-    """Load the weights anew on SIGHUP. Does nothing where SIGHUP has a meaning already, as under
+    """Load the weights again on SIGHUP. Does nothing where SIGHUP has a meaning already, as under
     nohup, nor in a thread or on a system that cannot have it."""
     if (
         not hasattr(signal, "SIGHUP")

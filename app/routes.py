@@ -80,7 +80,7 @@ class PredictionAnswer(Answer):
 
 
 class ViewAnswer(BaseModel):
-    """A part of the picture that the model looked at."""
+    """One view of the picture."""
 
     box: list[float] = Field(
         description="Left, top, right and bottom, as fractions of the upright picture's sides."

@@ -151,7 +151,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C stop the service, a second time at once; the exit status is 0."""
+        """SIGTERM and Ctrl-C stop the service, a second signal at once; the exit status is 0."""
         signals = (signal.SIGTERM, signal.SIGINT)
         before = [signal.signal(number, lambda *_: self.drain()) for number in signals]
         try:

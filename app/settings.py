@@ -163,7 +163,7 @@ def _setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """What an operator decides. `ignored` are variables with our prefix that are no setting."""
+    """What an operator decides. `ignored` are variables with our prefix that are not settings."""
 
     weights: Path | None = _setting(  # noqa: RUF009 - it makes a field
         None,
@@ -281,11 +281,11 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read the variables that start with CAT_; an empty one counts as unset.
 
-        Raises BadSettings for a value that cannot be used. A name that is no setting is only
-        noted in `ignored`: beside a Kubernetes service called `cat` every container gets
-        CAT_SERVICE_HOST, CAT_PORT and more, which nobody wrote. For the same reason an address
-        such as tcp://10.0.0.1:8000 is never taken for a setting's value. But whoever writes
-        CAT_API_KEY wants keys, and is not given a service that is open to all.
+        Raises BadSettings for a value that cannot be used. A name that is not a setting is only
+        noted in `ignored`: next to a Kubernetes service called `cat` every container gets
+        CAT_SERVICE_HOST, CAT_PORT and more, which nobody wrote. For the same reason an address such
+        as tcp://10.0.0.1:8000 is never taken for a setting's value. But CAT_API_KEY stops the
+        start: its author wants keys, not a service that is open to all.
         """
         table = settings_table()
         values: dict[str, Any] = {}
@@ -319,7 +319,7 @@ class Settings:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All API keys, from the variable and from the file; none: anybody may ask."""
+        """All API keys, from the variable and from the file; none: anyone can use the service."""
         return self.api_keys + self.api_keys_file
 
 

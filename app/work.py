@@ -1,7 +1,7 @@
 """What a worker does with a body: plain functions from bytes to the values of an answer.
 
 This is the program of the service's workers (`model.worker.serve`). Every body that arrives is
-looked into here, and nowhere else.
+parsed here, and nowhere else.
 """
 
 import base64
@@ -140,7 +140,7 @@ class Work:
     # --- /explain -------------------------------------------------------------------------------
 
     def explain(self, job: Job) -> Reply:
-        """The answer, and what in the picture speaks for and against it: JSON, or a PNG."""
+        """The answer with its heat map: JSON, or a PNG."""
         classifier, prediction = self._classifier(job), self._predict(job)
         facts = self._facts(prediction.label, prediction)
         pixels, boxes = prediction.view_pixels, classifier.views.boxes[: prediction.views]

@@ -1,4 +1,4 @@
-"""Time gradient descent beside the same algorithm written as the course's notebook writes it.
+"""Compare the time of gradient descent with the same algorithm as the course's notebook has it.
 
     python -m benchmarks.gradient_descent ../shared/data/train_catvnoncat.h5
 

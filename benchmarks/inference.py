@@ -1,4 +1,4 @@
-"""Time the default network on one core, beside ONNX Runtime and a pretrained EfficientNet-Lite.
+"""Time the default network, ONNX Runtime and a pretrained EfficientNet-Lite on one core.
 
     python -m benchmarks.inference mydata/*-val.zip
 

@@ -1,4 +1,4 @@
-"""Time whole training steps beside PyTorch, with the network that ships.
+"""Time training steps of the default network, here and in PyTorch.
 
     python -m benchmarks.training_step
 

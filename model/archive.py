@@ -3,9 +3,9 @@
 Training finds its pictures here too. Names are paths within the folder or zip, with slashes. Only
 folders are opened to find them: whether a file of a picture's name holds one, reading it tells.
 
-A row has JSON values, whoever writes it where: `picture`, the name, as valid text; then either
-`cat_probability`, `label` and `warnings`, or `error` with `reason`, for programs, and `detail`, for
-people; and `model_version`. The bytes are read here. Workers look into them, whose program is
+A row has JSON values: `picture`, the name, as valid text; then either `cat_probability`, `label`
+and `warnings`, or `error` with `reason`, for programs, and `detail`, for people; and
+`model_version`. The bytes are read here. Workers look into them, whose program is
 `python -m model.archive`.
 """
 
@@ -330,8 +330,8 @@ def _why(error: Exception, path: Path) -> str:
 
 
 def workers_for(weights: str | os.PathLike[str], most: int = sys.maxsize) -> Workers:
-    """Workers that answer with these weights, not started yet: one a core, as far as the memory
-    reaches, and no more than `most`."""
+    """Workers that answer with these weights, not started yet: one per core, fewer if memory is
+    short, and no more than `most`."""
     memory = memory_bytes() * 3 // 4
     count = max(1, min(cores(), memory // LEAST_SHARE_BYTES, most))
     share = min(memory // count, MOST_SHARE_BYTES)

@@ -89,7 +89,7 @@ def _tensor(name: str, entry: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Return the bytes of a file; raises ValueError where it is no file, missing or too large."""
+    """Return the bytes of a file; raises ValueError if it is not a file, missing or too large."""
     try:
         with Path(path).open("rb") as file:
             status = os.fstat(file.fileno())
@@ -103,7 +103,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write beside, then rename: readers see the old file or the new one, never half of one.
+    """Write a new file, then rename it: readers see the old file or the new one, never half of one.
 
     Raises OSError. Interrupted at any point, it leaves the old file as it was.
     """

@@ -151,7 +151,7 @@ class Prediction:
 
     @property
     def views(self) -> int:
-        """How many were looked at: 1, or as many as the artifact has."""
+        """The number of views used: 1, or all that the weights file defines."""
         return len(self.view_logits)
 
 
@@ -217,7 +217,7 @@ class Classifier:
     def _view_logits(
         self, readers: Sequence[PictureReader], views: ViewMode
     ) -> list[tuple[NDArray[np.uint8], NDArray[np.float64]]]:
-        """Return pixels (n, side, side, 3) and logits (n,) of what was looked at of each picture.
+        """Return pixels (n, side, side, 3) and logits (n,) of each picture's view.
 
         The wholes go through the network together, then the other views of each that leaves it
         unsure.
@@ -306,9 +306,9 @@ class Classifier:
     ) -> "Classifier":
         """Write the weights file, whole or not at all, and return what loading it gives.
 
-        Golden probabilities are computed anew, with the numbers as they are stored. Raises
-        BadArtifact where loading would refuse the file, and OSError where it cannot be written;
-        a file that was there is then still as it was.
+        Golden probabilities are computed again, with the numbers as they are stored. Raises
+        BadArtifact where loading would refuse the file, and OSError where it cannot be written; a
+        file that was there is then still as it was.
         """
         try:
             data = self._to_bytes(dtype)

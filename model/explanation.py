@@ -1,4 +1,4 @@
-"""Why a network answers what it answers: how much each pixel speaks for the first class.
+"""Explain an answer: how much each pixel is evidence for the first class.
 
 At one picture every layer here is linear plus a bias: ReLU and maxima only choose which numbers
 pass. So the logit z is a sum, exactly, over the numbers a of any one stage and the biases after it:
@@ -8,16 +8,16 @@ pass. So the logit z is a sum, exactly, over the numbers a of any one stage and 
 For logistic regression, whose one stage is the picture, that is w⊙x and the bias. In a deeper
 network it is exact at every stage, and differs: near the picture terms are fine, but large, and
 neighbours cancel; deep down they are telling, but coarse. So the heat map is the mean of such sums
-over stages, one of each size from the picture down to GRID places a side. Every place's term is
-spread softly over the pixels where it lies, which changes no sum. The parts are known: gradient
+over stages, one of each size from the picture down to GRID positions per side. Every place's term
+is spread softly over the pixels where it lies, which changes no sum. The parts are known: gradient
 times activation is HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), and that biases belong to
 it is FullGrad's (Srinivas and Fleuret 2019, arXiv:1905.00780). Terms without a position, such as
 the last bias, are reported separately.
 
-Where several views of a picture were looked at, its logit is the mean of theirs, and so is the map:
-each view's own lies where its box does.
+If several views of a picture were used, its logit is the mean of theirs, and so is the map: each
+view's own lies where its box does.
 
-Cost: one forward pass and one backward pass a view; two, where it is looked at in the mirror too.
+Cost: one forward pass and one backward pass per view; two, where it is looked at in the mirror too.
 """
 
 from collections.abc import Sequence
@@ -149,7 +149,8 @@ def method(layers: Sequence[Layer]) -> Method:
 
 
 def _choose(stages: Sequence[Array]) -> list[int]:
-    """The first stage of each size down to GRID places a side; where none has any, the picture."""
+    """The first stage of each size down to GRID positions per side; if there is none, the
+    picture."""
     first: dict[int, int] = {}
     for i, stage in enumerate(stages):
         if stage.ndim == 4 and (stage.shape[1] >= GRID or not first):
@@ -204,7 +205,8 @@ def _gaussians(places: int, side: int) -> Array:
 def overlay(pixels: NDArray[np.uint8], heat: Array) -> tuple[NDArray[np.uint8], float]:
     """The heat map over the picture in grey, enlarged, and the heat of its full colour.
 
-    Orange speaks for the first class, blue against it. pixels: (side, side, 3); heat: (side, side).
+    Orange is evidence for the first class, blue against it. pixels: (side, side, 3); heat: (side,
+    side).
     Returns (side·ENLARGED, side·ENLARGED, 3) and logit units a pixel: the 99th percentile, but
     at least so much that a picture of nothing but full colour sums to 1.
     """

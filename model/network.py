@@ -40,7 +40,7 @@ class Scratch:
     """The memory of one thread's passes: buffers reused from call to call, and what a layer's
     forward pass leaves for its backward pass.
 
-    Large arrays made anew for each batch cost more in page faults than the arithmetic on them.
+    New large arrays for each batch cost more in page faults than the arithmetic on them.
     `keep=True` says that a backward pass follows, and `train=False` that it is for the stages
     alone: weights then get no gradients, nor what would make up for many pictures. One instance
     serves one thread, and the stages of a pass are valid until the next pass with the same scratch.
@@ -85,7 +85,7 @@ class Layer:
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """What is needed beside the parameters to build the layer again, as JSON values."""
+        """What is needed, as well as the parameters, to build the layer again: JSON values."""
         return {}
 
 

@@ -1,8 +1,8 @@
 """From the bytes of a picture to the numbers of the network: one way, for training and serving.
 
-encoded bytes → upright RGB, squeezed to side × side × 3 uint8 → vector of side·side·3 in [0, 1]
+encoded bytes → upright RGB, resized to side × side × 3 uint8 → vector of side·side·3 in [0, 1]
 
-A network may look at several *views* of a picture: boxes of it, each squeezed in the same way. The
+A network may look at several *views* of a picture: boxes of it, each resized in the same way. The
 first is the whole.
 
 A JPEG is shrunk while it is decoded, as far as the specification allows: its decoder then works
@@ -110,8 +110,8 @@ class Preprocessing:
 class Views:
     """What of a picture a network looks at, and when; an artifact names it.
 
-    The whole is looked at first. Where its logit lies between the two of `unsure`, all the other
-    boxes are looked at too, and the picture's logit is the mean over all views.
+    The whole comes first. If its logit lies between the two of `unsure`, all the other boxes are
+    used too, and the picture's logit is the mean over all views.
     Raises ValueError for boxes or bounds that cannot be.
     """
 
@@ -212,7 +212,7 @@ class PictureReader:
         self._decoded = decoded if is_small else None
 
     def other_views(self) -> NDArray[np.uint8]:
-        """Return what is in each box but the whole, upright and squeezed: (n, side, side, 3).
+        """Return what is in each box but the whole, upright and resized: (n, side, side, 3).
 
         The decoded picture is let go.
         """

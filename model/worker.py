@@ -1,4 +1,4 @@
-"""A worker: a process with next to no rights, in which bytes from strangers are worked on.
+"""A worker: a process with almost no rights, which processes untrusted bytes.
 
 A program calls `serve`. It then is a *template*: a fresh process with one thread that loads the
 model once and forks a worker for each socket that the front (`model.workers`) sends. Workers share

@@ -6,7 +6,7 @@
 
 A *generation* is a template and the workers that it forked (`model.worker`). Whatever ends one of
 them ends no more than a job: its worker is replaced, its jobs go to another one. A reload makes a
-new generation beside the old. All of it runs on one event loop: there is nothing to lock.
+new generation next to the old one. All of it runs on one event loop: there is nothing to lock.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class JobRefused(Exception):
 
 
 class CannotStart(Exception):
-    """There are no workers to be had; the message says why, and what to do."""
+    """Workers cannot be started; the message says why, and what to do."""
 
 
 class PendingJob:
@@ -85,7 +85,7 @@ class PendingJob:
         return len(self.data[1]) <= QUICK_BYTES
 
     def cancel(self) -> None:
-        """Give it up. What a worker has in hand already is worked on, and nobody hears of it."""
+        """Cancel the job. If a worker has already begun it, the reply is dropped."""
         self.reply.cancel()
         self.data = (b"", b"")
         if self.is_waiting:
@@ -158,7 +158,7 @@ class Workers:
         self.run_task(self._watch())
 
     async def reload(self) -> None:
-        """Load everything anew in new processes; once they are ready, they take over. Raises
+        """Load everything again in new processes; once they are ready, they take over. Raises
         CannotStart, and the old ones go on."""
         async with self._starting:
             new = await self._generation()

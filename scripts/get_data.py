@@ -139,7 +139,7 @@ def split_of(digest: str) -> str:
 
 def stored(found: Found) -> bytes:
     """The picture as it goes into the zips: of PetImages as the service reads it, upright and
-    squeezed to a square, of 96×96 pixels; of Tiny ImageNet as it is. Raises InvalidImage."""
+    resized to a square, of 96×96 pixels; of Tiny ImageNet as it is. Raises InvalidImage."""
     data = found.archive.read(found.member)
     picture = read_picture(data, Preprocessing(side=PETS_SIDE))
     if not found.kind.startswith("pets-"):

@@ -228,7 +228,7 @@ def _evaluate(
 
 @commands.command("card")
 def _card(weights: Weights) -> Work:
-    """Write the model card, MODEL_CARD.md beside the weights.
+    """Write the model card, MODEL_CARD.md, next to the weights.
 
     The card describes intended use, training data, training, accuracy and failures. It is made from
     the weights file and from evaluation.json next to it (the metrics.json of `evaluate`).

@@ -32,8 +32,8 @@ def default_network(
     16×16, then for each of `stages` one convolution and one residual block of two, a pooling
     between them, the average over all places and the logistic units. float32.
 
-    outputs: more than one where it learns other things beside the class (Caruana 1997, Multitask
-    Learning): they teach the layers below more than one bit a picture."""
+    outputs: more than one where it also learns other things (Caruana 1997, Multitask Learning):
+    they teach the layers below more than one bit a picture."""
     layers: list[Layer] = [
         Standardise(MEAN, DEVIATION),
         _convolution(rng, 5, 3, 32, stride=2),

@@ -145,7 +145,7 @@ def calibrate(z: Array, y: Array, sources: Sequence[str]) -> Calibration:
 
 
 def fold_calibration(layers: Sequence[Layer], calibration: Calibration) -> list[Layer]:
-    """Layers whose output is scale·z + shift; the last one is made anew, the others are shared."""
+    """Layers whose output is scale·z + shift; the last one is new, the others are shared."""
     *others, last = layers
     if not isinstance(last, Linear):
         raise ValueError(f"the last layer is {last.kind}, expected linear")
@@ -230,8 +230,7 @@ def choose_unsure(
     sources: Sequence[str],
     lookalikes: Container[str] = LOOKALIKE_SOURCES,
 ) -> tuple[float, float]:
-    """Between which two logits of the whole picture its other views are looked at too, as
-    `UNSURE_RULE` says.
+    """The two logits of the whole picture between which all views are used, as `UNSURE_RULE` says.
 
     one, every: logits (m,) of the whole alone, and the mean over all views.
     """

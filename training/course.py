@@ -147,10 +147,9 @@ def forward_backward(
 ) -> tuple[Gradients, float]:
     """One pass over the rows of x (m, n_x) and back: Σ dL/dparameter by name, and Σ L.
 
-    y: (m, k) in [0, 1], k the outputs of the network, 1 but where it learns other things beside the
-    class. Σ L is that of the class; the losses of the others count `other_outputs` times for the
-    derivatives. scratch: made with `keep=True`; a gradient may be its memory, which the next pass
-    writes over.
+    y: (m, k) in [0, 1], k the outputs of the network, 1 unless it also learns other things. Σ L is
+    that of the class; the losses of the others count `other_outputs` times for the derivatives.
+    scratch: made with `keep=True`; a gradient may be its memory, which the next pass writes over.
     """
     stages = forward(layers, x, scratch)
     z = stages[-1]

@@ -348,7 +348,7 @@ def _read_hdf5(path: Path, file: h5py.File) -> tuple[Pixels, Labels, list[str]]:
 
 
 def as_png(pixels: Pixels) -> bytes:
-    """Pixels that are no file go through the same function as files, as a lossless one."""
+    """Pixels without a file go through the same function as files, as a lossless one."""
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -492,7 +492,7 @@ def read_pictures(
 
 
 def read_at_own_size(data: bytes, spec: Preprocessing, smallest: int) -> Pixels:
-    """The picture of a file, squeezed to (s, s, 3): s is its larger side, but at least `smallest`
+    """The picture of a file, resized to (s, s, 3): s is its larger side, but at least `smallest`
     and at most the side of `spec`. Raises InvalidImage."""
     picture = read_picture(data, spec)
     side = max(min(max(picture.width, picture.height), spec.side), smallest)

@@ -137,7 +137,7 @@ def split_of(files: Sequence[Path], *, test: bool) -> str:
 
 
 def answers(classifier: Classifier, files: Sequence[Load], label: str) -> tuple[Array, Array]:
-    """The probabilities (m,) of pictures, and of each how many views were looked at (m,)."""
+    """The probabilities (m,) of pictures, and the number of views used for each (m,)."""
     own = threading.local()  # one thread at a time may use a classifier
 
     def ask(i: int) -> tuple[float, int]:
@@ -154,8 +154,8 @@ def answers(classifier: Classifier, files: Sequence[Load], label: str) -> tuple[
 
 
 def measure(y: Array, p: Array, threshold: float, rng: np.random.Generator) -> dict[str, Any]:
-    """`training.metrics.summary`, and beside it bootstrap intervals of 95 % of what is defined, and
-    the reliability table without its empty bins."""
+    """`training.metrics.summary`, and bootstrap intervals of 95 % of what is defined, and the
+    reliability table without its empty bins."""
     metrics: dict[str, Metric] = {
         "roc_auc": roc_auc,
         "balanced_accuracy": lambda y, p: confusion(y, p, threshold).balanced_accuracy,

@@ -262,10 +262,10 @@ def fit(
     name: str | None = None,
     resumed: bool = False,
 ) -> None:
-    """Read, train, measure, write the weights file `output` and the report beside it.
+    """Read, train, measure, write the weights file `output` and the report next to it.
 
     start: weights to fine-tune. config, given: as for `read_settings`. name: what the service calls
-    the model, else the name of the file. resumed: go on with the run that was stopped.
+    the model, else the name of the file. resumed: continue the run that was stopped.
     Raises Refused and OSError; KeyboardInterrupt after the best epoch so far was written.
     """
     folder = outputs(output)
@@ -357,7 +357,7 @@ def _run_epochs(trainer: Trainer, validation: Validation, run: Run, folder: Path
 
 
 def _keep(folder: Path, trainer: Trainer, run: Run) -> None:
-    """Write the checkpoint, then the log for whoever follows the run; each whole or not at all."""
+    """Write the checkpoint, then the log; each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     with with_file_name(folder / CHECKPOINT):
         save_checkpoint(folder / CHECKPOINT, trainer, run)

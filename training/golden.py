@@ -1,6 +1,6 @@
 """Choose the golden pictures: small photos that tell this classifier's preprocessing from others.
 
-An artifact holds encoded pictures and the probability of each. Whoever loads it computes them
+An artifact holds encoded pictures and the probability of each. The code that loads it computes them
 again, and code that decodes, turns, squeezes or scales pictures differently must land more than the
 tolerance away in one of them. How far a mistake moves a probability depends on the weights, and
 near 0 and 1 it hardly moves: so parts of the photos are tried, and those are taken on which the

@@ -1,7 +1,7 @@
 """Which pictures `fit` learns from, which it measures with, and what answers for those are worth.
 
 Pictures to validate on are read as the service reads them. Near copies of a picture (saved again,
-resized, mirrored) are on one side, or the figures would flatter.
+resized, mirrored) are on one side; otherwise the figures would be too good.
 
 A picture is compared as 16×16 grey values. Two are copies of each other where these are almost
 proportional (a correlation of `LEAST_CORRELATION`) and differ nowhere by much against the picture's

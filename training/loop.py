@@ -365,8 +365,8 @@ def score(layers: Sequence[Layer], pictures: Array, sides: Array, threads: int =
 
 
 def one_blas_thread() -> threadpool_limits:
-    """In a `with`: NumPy's linear algebra uses one thread a call, whoever imported it first. Calls
-    run side by side already, and more threads than cores make each other wait."""
+    """In a `with`: NumPy's linear algebra uses one thread per call, in whatever order modules were
+    imported. Calls run side by side already, and more threads than cores make each other wait."""
     return threadpool_limits(1, user_api="blas")
 
 

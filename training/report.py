@@ -78,7 +78,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def outputs(output: Path) -> Path:
-    """The folder of the report, beside the weights file. Finds out before the work what would keep
+    """The folder of the report, next to the weights file. Finds out before the work what would keep
     both from being written; raises OSError."""
     folder = output.with_name(f"{output.stem}-report")
     check_output(output)

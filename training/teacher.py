@@ -37,7 +37,7 @@ class Teacher:
 def read_teacher(path: Path, names: Sequence[str]) -> Teacher:
     """What the teacher says of the pictures of these names.
 
-    Raises Refused: no such file, something in it that is no number, a picture that it lacks.
+    Raises Refused: no such file, values that are not finite, a picture that it lacks.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -85,7 +85,7 @@ def calibrated(log_odds: Array, labels: Array, sources: Sequence[str]) -> Array:
 
 def soft_targets(path: Path, pictures: PictureSet, share: float) -> npt.NDArray[np.float32]:
     """What a network is to learn of the pictures (m, 1 + g): `share` of the teacher's probability
-    of the class and the rest of the label; beside it the teacher's groups. Raises Refused."""
+    of the class and the rest of the label; then the teacher's groups. Raises Refused."""
     teacher = read_teacher(path, pictures.names)
     probabilities = calibrated(teacher.log_odds, pictures.labels, pictures.sources)
     targets = (1 - share) * pictures.labels + share * probabilities

@@ -1,1 +1,1 @@
-"""The service beside other ways to serve the same picture classifier over HTTP."""
+"""Compare the service with other ways to serve the same picture classifier over HTTP."""

@@ -1,4 +1,4 @@
-"""Measure the service beside itself at other commits, and beside other servers.
+"""Compare the service with other commits and other servers.
 
     git worktree add ../before COMMIT
     python -m benchmarks.serving measure --beside ../before
