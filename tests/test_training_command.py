@@ -189,7 +189,7 @@ def test_help_tells_of_every_command_and_its_examples_are_commands(
 def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "d" / "cat"
     folder.mkdir(parents=True)
-    for name in (b"caf\xe9.jpg", "猫.jpg".encode()):
+    for name in (b"caf\xe9.jpg", b"new\nline.jpg", "猫.jpg".encode()):
         (folder / os.fsdecode(name)).write_bytes(b"no picture")
     (tmp_path / "d" / "non-cat").mkdir()
     (tmp_path / "d" / "non-cat" / "1.jpg").write_bytes(b"no picture")
@@ -199,7 +199,8 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
     assert process.returncode == 1
     assert "Traceback" not in err
     assert r"cat/\u732b.jpg in " in err
-    assert r"cat/caf\udce9.jpg in " in err
+    assert r"cat/caf\xe9.jpg in " in err
+    assert r"cat/new\nline.jpg in " in err
 
 
 # --- what it refuses ----------------------------------------------------------------------------

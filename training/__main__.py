@@ -1,12 +1,16 @@
 """Command line of the training room: `python -m training COMMAND …`."""
 
+import signal
+
+# Until the command handles Ctrl-C, while the imports below take their time, it ends this quietly.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
 import os
-import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -14,6 +18,7 @@ from typing import Annotated, Any
 try:
     import typer
 
+    from model.archive import text
     from training import Refused
     from training.card import run_card
     from training.course import ITERATIONS, LEARNING_RATE
@@ -48,7 +53,11 @@ name (cat/ and non-cat/). A trained classifier is one file, which the service lo
 `python -m training COMMAND --help` explains each command and shows an example.
 """,
 )
-say = partial(print, flush=True)
+
+
+def say(line: str) -> None:
+    """Print a line at once, also one with a name that is no valid Unicode."""
+    print(text(line), flush=True)
 
 
 # --- options ------------------------------------------------------------------------------------
@@ -324,7 +333,7 @@ def _one_value_each(given: Sequence[str]) -> list[str]:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(message, file=sys.stderr)
+    print(text(message), file=sys.stderr)
     return status
 
 
@@ -333,5 +342,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())
