@@ -150,7 +150,7 @@ class Workers:
         try:
             self._launched = _Generation(self)
         except OSError as error:
-            raise CannotStart(f"No process can be started: {error.strerror}.") from None
+            raise _cannot_start(error) from None
 
     async def start(self) -> None:
         """Start all workers. Raises CannotStart."""
@@ -207,7 +207,7 @@ class Workers:
                     " too busy, or too small."
                 ) from None
             if isinstance(error, OSError):
-                raise CannotStart(f"No process can be started: {error.strerror}.") from None
+                raise _cannot_start(error) from None
             raise
 
     def _workers(self) -> list["_Worker"]:
@@ -278,6 +278,11 @@ class Workers:
             await asyncio.sleep(CHECK_SECONDS)
             for generation in [*self._generations]:
                 generation.check(time.monotonic())
+
+
+def _cannot_start(error: OSError) -> CannotStart:
+    what = f"{sys.executable}, which the workers run in, cannot be started"
+    return CannotStart(f"{what}: {error.strerror}.")
 
 
 class _Generation:
