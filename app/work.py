@@ -298,10 +298,12 @@ def _or_refusal(work: Callable[[Job], T], job: Job) -> T | Reply:
     except Problem as error:
         problem = error
     except InvalidImage as error:
-        members = {}
+        members, detail = {}, str(error)
         if error.reason is Reason.TOO_MANY_PIXELS:
             members = {"limit_pixels": job.head["max_pixels"], "limit_side": Limits().max_side}
-        problem = Problem(error.reason, str(error), **members)
+        elif "form-urlencoded" in job.head.get("content_type", "") and "--data" not in detail:
+            detail += " It came as `curl -d` sends it: use `curl --data-binary @file`."
+        problem = Problem(error.reason, detail, **members)
     head = {"problem": problem.type.slug, "detail": problem.detail}
     return Reply({**head, "headers": problem.headers, "members": problem.members})
 

@@ -71,7 +71,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
     texts = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
     try:
         values = {key: json.loads(text) for key, text in texts.items()}
-        values = dict(values.get(_VALUES, values))  # older files have a text for each value
+        values = dict(values.get(_VALUES, values))  # files of the first layout: a text for each
     except (ValueError, TypeError, RecursionError):
         raise ValueError(
             "it is no classifier of this project, or damaged: its values are not JSON"
@@ -121,17 +121,6 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 _LAYERS = (Linear, Standardise, Convolution, Relu, MaxPool, GlobalAverage, Residual, Mirrored)
@@ -150,37 +139,27 @@ def describe(layers: Sequence[Layer]) -> list[dict[str, Any]]:
 def build(description: Sequence[Mapping[str, Any]], tensors: Mapping[str, Array]) -> list[Layer]:
     """The layers that a description and its tensors stand for, in float32.
 
-    Raises ValueError, saying which, for an unknown layer, a setting or tensor that is missing or
-    left over, and for numbers that are not finite.
+    Raises ValueError, saying which, for an unknown layer, a tensor that is left over, and numbers
+    that are not finite; TypeError for a setting or tensor that is missing or not the layer's.
     """
     unused = dict(tensors)
-    layers = _build(description, unused, "")
+    layers = [_layer(entry, unused, f"{i}.") for i, entry in enumerate(description)]
     if unused:
         raise ValueError(f"tensors that belong to no layer: {', '.join(sorted(unused))}")
     return layers
 
 
-def _build(
-    description: Sequence[Mapping[str, Any]], unused: dict[str, Array], prefix: str
-) -> list[Layer]:
-    if isinstance(description, (str, bytes)) or not isinstance(description, Sequence):
-        raise ValueError("the architecture is not a list of layers")
-    return [_layer(entry, unused, f"{prefix}{i}.") for i, entry in enumerate(description)]
-
-
 def _layer(entry: Mapping[str, Any], unused: dict[str, Array], prefix: str) -> Layer:
-    settings = dict(entry) if isinstance(entry, Mapping) else {}
+    settings = dict(entry)
     kind = settings.pop("kind", None)
     if kind not in _KINDS:
         raise ValueError(f"layer {prefix[:-1]} is of an unknown kind: {kind!r}")
     if issubclass(_KINDS[kind], Composite):
-        settings["layers"] = _build(settings.get("layers", ()), unused, prefix)
+        inner = enumerate(settings["layers"])
+        settings["layers"] = [_layer(each, unused, f"{prefix}{i}.") for i, each in inner]
     for name in [name for name in unused if name.rpartition(".")[0] + "." == prefix]:
         value = unused.pop(name)
         if not np.isfinite(value).all():
             raise ValueError(f"tensor {name} holds numbers that are not finite")
         settings[name.removeprefix(prefix)] = np.ascontiguousarray(value, dtype=np.float32)
-    try:
-        return _KINDS[kind](**settings)
-    except (TypeError, IndexError, KeyError) as error:
-        raise ValueError(f"layer {prefix[:-1]} ({kind}) cannot be built: {error}") from None
+    return _KINDS[kind](**settings)

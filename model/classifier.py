@@ -131,15 +131,8 @@ class InputStatistics:
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "InputStatistics | None":
         """What to_json wrote; None where an artifact has none, or one of other numbers."""
         match metadata.get(INPUT_STATISTICS):
-            case {"names": [*names], "mean": [*mean], "deviation": [*deviation]}:
-                values = [*mean, *deviation]
-                if (
-                    tuple(names) == STATISTICS
-                    and len(mean) == len(deviation) == len(STATISTICS)
-                    and all(type(value) is float and math.isfinite(value) for value in values)
-                    and min(deviation) >= LEAST_DEVIATION
-                ):
-                    return cls(np.array(mean), np.array(deviation))
+            case {"names": names, "mean": mean, "deviation": deviation}:
+                return cls(np.array(mean), np.array(deviation)) if names == [*STATISTICS] else None
         return None
 
 
@@ -371,7 +364,7 @@ def _from_bytes(data: bytes) -> Classifier:
         name=values["name"],
         class_names=tuple(values["class_names"]),
         threshold=values["threshold"],
-        layers=build(values.get("architecture", ""), tensors),
+        layers=build(values["architecture"], tensors),
         preprocessing=Preprocessing.from_json(values.get("preprocessing")),
         views=Views.from_json(values["views"]) if "views" in values else ONE_VIEW,
         metadata={key: values[key] for key in values if key not in (*_DECIDING, "golden")},

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import SEEK_CUR, BytesIO
+from itertools import product
 from typing import Any, Final, cast
 
 import numpy as np
@@ -58,11 +59,19 @@ class Limits:
         """The most in a JPEG that is shrunk: decoding it takes time for every one of them."""
         return 8 * self.max_pixels
 
-    def allow(self, width: int, height: int) -> bool:
-        """Whether as many pixels may be decoded."""
-        return width * height <= self.max_pixels and max(width, height) <= self.max_side
+    def check(
+        self, kind: Format, size: tuple[int, int], held: tuple[int, int] | None = None
+    ) -> None:
+        """Raise InvalidImage for a picture of this width and height that has too much.
 
-    def exceeded(self, found: str, kind: Format) -> InvalidImage:
+        held: the width and height that its decoder holds, where they are fewer.
+        """
+        (width, height), area = held or size, size[0] * size[1]
+        is_allowed = width * height <= self.max_pixels and max(width, height) <= self.max_side
+        if not is_allowed or area > self.max_pixels_in_file:
+            raise self.exceeded(kind, f"{size[0]:,} × {size[1]:,} pixels")
+
+    def exceeded(self, kind: Format, found: str) -> InvalidImage:
         """Return the refusal; found: as after "The picture has"."""
         larger = (
             f" ({_count(self.max_pixels_in_file)} pixels in a baseline JPEG, which is shrunk while"
@@ -112,7 +121,7 @@ def decode(
     except (InvalidImage, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise limits.exceeded("too many pixels", kind) from None
+        raise limits.exceeded(kind, "too many pixels") from None
     except Exception as error:  # decoders raise whatever the bytes lead them to
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from None
@@ -152,9 +161,10 @@ def _valid_orientation(value: object) -> int:
 
 # --- JPEG ----------------------------------------------------------------------------------------
 
-_START_OF_SCAN, _END, _EXIF = 0xDA, b"\xff\xd9", 0xE1
+_START_OF_SCAN, _END, _JFIF, _EXIF, _ADOBE = 0xDA, b"\xff\xd9", 0xE0, 0xE1, 0xEE
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _FRAMES_OF_ONE_PASS = frozenset({0xC0, 0xC1, 0xC9})  # where one scan can hold all components
+_FRAMES_OF_SCANS = _FRAMES_OF_ONE_PASS | {0xC2, 0xCA}  # progressive ones too; not lossless
 # APP1 to APP13, APP15 and comments; APP0 (JFIF) and APP14 (Adobe) tell how colours are stored
 _METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
@@ -172,6 +182,7 @@ class _JpegHeader:
     height: int = 0
     components: bytes = b""  # their numbers
     orientation: int = 1
+    frame: int = 0  # the marker of how it is coded
     one_pass: bool = False  # whether a decoder needs no memory for the whole picture
     needed: list[tuple[int, int]] = field(default_factory=list)  # segments, and what follows
     scan: int = 0  # where the first scan begins
@@ -180,7 +191,7 @@ class _JpegHeader:
 def _read_jpeg_header(data: bytes) -> _JpegHeader:
     """Raises EOFError, IndexError or struct.error where it is cut off."""
     header = _JpegHeader(needed=[(0, 2)])
-    frame = has_exif = 0
+    has_exif = False
     at = 2
     while True:
         if (found := data.find(b"\xff", at)) < 0:
@@ -191,7 +202,7 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader:
         elif marker in _WITHOUT_LENGTH:
             at = found + 2
         elif marker == _START_OF_SCAN:
-            header.one_pass = frame in _FRAMES_OF_ONE_PASS and data[found + 4] >= len(
+            header.one_pass = header.frame in _FRAMES_OF_ONE_PASS and data[found + 4] >= len(
                 header.components
             )
             header.needed.append((found, len(data)))
@@ -200,10 +211,10 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader:
         else:
             at = found + 2 + int.from_bytes(data[found + 2 : found + 4], "big")
             if marker == _EXIF and not has_exif and data[found + 4 : found + 8] == b"Exif":
-                has_exif = 1
+                has_exif = True
                 header.orientation = orientation_of(data[found + 4 : at])
             if marker in _FRAMES:
-                frame = marker
+                header.frame = marker
                 header.height, header.width, number = struct.unpack_from(">HHB", data, found + 5)
                 header.components = data[found + 10 : found + 10 + 3 * number : 3]
             if marker not in _METADATA:
@@ -215,9 +226,7 @@ def _decode_jpeg(data: bytes, reduction: Callable[[int, int], int], limits: Limi
     width, height = header.width, header.height
     scale = next((s for s in (8, 4, 2) if reduction(width, height) >= s), 1)
     shape = -(-width // scale), -(-height // scale)
-    held = shape if header.one_pass else (width, height)
-    if not limits.allow(*held) or width * height > limits.max_pixels_in_file:
-        raise limits.exceeded(f"{width:,} × {height:,} pixels", Format.JPEG)
+    limits.check(Format.JPEG, (width, height), shape if header.one_pass else None)
     image, notes = _jpeg_pixels(data, header, scale, shape)
     return Decoded(image, Format.JPEG, width, height, scale, header.orientation, warnings=notes)
 
@@ -229,7 +238,11 @@ def _jpeg_pixels(
 
     Raises InvalidImage where some of them are missing, as far as libjpeg-turbo tells.
     """
-    if not header.one_pass and not _has_all_scans(data, header):
+    if (
+        header.frame in _FRAMES_OF_SCANS
+        and not header.one_pass
+        and not _has_all_scans(data, header)
+    ):
         raise damaged(data, Format.JPEG, cut_off=True)
     mode = {1: "L", 4: "CMYK"}.get(len(header.components), "RGBX")
     for tried, notes in _jpeg_attempts(data, header):
@@ -243,18 +256,37 @@ def _jpeg_pixels(
         return _libjpeg(tried, mode, scale, shape, strict=False), []
     if complaint.startswith(("Corrupt JPEG data", "Premature end")):
         raise damaged(data, Format.JPEG, cut_off="remature end" in complaint)
-    return _pillow_jpeg(tried, scale), []  # what simplejpeg cannot do, such as odd subsampling
+    try:
+        _libjpeg(tried, mode, scale, shape, strict=False)
+    except ValueError:  # what simplejpeg cannot do, such as odd subsampling
+        return _pillow_jpeg(tried, scale), []
+    raise damaged(data, Format.JPEG)  # an unknown complaint may hide one of missing pixels
 
 
 def _jpeg_attempts(data: bytes, header: _JpegHeader) -> Iterator[tuple[bytes, list[str]]]:
     """Yield the file with less and less that may be complained of, and what to warn of.
 
-    Only the first complaint is heard. It may be about metadata, or about the end marker.
+    Only the first complaint is heard. It may be about metadata, padding or the end marker.
     """
     yield data, []
-    needed = b"".join(data[start:end] for start, end in header.needed)
+    needed = b"".join(_without_oddities(data[slice(*each)], header) for each in header.needed)
     yield needed, []
     yield needed + _END, [WITHOUT_END]
+    padded = needed.removesuffix(_END)
+    yield padded.rstrip(b"\0") + _END, [] if needed.endswith(_END) else [WITHOUT_END]
+
+
+def _without_oddities(segment: bytes, header: _JpegHeader) -> bytes:
+    """A segment with the values that its decoder would complain of, and then take for these."""
+    marker, name = segment[1], segment[4:9]
+    if marker == _JFIF and name == b"JFIF\0":
+        return segment[:9] + b"\1" + segment[10:]  # its version
+    if marker == _ADOBE and name == b"Adobe" and segment[15:16] > b"\2":
+        return segment[:15] + (b"\2" if len(header.components) == 4 else b"\1") + segment[16:]
+    if marker == _START_OF_SCAN and header.one_pass:
+        at = 5 + 2 * segment[4]
+        return segment[:at] + b"\0\x3f\0" + segment[at + 3 :]  # the coefficients: all
+    return segment
 
 
 def _libjpeg(
@@ -285,9 +317,9 @@ def _has_all_scans(data: bytes, header: _JpegHeader) -> bool:
 
     Where they do not, a decoder is content: a progressive picture is allowed to be a coarse one.
     """
-    missing = {(component, i) for component in header.components for i in range(64)}
+    bits_left: dict[tuple[int, int], int] = {}  # of each coefficient that has come
     at = header.scan
-    while missing and (found := _MARKER_AMONG_PIXELS.search(data, at)):
+    while found := _MARKER_AMONG_PIXELS.search(data, at):
         at = found.end()
         if data[at - 1] == _END[1] or at + 3 > len(data):
             break
@@ -295,10 +327,12 @@ def _has_all_scans(data: bytes, header: _JpegHeader) -> bool:
             count = data[at + 2]
             scanned = data[at + 3 : at + 3 + 2 * count : 2]
             first, last, bits = data[at + 3 + 2 * count : at + 6 + 2 * count]
-            if bits & 15 == 0:
-                missing -= {(component, i) for component in scanned for i in range(first, last + 1)}
+            for each in product(scanned, range(first, last + 1)):
+                if bits_left.get(each, 0) == bits >> 4:  # a scan adds to what came before it
+                    bits_left[each] = bits & 15
         at += int.from_bytes(data[at : at + 2], "big")
-    return not missing
+    every = product(header.components, range(64))
+    return all(bits_left.get(each) == 0 for each in every)
 
 
 # --- PNG, WebP, AVIF, GIF, BMP -------------------------------------------------------------------
@@ -313,8 +347,7 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
     finally:
         Image.MAX_IMAGE_PIXELS = before
     width, height = image.size
-    if not limits.allow(width, height):
-        raise limits.exceeded(f"{width:,} × {height:,} pixels", kind)
+    limits.check(kind, image.size)
     animated = bool(getattr(image, "is_animated", False))  # asked later, a GIF is decoded twice
     try:
         pixels = _load(image, kind)
@@ -335,18 +368,16 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
 
 
 def _load(image: Any, kind: Format) -> Image.Image:
-    """Decode the pixels; of WebP and AVIF, letting their decoders go before anything is copied."""
-    if kind is Format.WEBP:
-        pixels, mode = image._decoder.get_next()[0], image.rawmode
-    elif kind is Format.AVIF:
-        pixels, mode = image._decoder.get_frame(0)[0], image.mode
-    else:
+    """Decode the pixels; of AVIF, letting its decoder go before anything is copied."""
+    if kind is not Format.AVIF:
+        if kind is Format.TIFF:
+            image.refuse_missing_pixels()
         image.load()
         if kind is Format.BMP and image.mode == "RGBA" and image.getbbox() is None:
             image.putalpha(255)  # programs that know no alpha write 0 everywhere
         return cast(Image.Image, image)
-    image._decoder = None
-    return Image.frombuffer(mode, image.size, pixels, "raw", mode, 0, 1)
+    pixels, image._decoder = image._decoder.get_frame(0)[0], None
+    return Image.frombuffer(image.mode, image.size, pixels, "raw", image.mode, 0, 1)
 
 
 def _open_heic(file: BytesIO) -> Any:
@@ -416,8 +447,7 @@ def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
     ):
         raise damaged(data, Format.WEBP)
     size = width.value, height.value
-    if not limits.allow(*size):
-        raise limits.exceeded(f"{size[0]:,} × {size[1]:,} pixels", Format.WEBP)
+    limits.check(Format.WEBP, size)
     pixels = np.empty((size[1], size[0], 4), np.uint8)
     if not _libwebp.WebPDecodeRGBAInto(
         *(data, ctypes.c_size_t(len(data))),
@@ -453,6 +483,8 @@ def _webp_chunk_end(data: bytes, at: int) -> int:
 
 _BITS, _PHOTOMETRIC, _MAKER, _COLOURS = 258, 262, 271, 320
 _SUBFILE, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _SUBSAMPLING, _DNG_VERSION = 254, 330, 339, 530, 50706
+_STRIP_OFFSETS, _STRIP_ROWS, _STRIP_SIZES, _JPEG_TABLES = 273, 278, 279, 347
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
 _PREVIEW, _YCBCR, _SENSOR, _PLANES_APART, _UNSIGNED = 1, 6, (32803, 34892), 2, 1
 _RAWS: Final = dict(  # by the first word of the camera's maker
     (
@@ -543,6 +575,42 @@ class _Tiff(TiffImageFile):
                 f"The file is a TIFF {layout}, a variant that is not supported; "
                 "save it as PNG, or as TIFF of another layout, and send that.",
             )
+
+    def refuse_missing_pixels(self) -> None:
+        """Raises InvalidImage where strips or tiles are missing, empty, too short or holed."""
+        assert self.fp is not None
+        tags, (width, height) = self.tag_v2, self._tile_size
+        data = cast(BytesIO, self.fp).getvalue()
+        tiled = _TILE_OFFSETS in tags
+        offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
+        sizes = tags.get(_TILE_SIZES if tiled else _STRIP_SIZES) or [len(data)] * len(offsets)
+        across, down = (
+            (tags[_TILE_WIDTH], tags[_TILE_HEIGHT])
+            if tiled
+            else (width, min(tags.get(_STRIP_ROWS, height), height))
+        )
+        bits = tags.get(_BITS, (1,))
+        planes = len(bits) if self._planar_configuration == _PLANES_APART else 1
+        number = -(-width // across) * -(-height // down) * planes
+        least = planes * height * -(-width * sum(bits) // planes // 8)
+        if (
+            len(offsets) < number
+            or not all(sizes)
+            or (self._compression == "raw" and sum(sizes) < least)
+            or (self._compression == "jpeg" and any(map(self._has_hole, offsets, sizes)))
+        ):
+            raise damaged(data, Format.TIFF, cut_off=True)
+
+    def _has_hole(self, offset: int, size: int) -> bool:
+        """Whether a strip of JPEG lacks data, which libtiff does not tell."""
+        assert self.fp is not None
+        self.fp.seek(offset)
+        strip, tables = self.fp.read(size), self.tag_v2.get(_JPEG_TABLES, b"")
+        try:
+            simplejpeg.decode_jpeg(tables[:-2] + strip[2:] if tables else strip, "GRAY")
+        except ValueError as error:
+            return str(error).startswith(("Corrupt JPEG data", "Premature end"))
+        return False
 
 
 _DECODERS: Final[dict[Format, Callable[[BytesIO], Any]]] = {

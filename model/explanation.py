@@ -34,7 +34,6 @@ from model.network import (
     Mirrored,
     Residual,
     Scratch,
-    Standardise,
     forward,
     unmirrored,
 )
@@ -68,11 +67,6 @@ WEIGHTS = Method(
     "weights times pixels",
     "Each pixel's value times its weight, summed over red, green and blue. All of them and the"
     " bias sum to the logit, exactly.",
-)
-INPUT = Method(
-    "gradient times input",
-    "Each pixel's value times the logit's derivative by it, summed over red, green and blue. All"
-    " of them and the bias, which here holds the share of every bias, sum to the logit, exactly.",
 )
 STAGES = Method(
     "gradient times activation with biases, mean over stages",
@@ -151,9 +145,7 @@ def _overlaps(start: float, end: float, side: int) -> Array:
 
 def method(layers: Sequence[Layer]) -> Method:
     """How `explain` explains this network."""
-    if any(isinstance(layer, Standardise) for layer in layers):  # it makes the first places
-        return STAGES
-    return WEIGHTS if len(layers) == 1 else INPUT
+    return WEIGHTS if len(layers) == 1 else STAGES
 
 
 def _choose(stages: Sequence[Array]) -> list[int]:

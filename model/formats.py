@@ -155,6 +155,8 @@ def recognise(data: bytes) -> Format:
     if data[4:8] == b"ftyp":
         found = _iso_media_format(data) or found
     if isinstance(found, Format):
+        if found in _SIZES and len(data) > _stated_size(found, data) and mangled(data):
+            raise damaged(data, found)  # its decoder would answer from shifted pixels
         return found
     if found:
         raise not_accepted(f"of the format {found}")
@@ -163,6 +165,14 @@ def recognise(data: bytes) -> Format:
     raise InvalidImage(
         Reason.NOT_A_PICTURE, f"What arrived, {size(data)}, is not a picture{resemblance}{remedy}."
     )
+
+
+_SIZES: Final = {Format.BMP: (2, 0), Format.WEBP: (4, 8)}  # where the file's size is, and beside it
+
+
+def _stated_size(kind: Format, data: bytes) -> int:
+    at, more = _SIZES[kind]
+    return int.from_bytes(data[at : at + 4], "little") + more
 
 
 def not_accepted(what: str) -> InvalidImage:
@@ -179,7 +189,7 @@ def damaged(data: bytes, kind: Format, *, cut_off: bool = False) -> InvalidImage
     if happened := mangled(data):
         what = f"is damaged: {happened}"
     elif cut_off:
-        what = f"is cut off: its data ends after {size(data)}, in the middle; send the whole file"
+        what = f"of {size(data)} is cut off, or a part of it is missing; send the whole file"
     else:
         what = (
             f"of {size(data)} cannot be decoded: it is damaged, or of a variant of {kind} that is"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from math import ceil, floor, isfinite
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
@@ -94,16 +94,11 @@ class Preprocessing:
     def from_json(cls, values: Any) -> "Preprocessing":
         """Read what to_json wrote; raises ValueError for whatever this code does not do."""
         match values:
-            case {
-                "side": int(side),
-                "filter": name,
-                "fit": "squeeze",
-                "background": "white",
-                "jpeg_times": None | int() as gap,
-                **others,
-            } if 1 <= side <= 1024 and name in get_args(Filter) and not others:
-                if gap is None or 1 <= gap <= 4:
-                    return cls(side, name, gap)
+            case {"side": int(side), "filter": str(name), "jpeg_times": None | int() as gap}:
+                spec = cls(side, cast(Filter, name), gap)
+                is_known = 1 <= side <= 1024 and name in get_args(Filter)
+                if is_known and gap in (None, 1, 2, 3, 4) and values == spec.to_json():
+                    return spec
         raise ValueError(
             "preprocessing must have a side from 1 to 1024, jpeg_times from 1 to 4 or none, the fit"
             f" 'squeeze', the background 'white' and a filter of {', '.join(get_args(Filter))},"
@@ -160,14 +155,12 @@ class Views:
         try:
             boxes = tuple((a, b, c, d) for a, b, c, d in values["boxes"])
             low, high = values["unsure"]
-            if values.keys() != {"boxes", "unsure"}:
-                raise ValueError("something else is there")
-            return cls(boxes, (low, high))
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
-            raise ValueError(
-                "views must be {'boxes': [[left, top, right, bottom], …], 'unsure': [low, high]},"
-                f" not {values!r:.200} ({error})"
-            ) from None
+            views = cls(boxes, (low, high))
+            if values == views.to_json():
+                return views
+        except (TypeError, LookupError, ValueError) as error:
+            raise ValueError(f"views must have boxes and two bounds of unsure ({error})") from None
+        raise ValueError(f"views must have boxes and bounds alone, not {values!r:.300}")
 
 
 DEFAULT: Final = Preprocessing()

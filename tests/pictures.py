@@ -21,8 +21,8 @@ SIX = Views(  # the whole, the middle and the corners
         *((0.4, 0.0, 1.0, 0.6), (0.0, 0.4, 0.6, 1.0), (0.4, 0.4, 1.0, 1.0)),
     )
 )
-LOSSLESS = ("PNG", "GIF", "BMP", "TIFF", "WEBP")
-FORMATS = ("JPEG", *LOSSLESS, "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
+ADOBE = b"Adobe\0\x64\0\0\0\0"  # a segment of a JPEG, before the kind of its colours
 
 # What a camera does to the upright picture before it writes the orientation beside it
 STORED_AS: dict[int, Turn] = {
@@ -109,15 +109,8 @@ def png(
 ) -> bytes:
     """A PNG of raw rows, each begun by its filter byte, with other chunks before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        chunk(name, content)
-        for name, content in (
-            (b"IHDR", header),
-            *before,
-            (b"IDAT", zlib.compress(rows, 1)),
-            (b"IEND", b""),
-        )
-    )
+    chunks = ((b"IHDR", header), *before, (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -141,16 +134,14 @@ def with_segments(data: bytes, *segments: tuple[int, bytes]) -> bytes:
 
 
 def deep_png(values: NDArray[np.uint16]) -> bytes:
-    """A PNG of 16 bits a channel; values: (height, width) or (height, width, 2, 3 or 4)."""
+    """A PNG of 16 bits a channel; values: (height, width) grey, or (height, width, 4)."""
     height, width = values.shape[:2]
-    channels = 1 if values.ndim == 2 else values.shape[2]
     rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
     with_filter = np.insert(rows, 0, 0, axis=1).tobytes()
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    return png(width, height, with_filter, depth=16, colour=colour)
+    return png(width, height, with_filter, depth=16, colour=0 if values.ndim == 2 else 6)
 
 
-TIFF_TYPES = {"B": 1, "H": 3, "I": 4}
+TIFF_TYPES = {"B": 1, "b": 2, "H": 3, "I": 4}  # b: text
 
 
 def tiff(
@@ -186,15 +177,12 @@ def tiff(
         else:
             directory += packed.ljust(4, b"\0")
     mark = b"II*\0" if order == "<" else b"MM\0*"
-    return b"".join(
-        (
-            mark + struct.pack(f"{order}I", start) + pixels.ljust(start - 8, b"\0"),
-            struct.pack(f"{order}H", len(entries)) + directory + bytes(4) + values_after,
-        )
-    )
+    head = mark + struct.pack(f"{order}I", start) + pixels.ljust(start - 8, b"\0")
+    count = struct.pack(f"{order}H", len(entries))
+    return head + count + directory + bytes(4) + values_after
 
 
-def huge_webp(width: int = 16_384, height: int = 16_384) -> bytes:
+def webp_header(width: int = 16_384, height: int = 16_384) -> bytes:
     """A WebP header alone, of a canvas that a decoder would allocate at once."""
     size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + size
@@ -209,16 +197,11 @@ def resized(data: bytes, before: bytes | int, form: str, width: int, height: int
     return bytes(changed)
 
 
-def huge_gif(width: int = 65_535, height: int = 65_535) -> bytes:
-    """A GIF of one pixel on an enormous screen."""
-    return resized(encode(Image.new("P", (1, 1)), "GIF"), 6, "<HH", width, height)
-
-
 HUGE: dict[str, Callable[[], bytes]] = {  # small files whose headers promise too many pixels
     "JPEG": lambda: resized(picture("JPEG"), b"\xff\xc0\0\x11\x08", ">HH", 65_500, 65_500),
     "PNG": lambda: png(50_000, 50_000, b"\0" * 100, depth=1, colour=0),
-    "WebP": huge_webp,
-    "GIF": huge_gif,
+    "WebP": webp_header,
+    "GIF": lambda: resized(encode(Image.new("P", (1, 1)), "GIF"), 6, "<HH", 65_535, 65_535),
     "BMP": lambda: resized(picture("BMP"), 18, "<ii", 60_000, 60_000),
     "TIFF": lambda: tiff(60_000, 60_000, b"\0" * 100),
     "AVIF": lambda: resized(picture("AVIF"), b"ispe\0\0\0\0", ">II", 16_000, 16_000),
@@ -232,9 +215,9 @@ def gif_of_many_frames(frames: int = 300_000) -> bytes:
     return single[:start] + single[start:-1] * frames + b";"
 
 
-def png_text_bomb(inflated: int = 60_000_000) -> bytes:
+def png_text_bomb() -> bytes:
     """A good PNG with compressed text, profile and EXIF that inflate enormously."""
-    packed = zlib.compress(bytes(inflated), 9)
+    packed = zlib.compress(bytes(60_000_000), 9)
     return with_chunks(
         picture("PNG"),
         (b"zTXt", b"Comment\0\0" + packed),
@@ -243,14 +226,9 @@ def png_text_bomb(inflated: int = 60_000_000) -> bytes:
     )
 
 
-def jpeg_of_many_exif_segments(segments: int = 50_000) -> bytes:
+def jpeg_of_many_exif_segments() -> bytes:
     """A good JPEG with EXIF in tiny pieces; a reader that joins them one by one takes for ever."""
-    return with_segments(picture("JPEG"), *[(0xE1, b"Exif\0\0" + bytes(60))] * segments)
-
-
-def mpo() -> bytes:
-    """A phone's JPEG with a second picture behind the first."""
-    return encode(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (160, 120))])
+    return with_segments(picture("JPEG"), *[(0xE1, b"Exif\0\0" + bytes(60))] * 50_000)
 
 
 @cache
@@ -286,8 +264,10 @@ def kinds() -> dict[str, bytes]:
         "TIFF group4": encode(scene(mode="1"), "TIFF", compression="group4"),
         "big TIFF": encode(scene(), "TIFF", big_tiff=True),
         "progressive JPEG": encode(scene(), "JPEG", progressive=True),
+        # says that its inks are luma and chroma
+        "YCCK JPEG": encode(scene(mode="CMYK"), "JPEG").replace(ADOBE + b"\0", ADOBE + b"\2"),
         "turned JPEG": turned(6),
-        "MPO": mpo(),
+        "MPO": encode(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (160, 120))]),
         "lossy WebP": encode(scene(), "WEBP", lossless=False),
         "lossy RGBA WebP": encode(see_through(), "WEBP", lossless=False),
         **{f"animated {name}": animation(name) for name in ("GIF", "PNG", "WEBP", "AVIF", "TIFF")},

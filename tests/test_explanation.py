@@ -1,7 +1,6 @@
 """What the heat maps claim: exact sums, correct derivatives, and places that matter."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +10,13 @@ from PIL import Image, ImageFilter
 from model.classifier import Classifier, default_weights
 from model.convolution import Convolution
 from model.explanation import (
+    Explanation,
     explain,
     explain_views,
     method,
     overlay,
     picture_of_weights,
     place,
-    spread,
 )
 from model.network import (
     Array,
@@ -30,7 +29,6 @@ from model.network import (
     Residual,
     Scratch,
     Standardise,
-    backward,
     forward,
 )
 from model.preprocessing import Box, read_picture, to_vector
@@ -54,28 +52,28 @@ def noise(side: int, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
 
 
-def random(*shape: int, kind: type = np.float32) -> Array:
-    return np.random.default_rng(len(shape)).standard_normal(shape).astype(kind)
+def random(*shape: int) -> Array:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
 
 
-def convolution(c_in: int, c_out: int, stride: int = 1, kind: type = np.float32) -> Convolution:
-    return Convolution(random(3, 3, c_in, c_out, kind=kind) / 5, random(c_out, kind=kind), stride)
+def convolution(c_in: int, c_out: int, stride: int = 1) -> Convolution:
+    return Convolution(random(3, 3, c_in, c_out) / 5, random(c_out), stride)
 
 
-def small(side: int, kind: type = np.float32) -> list[Layer]:
+def small(side: int) -> list[Layer]:
     """Every kind of layer, with biases, for pictures of that side."""
-    inner: list[Layer] = [convolution(6, 6, kind=kind), Relu(), convolution(6, 6, kind=kind)]
+    inner: list[Layer] = [convolution(6, 6), Relu(), convolution(6, 6)]
     return [
         Standardise((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), side),
-        convolution(3, 4, 2, kind=kind),
+        convolution(3, 4, 2),
         MaxPool(),
         Relu(),
-        convolution(4, 6, kind=kind),
+        convolution(4, 6),
         Residual([*inner, Relu()]),
         GlobalAverage(),
-        Linear(random(6, 2, kind=kind), random(2, kind=kind)),
+        Linear(random(6, 2), random(2)),
         Relu(),
-        Linear(random(2, 1, kind=kind), random(1, kind=kind)),
+        Linear(random(2, 1), random(1)),
     ]
 
 
@@ -95,22 +93,24 @@ def test_for_logistic_regression_the_map_is_weights_times_pixels(cat: Pixels) ->
     assert explanation.bias == pytest.approx(float(bias[0]))
 
 
+def check_sum(explanation: Explanation, expected: float, error: float = 1e-4) -> None:
+    assert explanation.logit == pytest.approx(expected, abs=error)
+    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
+    assert total == pytest.approx(expected, abs=error)
+
+
 @pytest.mark.parametrize("side", [8, 20, 64])
 def test_the_map_and_the_bias_sum_to_the_logit_in_networks_of_every_layer(side: int) -> None:
     layers, pixels = small(side), noise(side)
     explanation = explain(layers, pixels)
     assert explanation.heat.shape == (side, side)
-    assert explanation.logit == pytest.approx(logit(layers, pixels), abs=1e-4)
-    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
-    assert total == pytest.approx(explanation.logit, abs=1e-4)
+    check_sum(explanation, logit(layers, pixels))
 
 
 def test_a_network_that_looks_in_the_mirror_too_is_explained_as_the_mean_of_both() -> None:
     layers, pixels = small(20), noise(20)
     explanation = explain(mirrored(layers), pixels)
-    assert explanation.logit == pytest.approx(logit(mirrored(layers), pixels), abs=1e-4)
-    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
-    assert total == pytest.approx(explanation.logit, abs=1e-4)
+    check_sum(explanation, logit(mirrored(layers), pixels))
     other = explain(mirrored(layers), np.ascontiguousarray(pixels[:, ::-1]))
     np.testing.assert_allclose(other.heat[:, ::-1], explanation.heat, atol=1e-5)
     assert abs(explain(layers, pixels).logit - explanation.logit) > 1e-4
@@ -120,9 +120,7 @@ def test_the_map_of_several_views_is_the_mean_of_theirs_and_sums_to_the_mean_log
     plain, views = small(20), np.stack([noise(20, seed) for seed in range(6)])
     explanation = explain_views(mirrored(plain), views, SIX.boxes)
     logits = [logit(mirrored(plain), views[0]), *(logit(plain, view) for view in views[1:])]
-    assert explanation.logit == pytest.approx(np.mean(logits), abs=1e-4)
-    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
-    assert total == pytest.approx(explanation.logit, abs=1e-4)
+    check_sum(explanation, float(np.mean(logits)))
     parts = [explain(mirrored(plain), views[0]), *(explain(plain, view) for view in views[1:])]
     placed = [place(part.heat, box) for part, box in zip(parts, SIX.boxes, strict=True)]
     np.testing.assert_allclose(explanation.heat, np.mean(placed, axis=0), atol=1e-6)
@@ -130,18 +128,6 @@ def test_the_map_of_several_views_is_the_mean_of_theirs_and_sums_to_the_mean_log
     alone = explain_views(mirrored(plain), views[:1])
     np.testing.assert_allclose(alone.heat, parts[0].heat, atol=1e-6)
     assert alone.method == parts[0].method
-
-
-@pytest.mark.parametrize("unsure", [(-1e9, 1e9), (1e8, 1e9)])
-def test_the_map_and_the_bias_sum_to_the_logit_of_the_answer(
-    cat_picture: bytes, unsure: tuple[float, float]
-) -> None:
-    tested = replace(Classifier.load(default_weights()), views=replace(SIX, unsure=unsure))
-    prediction = tested.predict(cat_picture)
-    boxes = SIX.boxes[: prediction.views]
-    explanation = explain_views(tested.layers, prediction.view_pixels, boxes)
-    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
-    assert total == pytest.approx(float(prediction.view_logits.mean()), abs=1e-3)
 
 
 @pytest.mark.parametrize("box", [*SIX.boxes, (0.123, 0.3, 0.45, 0.997)])
@@ -157,20 +143,6 @@ def test_a_map_is_placed_where_its_box_lies_sum_kept(box: Box) -> None:
         (columns > left) & (columns + 1 < right) & (rows > top) & (rows + 1 < bottom)
     ]
     np.testing.assert_allclose(even, 400 / ((right - left) * (bottom - top)))
-
-
-def test_the_derivatives_are_those_of_finite_differences() -> None:
-    layers = small(16, kind=np.float64)
-    x = to_vector(noise(16)[None]).astype(np.float64)
-    scratch = Scratch(keep=True, train=False)
-    stages = forward(layers, x, scratch)
-    dx, gradients = backward(layers, stages, np.ones((1, 1)), scratch)
-    for i in range(0, x.size, 37):
-        step = np.zeros_like(x)
-        step[0, i] = 1e-6
-        above, below = (forward(layers, x + s, Scratch())[-1][0, 0] for s in (step, -step))
-        assert dx[0, i] == pytest.approx((above - below) / 2e-6, rel=1e-4, abs=1e-7)
-    assert not any(name.startswith(("1.", "4.")) for name in gradients)  # nobody trains here
 
 
 def test_hiding_what_speaks_for_cat_costs_more_than_hiding_anything_else(
@@ -190,15 +162,6 @@ def test_hiding_what_speaks_for_cat_costs_more_than_hiding_anything_else(
     assert without(order[-fifth:]) < min(others)
 
 
-@pytest.mark.parametrize("places", [1, 3, 8, 64])
-def test_spreading_keeps_the_sum_and_the_place(places: int) -> None:
-    terms = np.zeros((places, places))
-    terms[0, -1] = 2.5
-    spread_out = spread(terms, 64)
-    assert spread_out.sum() == pytest.approx(2.5)
-    assert spread_out[:32, 32:].sum() == pytest.approx(2.5 if places > 2 else 0.625, rel=0.1)
-
-
 def test_the_overlay_is_orange_where_it_speaks_for_and_blue_against(cat: Pixels) -> None:
     heat = np.zeros((64, 64))
     heat[:20], heat[-20:] = 1, -1
@@ -210,9 +173,7 @@ def test_the_overlay_is_orange_where_it_speaks_for_and_blue_against(cat: Pixels)
     assert (red - blue)[: high // 4].min() > 100
     assert (blue - red)[-high // 4 :].min() > 100
     assert abs(red - blue)[high // 2].max() == 0
-
-
-def test_an_overlay_of_next_to_nothing_is_not_coloured(cat: Pixels) -> None:
+    # Next to nothing is not coloured
     pixels, full = overlay(cat, 1e-9 * (noise(64)[..., 0] - 128.0))
     assert full == pytest.approx(1 / 64**2)
     assert np.abs(np.ptp(pixels.astype(int), axis=2)).max() <= 1
@@ -226,9 +187,4 @@ def test_only_logistic_regression_has_a_picture_of_weights(network: Sequence[Lay
     assert picture[0, 0].tolist() == [255, 127, 127]
     assert picture[63, 0].tolist() == [127, 127, 0]
     assert picture_of_weights(network, 64) is None
-
-
-def test_each_kind_of_network_names_its_method(network: Sequence[Layer]) -> None:
-    logistic = [Linear(random(12, 1), random(1))]
-    named = [method(layers).name for layers in (logistic, [*logistic, Relu()], network)]
-    assert len(set(named)) == 3
+    assert method(network) != method([Linear(weights.reshape(-1, 1), np.zeros(1, np.float32))])

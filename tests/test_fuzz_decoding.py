@@ -51,22 +51,18 @@ def limited_memory() -> Iterator[None]:
 def check(data: bytes) -> None:
     """What must hold whatever the bytes are."""
     start = time.perf_counter()
-    refused = result = None
-    try:
-        with limited_memory():
-            result = read_picture(data, limits=LIMITS)
-    except InvalidImage as error:
-        refused = error
-    except MemoryError:
-        return
-    if refused is not None:
-        assert str(refused).endswith(".")
-        assert len(str(refused)) < 500
-        assert "0x" not in str(refused)
-    else:
-        assert result is not None
-        assert result.pixels.shape == (64, 64, 3)
-        assert result.width * result.height <= LIMITS.max_pixels_in_file
+    refusal = "It takes too much memory."
+    with contextlib.suppress(MemoryError):
+        try:
+            with limited_memory():
+                result = read_picture(data, limits=LIMITS)
+            assert result.pixels.shape == (64, 64, 3)
+            assert result.width * result.height <= LIMITS.max_pixels_in_file
+        except InvalidImage as error:
+            refusal = str(error)
+    assert refusal.endswith(".")
+    assert len(refusal) < 500
+    assert "0x" not in refusal
     assert time.perf_counter() - start < SECONDS
 
 
@@ -87,42 +83,31 @@ def places(length: int) -> st.SearchStrategy[int]:
     )
 
 
-def flip(draw: Draw, data: bytearray, at: int) -> None:
-    if at < len(data):
-        data[at] ^= 1 << draw(st.integers(0, 7))
-
-
-def write_number(draw: Draw, data: bytearray, at: int) -> None:
-    form = draw(st.sampled_from(FORMS))
-    number = draw(st.sampled_from(NUMBERS) | st.just(len(data)) | st.integers(0, 2**16))
+def change(draw: Draw, data: bytearray, at: int) -> None:
+    """Flip a bit, write a number, cut something out, repeat it, or put in a part of another."""
+    form, how = draw(st.sampled_from(FORMS)), draw(st.integers(0, 4))
     size = struct.calcsize(form)
-    if at + size <= len(data):
+    if how == 0 and at < len(data):
+        data[at] ^= 1 << draw(st.integers(0, 7))
+    elif how == 1 and at + size <= len(data):
+        number = draw(st.sampled_from(NUMBERS) | st.just(len(data)) | st.integers(0, 2**16))
         struct.pack_into(form, data, at, number % (1 << 8 * size))
-
-
-def cut_out(draw: Draw, data: bytearray, at: int) -> None:
-    del data[at : at + draw(st.integers(1, 30) | st.integers(1, len(data) + 1))]
-
-
-def repeat(draw: Draw, data: bytearray, at: int) -> None:
-    part = data[at : at + draw(st.integers(1, 300))]
-    data[at:at] = part * draw(st.integers(1, 5) | st.sampled_from([50, 2000]))
-
-
-def splice(draw: Draw, data: bytearray, at: int) -> None:
-    other = draw(st.sampled_from(CORPUS))
-    start = draw(places(len(other)))
-    part = other[start : start + draw(st.integers(1, 400) | st.just(len(other)))]
-    data[at : at + draw(st.sampled_from([0, len(part), len(data)]))] = part
-
-
-CHANGES = (flip, write_number, cut_out, repeat, splice)
+    elif how == 2:
+        del data[at : at + draw(st.integers(1, 30) | st.integers(1, len(data) + 1))]
+    elif how == 3:
+        part = data[at : at + draw(st.integers(1, 300))]
+        data[at:at] = part * draw(st.integers(1, 5) | st.sampled_from([50, 2000]))
+    else:
+        other = draw(st.sampled_from(CORPUS))
+        start = draw(places(len(other)))
+        part = bytearray(other[start : start + draw(st.integers(1, 400) | st.just(len(other)))])
+        data[at : at + draw(st.sampled_from([0, len(part), len(data)]))] = part
 
 
 @st.composite
 def damaged(draw: Draw) -> bytes:
     data = bytearray(draw(st.sampled_from(CORPUS)))
-    for change in draw(st.lists(st.sampled_from(CHANGES), min_size=1, max_size=5)):
+    for _ in range(draw(st.integers(1, 5))):
         change(draw, data, draw(places(len(data))))
     if data.startswith(b"\x89PNG") and draw(st.booleans()):
         return with_right_checksums(bytes(data))

@@ -57,15 +57,10 @@ def test_a_picture_is_a_line_and_a_bad_one_is_another(
     assert odd.startswith(r"a\n.jpg: unreadable: ")
     assert good == plain
     assert captured.err == ""
-
-
-def test_json_gives_one_object_a_line(
-    capsys: pytest.CaptureFixture[str], classifier: Classifier
-) -> None:
     assert run("--json", "turned.jpg", "cut.png") == 1
-    good, bad = map(json.loads, capsys.readouterr().out.splitlines())
-    assert good == expected(classifier, "turned.jpg", pictures.turned(6))
-    assert (bad["picture"], bad["error"]["reason"]) == ("cut.png", "damaged")
+    row, bad_row = map(json.loads, capsys.readouterr().out.splitlines())
+    assert row == expected(classifier, "turned.jpg", pictures.turned(6))
+    assert (bad_row["picture"], bad_row["error"]["reason"]) == ("cut.png", "damaged")
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from model.classifier import Classifier, default_weights
 from model.formats import accepted_formats, heic_is_installed
@@ -39,10 +41,9 @@ END = b"\xff\xd9"  # of a JPEG
 ON_WHITE = "its transparent parts were put on white"
 
 
-def squeezed(
-    image: Image.Image, resample: Image.Resampling = Image.Resampling.BILINEAR
-) -> NDArray[np.int64]:
-    return np.asarray(image.convert("RGB").resize((64, 64), resample)).astype(int)
+def squeezed(image: Image.Image) -> NDArray[np.int64]:
+    tile = image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)
+    return np.asarray(tile).astype(int)
 
 
 def pixels(data: bytes) -> NDArray[np.int64]:
@@ -74,190 +75,91 @@ def test_every_kind_of_picture_is_what_it_shows_on_white_squeezed(name: str) -> 
     assert (ON_WHITE in result.warnings) == (shown.getchannel("A").getextrema() != (255, 255))
     is_animated = "only the first of several frames was used" in result.warnings
     assert is_animated == name.startswith("animated")
+    is_deep = "its 16 bits a channel were scaled to 8" in result.warnings
+    assert is_deep == name.startswith("16-bit")
 
 
 @pytest.mark.parametrize("name", get_args(Filter))
 def test_the_filter_and_the_side_are_those_of_the_specification(name: Filter) -> None:
-    expected = squeezed(scene(), Image.Resampling[name.upper()])
-    actual = read_picture(picture("PNG"), Preprocessing(filter=name)).pixels
-    np.testing.assert_array_equal(actual, expected)
-    assert read_picture(picture(), Preprocessing(96, name)).pixels.shape == (96, 96, 3)
+    spec = Preprocessing(96, name)
+    assert Preprocessing.from_json(spec.to_json()) == spec
+    expected = np.asarray(scene().resize((96, 96), Image.Resampling[name.upper()]))
+    np.testing.assert_array_equal(read_picture(picture("PNG"), spec).pixels, expected)
 
 
 def test_a_vector_is_the_rows_of_the_pixels_over_255() -> None:
     values = np.arange(2 * 64 * 64 * 3, dtype=np.uint32).reshape(2, 64, 64, 3).astype(np.uint8)
     vectors = to_vector(values)
-    assert vectors.shape == (2, 12288)
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, (values.reshape(2, -1) / 255).astype(np.float32))
     np.testing.assert_array_equal(to_vector(values[0]), vectors[0])
-    assert vectors.min() == 0
-    assert vectors.max() == 1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({"filter": "nearest"}, {"filter": ["bilinear"]}, {"fit": "crop"}, {"gamma": 2.2}),
-        *({"background": "black"}, {"side": 0}, {"side": "64"}, {"jpeg_times": 0}, None),
-    ],
-    ids=str,
-)
-def test_a_specification_that_this_code_does_not_do_is_refused(change: Any) -> None:
-    with pytest.raises(ValueError, match="preprocessing"):
-        Preprocessing.from_json(change and Preprocessing().to_json() | change)
-    with pytest.raises(ValueError, match="preprocessing"):
-        Preprocessing.from_json(change)
-
-
-def test_a_specification_survives_json() -> None:
-    for spec in (Preprocessing(side=96, filter="lanczos"), Preprocessing(reducing_gap=None)):
-        assert Preprocessing.from_json(spec.to_json()) == spec
-
-
-# --- JPEGs that are shrunk in decoding -----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "times", "shrunk"),
-    [
-        *((1025, 1100, 2, 8), (511, 700, 2, 2), (256, 255, 2, 1), (513, 600, 1, 8)),
-        *((300, 300, None, 1), (333, 347, 1, 4), (129, 128, 1, 2), (100, 2000, 1, 1)),
-    ],
-)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"subsampling": 1},
-        {"subsampling": 2, "restart_marker_blocks": 3},
-        {"subsampling": 0, "progressive": True, "quality": 40},
-    ],
-)
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_is_shrunk_in_decoding_as_far_as_the_specification_allows_as_pillow_does_it(
-    width: int, height: int, times: int | None, shrunk: int, options: dict[str, Any], mode: str
-) -> None:
-    data = encode(scene(width, height, mode), "JPEG", **options)
-    result = read_picture(data, Preprocessing(reducing_gap=times))
-    assert (result.width, result.height, result.warnings) == (width, height, ())
-    decoded = pictures.decode(data)
-    if shrunk > 1:
-        decoded.draft(None, (width // shrunk, height // shrunk))
-    assert decoded.size == (-(-width // shrunk), -(-height // shrunk))
-    flat = decoded if mode == "L" else decoded.convert("RGB")
-    box: tuple[float, float, float, float] = (0, 0, width / shrunk, height / shrunk)
-    expected = flat.resize((64, 64), Image.Resampling.BILINEAR, box).convert("RGB")
-    np.testing.assert_array_equal(result.pixels, np.asarray(expected))
 
 
 # --- What is stored of an upload ------------------------------------------------------------------
 
 PHOTO_OF_A_CAT = Image.open(ROOT / "examples/cat.jpg").convert("RGB").resize((902, 600))
-
-
-def half_there(image: Image.Image) -> Image.Image:
-    image = image.copy()
-    image.putalpha(Image.linear_gradient("L").resize(image.size))
-    return image
+HALF_THERE = PHOTO_OF_A_CAT.copy()
+HALF_THERE.putalpha(Image.linear_gradient("L").resize(HALF_THERE.size))
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        encode(PHOTO_OF_A_CAT, "JPEG", comment=b"mine", icc_profile=b"profile"),
-        encode(PHOTO_OF_A_CAT.rotate(90, expand=True), "JPEG", exif=pictures.exif(6)),
-        encode(half_there(PHOTO_OF_A_CAT), "PNG"),
+        encode(PHOTO_OF_A_CAT.rotate(90, expand=True), "JPEG", exif=pictures.exif(6), comment=b"x"),
+        encode(HALF_THERE, "PNG", icc_profile=b"profile"),
         encode(PHOTO_OF_A_CAT.convert("CMYK"), "JPEG"),
         encode(PHOTO_OF_A_CAT.convert("L"), "TIFF"),
         encode(PHOTO_OF_A_CAT.resize((1804, 1200)), "JPEG", progressive=True),
     ],
-    ids=["JPEG", "turned JPEG", "PNG with alpha", "JPEG of inks", "grey TIFF", "large JPEG"],
+    ids=["turned JPEG", "PNG with alpha", "JPEG of inks", "grey TIFF", "large JPEG"],
 )
 def test_a_stored_jpeg_is_upright_and_gets_the_answer_of_the_upload(data: bytes) -> None:
     stored = stored_jpeg(data)
     image = pictures.decode(stored)
-    upload = read_picture(data)
-    assert (image.format, image.mode, max(image.size)) == ("JPEG", "RGB", 512)
-    assert image.width / image.height == pytest.approx(upload.width / upload.height, rel=0.01)
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (512, 341))
     assert image.info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-    assert np.abs(read_picture(stored).pixels.astype(int) - upload.pixels).mean() < 1.5
+    assert np.abs(pixels(stored) - pixels(data)).mean() < 1.5
     classifier = Classifier.load(default_weights())
     answers = [classifier.predict(each).cat_probability for each in (stored, data)]
     assert answers[0] == pytest.approx(answers[1], abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"), [((160, 120), (160, 120)), ((3000, 2), (512, 1)), ((1, 1), (1, 1))]
-)
-def test_a_stored_jpeg_is_never_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert pictures.decode(stored_jpeg(picture("JPEG", *size))).size == expected
-
-
-def test_what_is_refused_for_a_prediction_is_not_stored() -> None:
-    for data, limits in ((b"text", Limits()), (picture("PNG"), Limits(max_side=100))):
-        with pytest.raises(InvalidImage) as caught:
-            stored_jpeg(data, limits)
-        assert caught.value.reason == refusal(data, limits).reason
-
-
-# --- Bands ---------------------------------------------------------------------------------------
-
-
-def test_working_in_bands_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = Preprocessing(side=96, filter="lanczos")
-    samples = kinds() | {"shrunk JPEG of inks": encode(scene(333, 347, "CMYK"), "JPEG")}
-    at_once = {name: read_picture(data, spec) for name, data in samples.items()}
-    for rows in (7, 119):
-        monkeypatch.setattr("model.preprocessing.BAND_PIXELS", 160 * rows)
-        for name, data in samples.items():
-            banded = read_picture(data, spec)
-            np.testing.assert_array_equal(banded.pixels, at_once[name].pixels, name)
-            assert banded.warnings == at_once[name].warnings, name
+def test_a_stored_jpeg_is_never_enlarged_and_what_is_refused_is_not_stored() -> None:
+    for size, expected in (((160, 120), (160, 120)), ((3000, 2), (512, 1)), ((1, 1), (1, 1))):
+        assert pictures.decode(stored_jpeg(picture("JPEG", *size))).size == expected
+    with pytest.raises(InvalidImage, match="100 a side"):
+        stored_jpeg(picture("PNG"), Limits(max_side=100))
 
 
 # --- Upright -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_a_picture_is_turned_upright_once(name: str, orientation: int) -> None:
     result = read_picture(pictures.turned(orientation, name))
     assert (result.width, result.height) == (160, 120)
-    assert any("upright" in note for note in result.warnings) == (orientation != 1)
+    assert result.warnings == ("it was turned upright as its EXIF orientation says",)
     tolerance = 14 if name in ("JPEG", "AVIF") else 1
     np.testing.assert_allclose(result.pixels, squeezed(scene()), atol=tolerance)
 
 
-@pytest.mark.parametrize(
-    "exif",
-    [
-        b"Exif\0\0",
-        b"Exif\0\0garbage that is no TIFF",
-        b"Exif\0\0II*\0\xff\xff\xff\x7f",
-        b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
-        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0\0\0\0\0",
-        b"Exif\0\0MM\0*\0\0\0\x08" + b"\xff" * 500,
-    ],
-)
-def test_broken_exif_refuses_no_good_picture(exif: bytes) -> None:
-    for data in (
-        pictures.with_segments(picture("JPEG"), (0xE1, exif)),
-        pictures.with_chunks(picture("PNG"), (b"eXIf", exif[6:])),
-        encode(scene(), "WEBP", exif=exif),
+def test_broken_exif_refuses_no_good_picture() -> None:
+    start = b"Exif\0\0II*\0"
+    for exif in (
+        *(b"Exif\0\0", b"Exif\0\0garbage", start + b"\xff\xff\xff\x7f"),
+        *(start + b"\x08\0\0\0\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08" + b"\xff" * 500),
+        start + b"\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0\0\0\0\0",  # orientation 9
     ):
-        assert read_picture(data).warnings == ()
+        for data in (
+            pictures.with_segments(picture("JPEG"), (0xE1, exif)),
+            pictures.with_chunks(picture("PNG"), (b"eXIf", exif[6:])),
+            encode(scene(), "WEBP", exif=exif),
+        ):
+            assert read_picture(data).warnings == ()
 
 
 # --- Kinds of pixels -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_16_bits_in_a_png_are_scaled_not_clipped(channels: int) -> None:
-    shallow = np.asarray(scene())[..., :channels].squeeze()
-    result = read_picture(pictures.deep_png(shallow.astype(np.uint16) * 257))
-    expected = squeezed(Image.fromarray(shallow))
-    np.testing.assert_allclose(result.pixels, expected, atol=1)
-    assert result.warnings == ("its 16 bits a channel were scaled to 8",)
 
 
 def test_12_bits_in_a_tiff_are_scaled_by_their_own_white() -> None:
@@ -265,61 +167,30 @@ def test_12_bits_in_a_tiff_are_scaled_by_their_own_white() -> None:
     assert pixels(data).min() == 255
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize(
-    ("kind", "sample_format"), [("u4", 1), ("i4", 2), ("i2", 2), ("i1", 2), ("f4", 3)]
-)
-def test_numbers_without_a_known_white_are_refused(
-    order: str, kind: str, sample_format: int
-) -> None:
-    values = np.full((80, 80), 100, f"{order}{kind}")
-    tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample_format])]
-    error = refusal(pictures.tiff(80, 80, values.tobytes(), order=order, tags=tags))
-    assert error.reason == Reason.FORMAT_NOT_ALLOWED
-    assert "8 or 16 bits" in str(error)
-
-
-def test_a_jpeg_of_inverted_and_transformed_inks_is_shown_in_its_colours() -> None:
-    ycck = bytearray(encode(scene().convert("CMYK"), "JPEG"))
-    adobe = ycck.index(b"Adobe")
-    assert ycck[adobe + 11] == 0
-    ycck[adobe + 11] = 2  # says YCCK; what is inside is then read as luma and chroma of the inks
-    decoded = Image.open(io.BytesIO(ycck))
-    assert decoded.mode == "CMYK"
-    np.testing.assert_allclose(pixels(bytes(ycck)), squeezed(decoded.convert("RGB")), atol=0)
-
-
 # --- Layouts of TIFFs -----------------------------------------------------------------------------
 
-TIFF_LAYOUTS = [
-    (kind, bits, order, planar, tile, compression, predictor)
-    for kind in ("grey", "white is 0", "RGB", "RGBA", "grey and alpha", "palette", "CMYK")
-    for bits in (8, 16)
-    for order in "<>"
-    for planar in (False, True)
-    for tile in (None, (32, 48))
-    for compression in (None, "lzw", "deflate", "packbits", "zstd", "lzma", "jpeg")
-    for predictor in (False, True)
-    if not (predictor and compression in (None, "packbits", "jpeg"))
-    and not (planar and kind in ("grey", "white is 0", "palette"))
-    and not (compression == "jpeg" and (bits == 16 or kind not in ("grey", "RGB")))
-    and not (kind == "palette" and bits == 16)
-    # These only pack the same bytes
-    and not (compression in ("packbits", "zstd", "lzma") and (tile or order == ">"))
+GREYS, COLOURS = ("grey", "white is 0"), ("RGB", "RGBA", "grey and alpha", "CMYK")
+TIFF_LAYOUTS = [  # kind, bits, planar, compression, predictor, byte order, tiles
+    *product(GREYS, (8, 16), [False], (None, "lzw", "deflate"), [False], "<>", (None, (32, 48))),
+    *product(COLOURS, (8, 16), (False, True), (None, "lzw"), [False], "<>", (None, (32, 48))),
+    *product((*GREYS, *COLOURS), (8, 16), [False], ("lzw", "deflate"), [True], "<>", [None]),
+    *product(COLOURS, (8, 16), [True], ("lzw", "deflate"), [True], "<>", [None, (32, 48)]),
+    *product(["palette"], [8], [False], (None, "lzw"), [False], "<>", (None, (32, 48))),
+    *product(["RGB", "grey"], (8, 16), [False], ("packbits", "zstd", "lzma"), [False], "<", [None]),
+    *product(["RGB", "grey"], [8], [False], ["jpeg"], [False], "<>", (None, (32, 48))),
+    *product(["RGB"], [8], [True], ["jpeg"], [False], "<>", (None, (32, 48))),
 ]
-
-
 SMALL = np.asarray(scene(80, 70)), scene(80, 70, "CMYK")
 
 
 def layout(
     kind: str,
-    bits: int,
-    order: Any,
-    planar: bool,
-    tile: tuple[int, int] | None,
-    compression: str | None,
-    predictor: bool,
+    bits: int = 8,
+    planar: bool = False,
+    compression: str | None = None,
+    predictor: bool = False,
+    order: Any = "<",
+    tile: tuple[int, int] | None = None,
 ) -> tuple[bytes, Image.Image]:
     """`scene` as a TIFF of that layout, written by another library, and what it shows."""
     colour, inks = SMALL
@@ -333,27 +204,20 @@ def layout(
         "RGBA": (np.dstack([colour, opaque]), "rgb", colour),
         "CMYK": (np.asarray(inks), "separated", np.asarray(inks.convert("RGB"))),
     }[kind]
-    options: dict[str, Any] = {}
-    if "alpha" in kind or kind == "RGBA":
+    options: dict[str, Any] = {"compression": compression, "predictor": predictor}
+    if kind in ("RGBA", "grey and alpha"):
         options["extrasamples"] = ["unassalpha"]
     if kind == "palette":
         options["colormap"] = np.arange(256, dtype=np.uint16)[None].repeat(3, 0)[:, ::-1] * 257
-    if values.ndim == 3:
+    if kind in COLOURS:
         options["planarconfig"] = "separate" if planar else "contig"
-    file = io.BytesIO()
-    tifffile.imwrite(
-        file,
-        (values.astype(np.uint16) * 257 if bits == 16 else values).transpose(
-            (2, 0, 1) if planar else range(values.ndim)
-        ),
-        photometric=photometric,
-        byteorder=order,
-        compression=compression,
-        predictor=predictor,
-        tile=tile,
-        rowsperstrip=None if tile else 30,
-        **options,
-    )
+    if bits == 16:
+        values = values.astype(np.uint16) * 257
+    if planar:
+        values = values.transpose(2, 0, 1)
+    rows, file = None if tile else 30, io.BytesIO()
+    options |= {"byteorder": order, "tile": tile, "rowsperstrip": rows}
+    tifffile.imwrite(file, values, photometric=photometric, **options)
     return file.getvalue(), Image.fromarray(shown)
 
 
@@ -364,10 +228,10 @@ def test_every_tiff_layout_is_read_right_or_refused_by_name() -> None:
         try:
             actual = pixels(data)
         except InvalidImage:
-            refused.add((each[0], each[1], "planar" if each[3] else "chunky"))
+            refused.add((*each[:2], "planar" if each[2] else "chunky"))
             continue
         difference = np.abs(actual - squeezed(shown))
-        assert difference.mean() < 6 if each[5] == "jpeg" else difference.max() <= 1, each
+        assert difference.mean() < 6 if each[3] == "jpeg" else difference.max() <= 1, each
         answered += 1
     assert answered > 200
     assert refused == {
@@ -378,12 +242,25 @@ def test_every_tiff_layout_is_read_right_or_refused_by_name() -> None:
     }
 
 
-def test_layouts_that_pillow_misreads_are_refused_by_name() -> None:
+NUMBERS = [  # and their sample format: those without a known white
+    *product(("<u4", ">u4"), [1]),
+    *product(("<i4", ">i4", "<i2", ">i2", "<i1", ">i1"), [2]),
+    *product(("<f4", ">f4"), [3]),
+]
+
+
+def test_numbers_without_a_known_white_and_what_pillow_misreads_are_refused() -> None:
     subsampled = [(258, "H", [8, 8, 8]), (262, "H", [6]), (277, "H", [3]), (530, "H", [2, 2])]
-    for data, words in (
-        (layout("RGB", 16, "<", True, None, None, False)[0], "planes of 16 bits are stored apart"),
+    samples = [
+        (layout("RGB", 16, planar=True)[0], "planes of 16 bits are stored apart"),
         (pictures.tiff(160, 120, bytes(160 * 120 * 3 // 2), tags=subsampled), "subsampled"),
-    ):
+    ]
+    for kind, sample_format in NUMBERS:
+        values = np.full((80, 80), 100, kind)
+        tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample_format])]
+        data = pictures.tiff(80, 80, values.tobytes(), order=kind[0], tags=tags)
+        samples.append((data, "8 or 16 bits"))
+    for data, words in samples:
         error = refusal(data)
         assert error.reason == Reason.FORMAT_NOT_ALLOWED
         assert words in str(error)
@@ -398,36 +275,23 @@ def test_a_palette_of_8_bits_in_a_tiff_is_looked_up() -> None:
     np.testing.assert_allclose(pixels(data), squeezed(few), atol=1)
 
 
-def camera_raw(maker: bytes, tags: list[tuple[int, str, list[int]]]) -> bytes:
-    """A TIFF as cameras write them: a thumbnail, and the picture elsewhere."""
-    name = [(271, "B", list(maker + b"\0"))]
-    colours = [(258, "H", [8, 8, 8]), (262, "H", [2]), (277, "H", [3])]
-    data = pictures.tiff(80, 60, scene(80, 60).tobytes(), tags=[*colours, *name, *tags])
-    return data.replace(struct.pack("<HH", 271, 1), struct.pack("<HH", 271, 2))  # text, not bytes
-
-
 @pytest.mark.parametrize(
     ("maker", "name"),
     [
-        (b"NIKON CORPORATION", "NEF"),
-        (b"SONY", "ARW"),
-        (b"PENTAX Corporation", "PEF"),
-        (b"SAMSUNG", "SRW"),
-        (b"Nobody", "or the like"),
+        *(("NIKON CORPORATION", "(NEF)"), ("SONY", "(ARW)"), ("PENTAX Corporation", "(PEF)")),
+        *(("SAMSUNG", "(SRW)"), ("Nobody", "or the like")),
     ],
 )
-def test_a_camera_raw_is_never_answered_from_its_thumbnail(maker: bytes, name: str) -> None:
+def test_a_camera_raw_is_never_answered_from_its_thumbnail(maker: str, name: str) -> None:
+    tags = [(258, "H", [8, 8, 8]), (262, "H", [2]), (277, "H", [3])]
+    tags.append((271, "b", list(maker.encode() + b"\0")))
     sensor = pictures.tiff(80, 60, b"", tags=[(262, "H", [32803])])
-    for data in (
-        camera_raw(maker, [(254, "I", [1])]),  # says that it is a preview
-        camera_raw(maker, [(330, "I", [0])])  # or keeps a larger picture apart
-        .replace(
-            struct.pack("<HHII", 330, 4, 1, 0), struct.pack("<HHII", 330, 4, 1, 8 + 14400 + 1000)
-        )
-        .ljust(8 + 14400 + 1000, b"\0")
-        + sensor[8:],
+    for tag in (
+        (254, "I", [1]),  # says that it is a preview
+        (330, "I", [20_000]),  # or keeps a larger picture apart
     ):
-        error = refusal(data)
+        data = pictures.tiff(80, 60, scene(80, 60).tobytes(), tags=[*tags, tag])
+        error = refusal(data.ljust(20_000, b"\0") + sensor[8:])
         assert error.reason == Reason.FORMAT_NOT_ALLOWED
         assert "camera raw" in str(error)
         assert name in str(error)
@@ -435,7 +299,7 @@ def test_a_camera_raw_is_never_answered_from_its_thumbnail(maker: bytes, name: s
 
 def test_a_tiff_of_half_a_directory_is_refused() -> None:
     """Pillow would take the tags that are there, and no predictor where that is not."""
-    data, _ = layout("RGB", 8, "<", False, None, "lzw", True)
+    data, _ = layout("RGB", compression="lzw", predictor=True)
     (start,) = struct.unpack_from("<I", data, 4)
     moved = data + data[start : start + 2 + 12 * 9]
     half = moved[:4] + struct.pack("<I", len(data)) + moved[8:]
@@ -455,8 +319,7 @@ def test_a_bmp_that_is_transparent_everywhere_is_opaque() -> None:
     """Programs that know nothing of alpha leave it 0; viewers show such pictures."""
     result = read_picture(bmp_with_alpha(0))
     np.testing.assert_array_equal(result.pixels, squeezed(scene()))
-    assert result.warnings == ()
-    assert read_picture(bmp_with_alpha(128)).warnings != ()
+    assert (result.warnings, read_picture(bmp_with_alpha(128)).warnings) == ((), (ON_WHITE,))
 
 
 # --- Transparency --------------------------------------------------------------------------------
@@ -464,9 +327,7 @@ def test_a_bmp_that_is_transparent_everywhere_is_opaque() -> None:
 
 def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_through() -> None:
     image = scene(mode="RGBA")
-    result = read_picture(encode(image, "PNG"))
-    np.testing.assert_array_equal(result.pixels, squeezed(scene()))
-    assert result.warnings == ()
+    assert read_picture(encode(image, "PNG")).warnings == ()
     image.putalpha(0)
     assert pixels(encode(image, "PNG")).min() == 255
 
@@ -474,23 +335,25 @@ def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_thro
 @pytest.mark.parametrize(
     ("depth", "colour", "key", "row", "found"),
     [
-        (1, 0, [1], b"\0" + b"\xf0" * 10, True),
-        (2, 0, [3], b"\0" + b"\xff\xff\0\0" * 5, True),
-        (4, 0, [15], b"\0" + b"\xff\xff\0\0" * 10, True),
-        (8, 0, [200], b"\0" + b"\xc8" * 40 + b"\0" * 40, True),
-        (8, 0, [200], b"\0" + b"\xc9" * 80, False),
-        (16, 0, [0x1234], b"\0" + b"\x12\x34" * 40 + b"\0\0" * 40, True),
-        (16, 0, [0x1234], b"\0" + b"\x12\x35" * 80, False),
-        (8, 2, [9, 8, 7], b"\0" + b"\x09\x08\x07" * 40 + b"\0" * 120, True),
-        (8, 2, [9, 8, 7], b"\0" + b"\x09\x08\x06" * 80, False),
-        (16, 2, [0x1234, 0, 0xFFFF], b"\0" + b"\x12\x34\0\0\xff\xff" * 40 + b"\0" * 240, True),
+        (1, 0, [1], b"\xf0" * 10, True),
+        (2, 0, [3], b"\xff\xff\0\0" * 5, True),
+        (4, 0, [15], b"\xff\xff\0\0" * 10, True),
+        (8, 0, [200], b"\xc8" * 40 + b"\0" * 40, True),
+        (8, 0, [200], b"\xc9" * 80, False),
+        (16, 0, [0x1234], b"\x12\x34" * 40 + b"\0\0" * 40, True),
+        (16, 0, [0x1234], b"\x12\x35" * 80, False),
+        (8, 2, [9, 8, 7], b"\x09\x08\x07" * 40 + b"\0" * 120, True),
+        (8, 2, [9, 8, 7], b"\x09\x08\x06" * 80, False),
+        (16, 2, [0x1234, 0, 0xFFFF], b"\x12\x34\0\0\xff\xff" * 40 + b"\0" * 240, True),
     ],
 )
 def test_the_transparent_colour_of_a_png_is_found_at_every_depth(
     depth: int, colour: int, key: list[int], row: bytes, found: bool
 ) -> None:
     transparency = (b"tRNS", struct.pack(f">{len(key)}H", *key))
-    data = pictures.png(80, 80, row * 80, depth=depth, colour=colour, before=[transparency])
+    data = pictures.png(
+        80, 80, (b"\0" + row) * 80, depth=depth, colour=colour, before=[transparency]
+    )
     result = read_picture(data)
     assert (ON_WHITE in result.warnings) == found
     assert (result.pixels.max() == 255) == found
@@ -514,53 +377,42 @@ def test_a_picture_smaller_than_the_network_sees_is_mentioned() -> None:
 def test_too_many_pixels_are_refused_by_the_header(name: str) -> None:
     error = refusal(pictures.HUGE[name]())
     assert error.reason == Reason.TOO_MANY_PIXELS
-    assert "25 million" in str(error)
-    assert re.search(r"\d\d,\d{3} × \d\d,\d{3}", str(error))
+    assert re.search(r"\d\d,\d{3} × \d\d,\d{3}.*25 million", str(error))
 
 
 def test_a_jpeg_counts_as_large_as_it_is_decoded() -> None:
     data = picture("JPEG", 1200, 800)  # decoded as 150 × 100
-    result = read_picture(data, limits=Limits(max_pixels=150 * 100 * 8, max_side=150))
-    assert (result.width, result.height) == (1200, 800)
+    assert read_picture(data, limits=Limits(150 * 100 * 8, 150)).width == 1200
     for limits in (Limits(max_side=149), Limits(max_pixels=150 * 100 * 8 - 1)):
-        error = refusal(data, limits)
-        assert error.reason == Reason.TOO_MANY_PIXELS
-        assert "1,200 × 800" in str(error)
-        assert "baseline JPEG" in str(error)
+        assert re.search("1,200 × 800.*baseline JPEG", str(refusal(data, limits)))
 
 
-@pytest.mark.parametrize("options", [{"progressive": True}, {"sequential": True}])
-def test_a_jpeg_of_which_all_coefficients_are_held_counts_whole(options: dict[str, bool]) -> None:
-    data = picture("JPEG", 600, 400)
-    if "progressive" in options:
-        data = encode(scene(600, 400), "JPEG", **options)
-    else:  # the first of several scans holds the first component alone
-        start = data.index(b"\xff\xda")
-        data = data[:start] + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + data[start + 14 :]
-    assert refusal(data, Limits(max_pixels=600 * 400 - 1)).reason == Reason.TOO_MANY_PIXELS
-    assert refusal(data, Limits(max_side=599)).reason == Reason.TOO_MANY_PIXELS
-    if "progressive" in options:
-        assert read_picture(data, limits=Limits(max_pixels=600 * 400)).width == 600
+def test_a_jpeg_of_which_all_coefficients_are_held_counts_whole() -> None:
+    progressive, baseline = encode(scene(600, 400), "JPEG", progressive=True), picture("JPEG")
+    start = baseline.index(b"\xff\xda")  # the first of several scans holds one component alone
+    several = baseline[:start] + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + baseline[start + 14 :]
+    for data, width, height in ((progressive, 600, 400), (several, 160, 120)):
+        for limits in (Limits(max_pixels=width * height - 1), Limits(max_side=width - 1)):
+            assert refusal(data, limits).reason == Reason.TOO_MANY_PIXELS
+    assert read_picture(progressive, limits=Limits(max_pixels=600 * 400)).width == 600
 
 
-@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("rest", [b"trailing junk" * 100, bytes(100), b"\n"])
-def test_what_follows_a_picture_changes_nothing(name: str, rest: bytes) -> None:
-    data = picture(name)
-    assert np.array_equal(read_picture(data + rest).pixels, read_picture(data).pixels)
+@pytest.mark.parametrize("name", pictures.FORMATS)
+def test_what_follows_a_picture_changes_nothing(name: str) -> None:
+    for rest in (b"trailing junk" * 100, bytes(100), b"\n"):
+        np.testing.assert_array_equal(pixels(picture(name) + rest), pixels(picture(name)))
 
 
-def test_a_side_may_be_limited_alone_and_the_decoders_own_limits_do_not_hold() -> None:
+def test_the_decoders_own_limits_do_not_hold() -> None:
     data = picture("PNG", 300, 10)
     assert refusal(data, Limits(max_side=299)).reason == Reason.TOO_MANY_PIXELS
-    assert read_picture(data, limits=Limits(max_side=300, max_pixels=3000)).width == 300
     flat = encode(Image.new("1", (9_700, 9_700)), "PNG")  # 94 million: Pillow would warn
     assert read_picture(flat, limits=Limits(max_pixels=100_000_000)).width == 9_700
 
 
 def test_a_webp_whose_picture_is_larger_than_its_canvas_is_refused() -> None:
     large = encode(Image.new("RGB", (3000, 2000)), "WEBP")
-    small = pictures.huge_webp(64, 64)
+    small = pictures.webp_header(64, 64)
     body = small[8:] + large[12:]
     data = b"RIFF" + struct.pack("<I", len(body)) + body
     assert refusal(data, Limits(max_pixels=100_000)).reason == Reason.DAMAGED
@@ -569,21 +421,24 @@ def test_a_webp_whose_picture_is_larger_than_its_canvas_is_refused() -> None:
 # --- In a process that is limited -----------------------------------------------------------------
 
 
-def in_a_limited_process(code: str, samples: Sequence[bytes]) -> list[str]:
-    """Run code in a process of its own that reads one picture after the other; what it printed."""
+def in_another_process(code: str, samples: Sequence[bytes]) -> list[str]:
+    """Run code that reads one picture after the other; what it printed."""
     framed = b"".join(len(each).to_bytes(4, "big") + each for each in samples)
-    command = [sys.executable, "-c", READ_SAMPLES + code]
+    command = [sys.executable, "-W", "error", "-c", READ_SAMPLES + code]
     run = subprocess.run(command, input=framed, capture_output=True, cwd=ROOT, check=False)
     assert not run.returncode, run.stderr.decode()
+    assert b"Warning" not in run.stderr
     return run.stdout.decode().splitlines()
 
 
 READ_SAMPLES = """
 import io, re, resource, sys
 from dataclasses import replace
+from pathlib import Path
 from model.classifier import Classifier, default_weights
 from model.explanation import explain_views, overlay
-from model.preprocessing import Image, InvalidImage, PictureReader, Views, preload, stored_jpeg
+from model.preprocessing import *
+from model.preprocessing import Image
 from tests.pictures import SIX
 def next_sample():
     return sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(4), "big"))
@@ -606,15 +461,15 @@ print(sorted(set(sys.modules) - before))
 
 
 def test_a_process_that_may_open_nothing_answers_every_kind_of_picture() -> None:
-    jpeg_in_tiff, _ = layout("RGB", 8, "<", False, None, "jpeg", False)
-    samples = [*kinds().values(), pictures.mpo(), jpeg_in_tiff]
+    jpeg_in_tiff, _ = layout("RGB", compression="jpeg")
+    samples = [*kinds().values(), jpeg_in_tiff]
     samples += [encode(PHOTO, "JPEG", progressive=True), encode(PHOTO.quantize(9), "PNG")]
-    assert in_a_limited_process(ANSWER_WITHOUT_FILES, samples) == ["[]"]
+    assert in_another_process(ANSWER_WITHOUT_FILES, samples) == ["[]"]
 
 
 DECODE_IN_LITTLE_MEMORY = """
 def held():
-    return int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+    return int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 unlimited = resource.getrlimit(resource.RLIMIT_DATA)
 while data := next_sample():
     for mebibytes in range(0, 33, 4):
@@ -629,11 +484,11 @@ while data := next_sample():
             resource.setrlimit(resource.RLIMIT_DATA, unlimited)
     else:
         print("more")
-""".replace("\\\\", "\\")
+"""
 
 _LARGE = (1600, 1250)  # 2 million pixels: 8 MB in Pillow's memory
 
-HEAVY: dict[str, tuple[bytes, int]] = {  # and how many MiB are enough
+HEAVY = {  # and how many MiB are enough
     "baseline JPEG": (picture("JPEG", *_LARGE), 4),
     "progressive inks": (encode(scene(*_LARGE, "CMYK"), "JPEG", progressive=True), 24),
     "transparent PNG": (encode(see_through().resize(_LARGE), "PNG"), 16),
@@ -647,8 +502,7 @@ HEAVY: dict[str, tuple[bytes, int]] = {  # and how many MiB are enough
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_that_is_refused_is_never_taken_for_damage_of_the_picture() -> None:
-    samples = [data for data, _ in HEAVY.values()]
-    enough = in_a_limited_process(DECODE_IN_LITTLE_MEMORY, samples)
+    enough = in_another_process(DECODE_IN_LITTLE_MEMORY, [data for data, _ in HEAVY.values()])
     for name, taken, (_, most) in zip(HEAVY, enough, HEAVY.values(), strict=True):
         assert int(taken) <= most, name
 
@@ -664,7 +518,7 @@ def test_metadata_bombs_are_never_opened(bomb: Callable[[], bytes]) -> None:
     assert time.process_time() - start < 2
 
 
-def test_odd_metadata_refuse_no_good_picture() -> None:
+def test_odd_metadata_refuse_no_good_picture_and_are_nobodys_warnings() -> None:
     png = pictures.with_chunks(
         picture("PNG"),
         *((b"gAMA", b"\0"), (b"iCCP", b"x\0\7"), (b"zTXt", b"k\0\0not compressed")),
@@ -674,29 +528,27 @@ def test_odd_metadata_refuse_no_good_picture() -> None:
         picture("JPEG"),
         *((0xE1, b"http://ns.adobe.com/xap/1.0/\0<broken"), (0xE2, b"MPF\0II*\0garbage")),
         *((0xE2, b"ICC_PROFILE\0\1\3short"), (0xED, b"Photoshop 3.0\x008BIM\4\4")),
+        (0xE0, b"JFIF\0\7"),
     )
+    padded = picture("JPEG")[:-2] + bytes(12) + END + bytes(5000) + END
     colours = [(258, "H", [8, 8, 8]), (262, "H", [2]), (277, "H", [3])]
-    odd = [(700, "B", [1] * 50), (34665, "I", [2**31]), (33432, "B", [255] * 9)]
+    odd = [(700, "B", [1] * 50), (34665, "I", [2**31]), (33432, "B", [255] * 9), (282, "H", [])]
     tiff = pictures.tiff(160, 120, scene().tobytes(), tags=[*colours, *odd])
-    for data in (png, jpeg, tiff):
+    for data in (png, jpeg, padded, tiff):
         np.testing.assert_allclose(pixels(data), squeezed(scene()), atol=12)
+    assert in_another_process(WITH_WARNINGS, [png, jpeg, padded, tiff]) == ["()"] * 4
 
 
-def test_odd_metadata_are_nobodys_warnings() -> None:
-    code = (
-        "import sys; from model.preprocessing import read_picture; from tests import pictures as p;"
-        "d = p.tiff(160, 120, bytes(19200), tags=[(317, 'H', [1, 1, 1]), (282, 'H', [])]);"
-        "print(read_picture(d).warnings, read_picture(p.huge_gif(9000, 2000)).width)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
-    assert (run.stdout, run.stderr) == ("() 9000\n", "")
+WITH_WARNINGS = """
+while data := next_sample():
+    print(read_picture(data).warnings)
+"""
 
 
 # --- What is no picture --------------------------------------------------------------------------
 
 
+MJPEG_PART = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"
 NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
 
 
@@ -714,6 +566,9 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
         (NOT_A_PICTURE, b"/9j/4AAQSkZJRgABAQ", "base64"),
         (NOT_A_PICTURE, b"--x\r\nContent-Disposition: form-data", "multipart"),
         (NOT_A_PICTURE, encode(scene(), "PCX"), "JPEG"),
+        (NOT_A_PICTURE, MJPEG_PART + picture(), "a JPEG begins 37 bytes in"),
+        (NOT_A_PICTURE, b"\r\n" + picture(), "a JPEG begins 2 bytes in"),
+        (NOT_A_PICTURE, b"\xef\xbb\xbf" + picture("PNG"), "a PNG begins 3 bytes in"),
         (NOT_ALLOWED, b"\0\0\1\0\1\0\x10\x10", "ICO"),
         (NOT_ALLOWED, b"\0\0\2\0\1\0\x10\x10", "CUR"),
         (NOT_ALLOWED, encode(scene(), "TGA"), "TGA"),
@@ -734,34 +589,16 @@ def test_what_is_not_decoded_is_named_with_what_would_be(
     error = refusal(data)
     assert error.reason == reason
     assert what in str(error)
-    assert "JPEG" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("before", "what"),
-    [
-        (b"--frame\r\nContent-Type: image/jpeg\r\n\r\n", "a JPEG begins 37 bytes in"),
-        (b"\r\n", "a JPEG begins 2 bytes in"),
-        (b"\xef\xbb\xbf", "a JPEG begins 3 bytes in"),
-    ],
-)
-def test_a_picture_behind_something_else_is_found_and_refused(before: bytes, what: str) -> None:
-    error = refusal(before + picture("JPEG"))
-    assert error.reason == Reason.NOT_A_PICTURE
-    assert what in str(error)
-
-
-def as_text(data: bytes, encoding: str, errors: str = "replace") -> str:
-    return data.decode(encoding, errors)
+    assert "save" in str(error) or "send" in str(error)
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda data: as_text(data, "utf-8").encode(), "UTF-8"),
-        (lambda data: as_text(data, "latin-1").encode(), "UTF-8"),
-        (lambda data: as_text(data, "cp1252").encode(), "UTF-8"),
-        (lambda data: ("\ufeff" + as_text(data, "latin-1")).encode("utf-16-le"), "UTF-16"),
+        (lambda data: data.decode("utf-8", "replace").encode(), "UTF-8"),
+        (lambda data: data.decode("latin-1", "replace").encode(), "UTF-8"),
+        (lambda data: data.decode("cp1252", "replace").encode(), "UTF-8"),
+        (lambda data: ("\ufeff" + data.decode("latin-1", "replace")).encode("utf-16-le"), "UTF-16"),
         (lambda data: re.sub(rb"[\r\n\0]", b"", data), "--data-binary"),
         (lambda data: data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"), "binary mode"),
     ],
@@ -777,15 +614,18 @@ def test_what_was_done_to_a_picture_on_its_way_is_named(
     assert what in str(error)
 
 
-def test_heic_is_accepted_with_its_decoder_and_named_without() -> None:
-    header = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
-    if heic_is_installed():
-        assert "HEIC" in accepted_formats()
-        assert refusal(header).reason == Reason.DAMAGED
-        return
-    error = refusal(header)
-    assert error.reason == Reason.FORMAT_NOT_ALLOWED
-    assert "HEIC, which is not accepted; save it as JPEG" in str(error)
+@pytest.mark.parametrize("name", ["BMP", "WEBP", "GIF", "TIFF", "AVIF"])
+def test_ftp_in_text_mode_is_named_for_every_format(name: str) -> None:
+    data = encode(PHOTO, name)
+    assert "binary mode" in str(refusal(data.replace(b"\n", b"\r\n")))
+
+
+def test_heif_is_accepted_with_its_decoder_and_named_without() -> None:
+    for brands, name in ((b"heic\0\0\0\0mif1heic", "HEIC"), (b"mif1\0\0\0\0mif1miaf", "HEIF")):
+        error = refusal(b"\0\0\0\x18ftyp" + brands)
+        assert heic_is_installed() == ("HEIC" in accepted_formats())
+        assert error.reason == (Reason.DAMAGED if heic_is_installed() else NOT_ALLOWED)
+        assert heic_is_installed() or f"{name}, which is not accepted; save it" in str(error)
 
 
 @pytest.mark.skipif(not heic_is_installed(), reason="needs the extra `heic`")
@@ -827,55 +667,58 @@ def with_a_hole(data: bytes) -> bytes:
     return data[:middle] + data[middle + 200 :]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"subsampling": 2},
-        {"progressive": True},
-        {"restart_marker_blocks": 4},
-        {"restart_marker_rows": 1},
-    ],
-)
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_with_a_hole_is_refused(options: dict[str, Any], mode: str) -> None:
-    if mode == "CMYK" and options == {"subsampling": 2}:
-        pytest.skip("which simplejpeg does not read")
-    data = encode(PHOTO.convert(mode), "JPEG", **options)
-    read_picture(data)
+JPEGS = {
+    f"{mode} {options}": encode(PHOTO.convert(mode), "JPEG", **options)
+    for mode in ("RGB", "L", "CMYK")
+    for options in ({}, {"progressive": True}, {"restart_marker_rows": 1})
+} | {"subsampled": encode(PHOTO, "JPEG", subsampling=2, restart_marker_blocks=4)}
+
+
+@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS.keys())
+def test_a_jpeg_with_a_hole_is_refused_and_one_that_lacks_its_end_marker_is_answered(
+    data: bytes,
+) -> None:
+    middle = (data.rindex(b"\xff\xda") + len(data)) // 2
     for holed in (
-        with_a_hole(data),
+        data[:middle] + data[middle + 200 :],
         data[: len(data) * 9 // 10] + END,  # the end marker says nothing of what came before it
         data[: len(data) // 3] + END,
     ):
         assert refusal(holed).reason == Reason.DAMAGED
-
-
-def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
-    data = encode(PHOTO, "JPEG", progressive=True)
-    scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
-    for cut in (data[: scans[-1]], data[: scans[-1]] + END, data[: scans[2]] + END):
-        assert "cut off" in str(refusal(cut))
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_that_lacks_its_end_marker_alone_is_answered(
-    options: dict[str, Any], mode: str
-) -> None:
-    data = encode(PHOTO.convert(mode), "JPEG", **options)
     result = read_picture(data[:-2])
     np.testing.assert_array_equal(result.pixels, read_picture(data).pixels)
     assert result.warnings == ("its end marker is missing; all of its pixels are there",)
 
 
-def test_what_cameras_leave_in_a_whole_jpeg_refuses_none() -> None:
-    data = picture("JPEG")
-    expected = read_picture(data).pixels
-    for messy in (
-        data[:-2] + b"\0" * 12 + END,  # padding
-        data + bytes(5000) + END,
-        pictures.with_segments(data, (0xE2, b"ICC_PROFILE\0\1\3short"), (0xE0, b"JFIF\0\7")),
-    ):
-        np.testing.assert_array_equal(read_picture(messy).pixels, expected)
-        assert read_picture(messy).warnings == ()
+@pytest.mark.parametrize(
+    ("found", "odd"),
+    [(b"JFIF\0\1", b"JFIF\0\2"), (b"\0\x3f\0", b"\0\0\0"), (b"\xff\xd9", bytes(64) + END)],
+    ids=["JFIF 2", "no coefficients", "padding"],
+)
+def test_an_oddity_of_a_jpeg_hides_no_missing_pixels(found: bytes, odd: bytes) -> None:
+    data = encode(PHOTO, "JPEG")
+    strange = data.replace(found, odd)
+    assert strange != data
+    np.testing.assert_array_equal(pixels(strange), pixels(data))
+    for part in (strange[: len(strange) // 2], with_a_hole(strange)):
+        for end in (b"", END, bytes(64)):
+            assert refusal(part + end).reason == Reason.DAMAGED
+
+
+def test_a_progressive_jpeg_without_some_of_its_scans_is_refused() -> None:
+    data = encode(PHOTO, "JPEG", progressive=True)
+    scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    without_first = data[: scans[0]] + data[scans[1] :]
+    for cut in (data[: scans[-1]], data[: scans[-1]] + END, data[: scans[2]] + END, without_first):
+        assert "cut off" in str(refusal(cut))
+
+
+def test_a_tiff_with_missing_strips_is_refused() -> None:
+    data, _ = layout("RGB")
+    with TiffImageFile(io.BytesIO(data)) as image:
+        sizes = image.tag_v2[279]
+    place = data.index(struct.pack(f"<{len(sizes)}H", *sizes))
+    assert refusal(data[:place] + bytes(2) + data[place + 2 :]).reason == Reason.DAMAGED
+    jpeg, _ = layout("RGB", compression="jpeg")
+    hole = len(jpeg) // 2  # in one strip of several
+    assert refusal(jpeg[:hole] + END + bytes(398) + jpeg[hole + 400 :]).reason == Reason.DAMAGED

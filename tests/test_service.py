@@ -176,6 +176,7 @@ REFUSED = [  # request, slug, words of the detail
     ({"files": {"file": ("", b"")}}, "empty", "'file' is empty"),
     (body(b"", FORM), "empty", "no content"),
     ({"content": b"hello, world"}, "not-a-picture", "looks like text"),
+    (body(b"hello", "application/x-www-form-urlencoded"), "not-a-picture", "--data-binary"),
     ({"files": {"file": ("cat.jpg", b"hello, world")}}, "not-a-picture", "looks like text"),
     ({"content": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "format-not-allowed", "SVG"),
     ({"content": b"%PDF-1.7\n" + bytes(100)}, "format-not-allowed", "PDF"),
