@@ -306,15 +306,19 @@ class _Generation:
         self._control.setblocking(False)
         with theirs:
             number = str(theirs.fileno())
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", owner.program, number, *owner.command],
-                cwd=_ROOT,
-                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the front alone
-            )
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own program
+                    [sys.executable, "-m", owner.program, number, *owner.command],
+                    cwd=_ROOT,
+                    env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the front alone
+                )
+            except OSError:
+                self._control.close()
+                raise
 
     async def start(self) -> None:
         """Load, and start all workers. Raises CannotStart, and OSError."""

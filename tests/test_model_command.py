@@ -142,8 +142,9 @@ def test_folders_and_zips_are_rows_and_a_summary(capsys: pytest.CaptureFixture[s
     assert run("empty", "plain.png") == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line) == {**rows[3], "picture": "plain.png"}
+    Path("empty", "notes.txt").write_bytes(b"")
     assert run("empty") == 1
-    assert "no pictures found" in capsys.readouterr().err
+    assert "; 1 other file left out; no pictures found" in capsys.readouterr().err
 
 
 def many(count: int) -> None:
