@@ -290,6 +290,8 @@ class Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, or another with one message that says what was wrong."""
+    if sys.stderr is None:  # closed; what is printed there would go to standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - it stays open
     for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are escaped
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

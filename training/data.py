@@ -246,7 +246,8 @@ def _list_classes(
             listing.unusable.append((printable(entry.name), f"is {what}"))
         else:
             first, dash, _ = printable(name.name).partition("-")
-            source, label = first if dash else path.stem, float(name.parts[0] == class_names[0])
+            source = first if dash else printable(path.stem)
+            label = float(name.parts[0] == class_names[0])
             picture = Listed(printable(str(name)), source, label, path, partial(load, entry))
             listing.pictures.append(picture)
     return listing
@@ -415,7 +416,7 @@ class PictureSet:
         """What weights and reports say of these data, as JSON values: names of files, never where
         they lay."""
         return {
-            "files": [path.name for path in paths],
+            "files": [printable(path.name) for path in paths],
             "pictures": len(self),
             "classes": {name: self.count(name) for name in self.class_names},
             "sources": self.count_sources(LEAST_OF_A_SOURCE),
