@@ -1,5 +1,11 @@
 """`python -m app`: the service on the address that the settings name."""
 
+import signal
+
+# Until the server handles Ctrl-C, while the imports below take their time, it ends this quietly.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import os
 import sys
@@ -27,8 +33,7 @@ def main() -> None:
     except BadSettings as error:
         sys.exit(str(error))
     if options.settings:
-        print("\n".join(in_force(settings, os.environ)))
-        return
+        sys.exit(_show("\n".join(in_force(settings, os.environ))))
     workers = workers_for(settings, plan(settings.workers))
     try:
         workers.launch()  # so that the weights are loaded while this process imports its libraries
@@ -39,6 +44,18 @@ def main() -> None:
         sys.exit(run(app))
     except CannotStart as error:
         sys.exit(str(error))
+
+
+def _show(text: str) -> str | None:
+    """Print it; where that fails, why."""
+    try:
+        print(text, flush=True)
+        return None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough, as `head` does
+            sys.exit(1)
+        return f"Standard output cannot be written: {error.strerror}."
 
 
 if __name__ == "__main__":

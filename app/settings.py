@@ -87,7 +87,7 @@ def _is_key(text: str) -> bool:
 
 def _keys(text: str) -> tuple[str, ...]:
     keys = _list(text)
-    if not keys or _is_quoted(text) or not all(map(_is_key, keys)):
+    if not keys or not all(map(_is_key, keys)):
         raise ValueError(
             "keys of printable ASCII characters, without spaces or quotation marks around them,"
             " separated by commas"
@@ -123,6 +123,12 @@ def _origins(text: str) -> tuple[str, ...]:
             "without a path or the default port; separated by commas, or * for all"
         )
     return origins
+
+
+def _host(text: str) -> str:
+    if text.startswith("["):
+        raise ValueError("an address or a name; leave out the brackets, as in ::1")
+    return text
 
 
 def _proxies(text: str) -> str:
@@ -270,7 +276,7 @@ class Settings:
     collect_bytes: int = _setting(10**9, _whole(1), "the most bytes that this folder may hold")
     page: bool = _setting(True, _switch, "the web page at /; on or off", "on")
     bind_host: str = _setting(
-        "127.0.0.1", str, "the address that `python -m app` listens on; 0.0.0.0 for all"
+        "127.0.0.1", _host, "the address that `python -m app` listens on; 0.0.0.0 for all"
     )
     bind_port: int = _setting(
         8000, _whole(0, 65535), "the port that `python -m app` listens on; 0 for any free one"
@@ -303,6 +309,8 @@ class Settings:
                 ignored.append(name)
                 continue
             try:
+                if _is_quoted(text.strip()):
+                    raise ValueError("without quotation marks around it")
                 values[name.removeprefix(PREFIX).lower()] = table[name].parse(text.strip())
             except ValueError as error:
                 shown = "a secret" if table[name].secret else repr(text)

@@ -3,6 +3,12 @@ folders and zips. Exit status: 0 if every picture was classified; 1 if a picture
 or there was none; 2 for wrong arguments, unusable weights or a disk error.
 """
 
+import signal
+
+# Until the command handles Ctrl-C, while the imports below take their time, it ends this quietly.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import asyncio
 import fcntl
@@ -10,7 +16,6 @@ import io
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -22,7 +27,7 @@ from typing import Final, Never
 
 from tqdm import tqdm
 
-from model.archive import Found, Pictures, Refused, Row, answers, workers_for
+from model.archive import Found, Pictures, Refused, Row, answers, printable, workers_for
 from model.workers import CannotStart
 
 FIRST_BYTES: Final = b'{"picture": '  # of a row
@@ -35,6 +40,10 @@ class Stopped(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line a picture, or write a row; return the exit status."""
     options = _parser().parse_args(arguments)
+    if sys.stderr is None:  # closed; what is printed there would go to standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - it stays open
+    if sys.stdout is None and not options.output:
+        return _fail("Standard output is closed; open it, or name a file with --output.", 2)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # rows tell what ends a worker
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
@@ -104,7 +113,7 @@ def _print_summary(counts: Counter[str], before: int, skipped: int, seconds: flo
     new = counts.total() - before
     parts = [", ".join(f"{count:,} {kind}" for kind, count in counts.items())]
     parts += [f"{before:,} of these from the previous run"] if before else []
-    parts += [f"{skipped:,} other files left out"] if skipped else []
+    parts += [f"{skipped:,} other file{'s' * (skipped > 1)} left out"] if skipped else []
     parts += [
         f"{new / seconds:,.1f} pictures/s"
         if new
@@ -114,20 +123,15 @@ def _print_summary(counts: Counter[str], before: int, skipped: int, seconds: flo
 
 
 def _sentence(row: Row) -> str:
-    name = _printable(row["picture"])
+    name = printable(row["picture"])
     if "error" in row:
         return f"{name}: {row['error']['reason']}: {row['error']['detail']}"
     notes = "".join(f"; {note}" for note in row["warnings"])
     return f"{name}: {row['label']} ({row['cat_probability']:.4f}){notes}"
 
 
-def _printable(text: str) -> str:
-    """The text on one line, whatever is in it."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-
-
 def _fail(message: str, status: int) -> int:
-    print(_printable(message), file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     return status
 
 

@@ -46,7 +46,7 @@ SYSTEM_NAMES: Final = frozenset(
     (
         *("__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
         *("@eadir", "#recycle", "@recycle", "#snapshot", "lost+found"),
-        *("$recycle.bin", "system volume information"),
+        *("$recycle.bin", "system volume information", "icon\r", "picasa.ini"),
     )
 )
 STANDARD_INPUT: Final = Path("-")
@@ -113,16 +113,24 @@ def folder_entries(folder: Path, *, follow_links: bool = False) -> Iterator[Entr
     """What lies in a folder and its folders, each sorted by name, folders as `name/`.
 
     Held in memory are the names of one folder and of those above it. Links to files are followed
-    always. Links to folders are OTHER, or with `follow_links` entered; one that leads to a folder
-    that was entered before, itself or above it, is BROKEN: it might lead in a circle.
+    always. Links to folders are OTHER, or with `follow_links` entered; one that leads in a circle,
+    to a folder above it, is BROKEN. So that links to and fro end, one within a linked folder is
+    BROKEN too where another one in there led to the same folder.
     """
-    yield from _walk(folder, "", set() if follow_links else None)
+    yield from _walk(folder, "", Above(()) if follow_links else None)
 
 
-def _walk(folder: Path, prefix: str, entered: set[str] | None) -> Iterator[Entry]:
-    """entered: the real path of each folder so far; None where links are not followed."""
-    if entered is not None:
-        entered.add(os.path.realpath(folder))
+class Above(NamedTuple):
+    """What lies above a folder where links are followed."""
+
+    folders: tuple[str, ...]  # real paths
+    linked: set[str] | None = None  # within a linked folder: where links in there led so far
+
+
+def _walk(folder: Path, prefix: str, above: Above | None) -> Iterator[Entry]:
+    """above: None where links are not followed."""
+    if above:
+        above = Above((*above.folders, os.path.realpath(folder)), above.linked)
     try:
         with os.scandir(folder) as found:
             entries = sorted(
@@ -134,27 +142,33 @@ def _walk(folder: Path, prefix: str, entered: set[str] | None) -> Iterator[Entry
     for entry in entries:
         name = prefix + entry.name
         try:
-            kind = _type_in_folder(entry, entered)
+            kind = _type_in_folder(entry, above)
         except OSError as error:
             yield Entry(name, EntryType.BROKEN, error=error)
             continue
         if kind is None:
-            yield from _walk(Path(entry.path), f"{name}/", entered)
+            outermost = above and above.linked is None and entry.is_symlink()
+            below = Above(above.folders, set()) if above and outermost else above
+            yield from _walk(Path(entry.path), f"{name}/", below)
         else:
             yield Entry(name, kind)
 
 
-def _type_in_folder(entry: os.DirEntry[str], entered: set[str] | None) -> EntryType | None:
+def _type_in_folder(entry: os.DirEntry[str], above: Above | None) -> EntryType | None:
     """The type of an entry, None for a folder to enter; raises OSError for a broken one."""
     kind = _type_by_name(entry.name)
     if kind is EntryType.HIDDEN:
         return kind
     if entry.is_dir():
         if entry.is_symlink():
-            if entered is None:
+            if above is None:
                 return EntryType.OTHER
-            if (target := os.path.realpath(entry.path)) in entered:
-                raise OSError(errno.ELOOP, f"links to a folder that is read already, {target}")
+            if (target := os.path.realpath(entry.path)) in above.folders:
+                raise OSError(errno.ELOOP, f"links to a folder that it lies in, {target}")
+            if above.linked is not None:
+                if target in above.linked:
+                    raise OSError(errno.ELOOP, f"links to a folder that is read already, {target}")
+                above.linked.add(target)
         return None
     if kind is not EntryType.OTHER and not stat.S_ISREG(entry.stat().st_mode):
         return EntryType.OTHER
@@ -269,6 +283,11 @@ def _is_archive(source: str) -> bool:
 def text(name: str) -> str:
     r"""A name as valid Unicode: bytes that are none, which Linux allows, are shown as \xff."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def printable(message: str) -> str:
+    """A message, or a name in it, as valid Unicode on one line, whatever is in it."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text(message))
 
 
 def read(path: Path, member: str = "") -> bytes:

@@ -150,7 +150,7 @@ class Workers:
         try:
             self._launched = _Generation(self)
         except OSError as error:
-            raise CannotStart(f"No process can be started: {error.strerror}.") from None
+            raise _cannot_start(error) from None
 
     async def start(self) -> None:
         """Start all workers. Raises CannotStart."""
@@ -207,7 +207,7 @@ class Workers:
                     "busy or too small."
                 ) from None
             if isinstance(error, OSError):
-                raise CannotStart(f"No process can be started: {error.strerror}.") from None
+                raise _cannot_start(error) from None
             raise
 
     def _workers(self) -> list["_Worker"]:
@@ -280,6 +280,11 @@ class Workers:
                 generation.check(time.monotonic())
 
 
+def _cannot_start(error: OSError) -> CannotStart:
+    what = f"{sys.executable}, which the workers run in, cannot be started"
+    return CannotStart(f"{what}: {error.strerror}.")
+
+
 class _Generation:
     """A template, as the front sees it, and the workers that it forked.
 
@@ -301,15 +306,19 @@ class _Generation:
         self._control.setblocking(False)
         with theirs:
             number = str(theirs.fileno())
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", owner.program, number, *owner.command],
-                cwd=_ROOT,
-                env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the front alone
-            )
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own program
+                    [sys.executable, "-m", owner.program, number, *owner.command],
+                    cwd=_ROOT,
+                    env={name: value for name, value in os.environ.items() if name[:4] != "CAT_"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the front alone
+                )
+            except OSError:
+                self._control.close()
+                raise
 
     async def start(self) -> None:
         """Load, and start all workers. Raises CannotStart, and OSError."""

@@ -197,8 +197,9 @@ ONE_MORE_CAT = Z + 3 * (np.arange(400) == np.argmin(Z[:200]))
         # The log loss falls, but the threshold misses the cats.
         (Z, BETTER, 0.99, NOT, r"no better than it was: .* 85.2 % before, 50.0 % after"),
         (8 * (2 * Y - 1), 8.0001 * (2 * Y - 1), 0.5, NOT, "log loss 0.000 before and after"),
+        (Z, 1.008 * Z, 0.5, NOT, "log loss 0.402 before, 0.401 after"),
     ],
-    ids=["better", "a little better", "worse at its threshold", "a difference of nothing"],
+    ids=["better", "a little better", "worse at its threshold", "of nothing", "of hardly anything"],
 )
 def test_a_verdict_says_what_it_rests_on(
     before: Array, after: Array, threshold: float, verdict: str, words: str
@@ -211,3 +212,9 @@ def test_a_verdict_says_what_it_rests_on(
     )
     assert re.search(words, text), text
     assert ("The file contains the weights of it was." in text) == (verdict == NOT)
+
+
+def test_a_few_pictures_are_never_clear() -> None:
+    few = slice(191, 209)
+    found = compare(Z[few], BETTER[few], Y[few], ["a"] * 18, (0.5, 0.5))
+    assert found.verdict == BY_CHANCE

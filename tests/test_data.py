@@ -1,5 +1,6 @@
 """Data for training: what is read, and what is refused with which message."""
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,8 @@ def test_class_folders_may_lie_deeper_and_have_folders_of_their_own(
 @make
 def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path: Path, make: Make) -> None:
     junk = {
+        "cat/Icon\r": b"0",
+        "cat/Picasa.ini": b"0",
         "__MACOSX/cat/._a.jpg": b"0",
         "cat/Thumbs.db": b"0",
         "cat/@eaDir/pets-cat-1.jpg/SYNOPHOTO_THUMB_M.jpg": view(1),
@@ -136,7 +139,7 @@ def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path: Path, mak
     }
     data = read_pictures([make(tmp_path / "d", GOOD | junk)])
     assert data.names == list(GOOD)
-    assert (data.skipped, data.hidden) == ([], 4)
+    assert (data.skipped, data.hidden) == ([], 6)
 
 
 def test_class_folders_and_files_may_be_links_but_not_in_a_circle(tmp_path: Path) -> None:
@@ -151,6 +154,31 @@ def test_class_folders_and_files_may_be_links_but_not_in_a_circle(tmp_path: Path
     with pytest.raises(Refused, match=r"(?s)2 files .*non-cat/again: .*non-cat/gone\.png: "):
         read_pictures([folder])
     assert read_pictures([folder], skip_bad=True).names == names
+
+
+@pytest.mark.parametrize("originals", ["all", "real"])  # before and after the links, by their names
+def test_class_folders_may_be_links_to_folders_beside_them(tmp_path: Path, originals: str) -> None:
+    files = {f"{originals}/c/1.png": view(1), f"{originals}/n/2.png": view(2)}
+    folder = make_folder(tmp_path / "d", files)
+    (folder / "cat").symlink_to(folder / originals / "c")
+    (folder / "non-cat").symlink_to(folder / originals / "n")
+    data = read_pictures([folder])
+    assert data.names == ["cat/1.png", "non-cat/2.png"]
+    assert [name for name, _ in data.skipped] == list(files)
+    (folder / "non-cat").unlink()
+    (folder / "non-cat").symlink_to(folder / originals / "c")
+    with pytest.raises(Refused, match=r"cat/1\.png: is the same picture as non-cat/1"):
+        read_pictures([folder])
+    with pytest.raises(Refused, match="no pictures that can be used"):
+        read_pictures([folder], skip_bad=True)
+
+
+def test_pipes_are_named_and_never_waited_for(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "d", GOOD)
+    for name in ("pipe", "pipe.jpg"):
+        os.mkfifo(folder / "cat" / name)
+    with pytest.raises(Refused, match=r"cat/pipe in .*regular(?s:.*)cat/pipe\.jpg: is no regular"):
+        read_pictures([folder])
 
 
 @make

@@ -79,6 +79,9 @@ def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch: pytest.Mon
         ("- < plain.png", 0, b"-: ", b""),
         ("- <&-", 2, b"", b"Standard input is closed; pipe a picture into the command.\n"),
         ("- 0> out", 2, b"", b"- cannot be read: Bad file descriptor. When it can"),
+        ("plain.png >&-", 2, b"", b"Standard output is closed; open it, or name a file"),
+        ("plain.png --output rows >&-", 0, b"", b" pictures/s"),
+        ("plain.png 2>&-", 0, b"plain.png: ", b""),
         ("page.jpg > /dev/full", 2, b"", b"Standard output cannot be written: No space left"),
         ("plain.png --output no/rows", 2, b"", b"no/rows cannot be written: No such file"),
         ("plain.png --weights page.jpg", 2, b"", b"page.jpg cannot be used"),
@@ -94,6 +97,23 @@ def test_what_is_wrong_is_said_on_standard_error(
     assert done.stdout[: len(printed) or None] == printed
     assert error in done.stderr
     assert len(done.stderr.splitlines()) <= (1 if line else 5)  # one sentence, or the usage
+
+
+@pytest.mark.parametrize(
+    ("command", "imported"), [("model", "tqdm"), ("training", "typer"), ("app", "fastapi")]
+)
+def test_ctrl_c_while_a_command_still_imports_ends_it_quietly(command: str, imported: str) -> None:
+    Path(f"{imported}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)")
+    with subprocess.Popen(
+        [sys.executable, "-m", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == -signal.SIGINT
 
 
 def test_the_process_that_reads_and_writes_decodes_nothing() -> None:
@@ -122,8 +142,9 @@ def test_folders_and_zips_are_rows_and_a_summary(capsys: pytest.CaptureFixture[s
     assert run("empty", "plain.png") == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line) == {**rows[3], "picture": "plain.png"}
+    Path("empty", "notes.txt").write_bytes(b"")
     assert run("empty") == 1
-    assert "no pictures found" in capsys.readouterr().err
+    assert "; 1 other file left out; no pictures found" in capsys.readouterr().err
 
 
 def many(count: int) -> None:

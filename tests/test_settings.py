@@ -85,6 +85,10 @@ PROXIES = "addresses such as 10.0.0.1 or networks"
         ("CAT_COLLECT_BYTES", ["1 GB"], "a whole number of at least 1"),
         ("CAT_PAGE", ["1"], "one of on, off"),
         ("CAT_BIND_PORT", ["65536"], "a whole number from 0 to 65,535"),
+        ("CAT_BIND_HOST", ["[::1]"], "an address or a name; leave out the brackets, as in ::1"),
+        ("CAT_BIND_HOST", ["'::1'"], "without quotation marks around it"),
+        ("CAT_WEIGHTS", ['"/srv/own.safetensors"'], "without quotation marks around it"),
+        ("CAT_THRESHOLD", ["'0.7'"], "without quotation marks around it"),
     ],
 )
 def test_a_bad_value_is_refused_with_the_name_and_what_it_may_be(
@@ -98,10 +102,10 @@ def test_a_bad_value_is_refused_with_the_name_and_what_it_may_be(
 
 @pytest.mark.parametrize("text", [",", "schlüssel", "one two", "'one'", '"one,two"'])
 def test_a_bad_key_is_refused_without_being_shown(text: str) -> None:
-    with pytest.raises(BadSettings, match="CAT_API_KEYS is a secret, but must be keys") as refused:
+    with pytest.raises(BadSettings, match="CAT_API_KEYS is a secret, but must be ") as refused:
         Settings.from_env({"CAT_API_KEYS": text})
     assert repr(text) not in str(refused.value)
-    assert "without spaces or quotation marks around them" in str(refused.value)
+    assert "quotation marks around" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +172,21 @@ def test_the_help_and_the_settings_in_force_name_every_setting_and_no_key() -> N
     for name, setting in settings_table().items():
         assert re.search(rf"^  {name} ", describe(), re.MULTILINE)
         assert f"(default: {setting.default})" in " ".join(describe().split())
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "error"),
+    [
+        ("> /dev/full", 1, b"Standard output cannot be written: No space left on device.\n"),
+        ("| sleep 0", 0, b""),  # which has ended when the settings come
+    ],
+)
+def test_settings_that_cannot_be_printed_are_no_traceback(
+    line: str, status: int, error: bytes
+) -> None:
+    command = f"{sys.executable} -m app --settings {line}"
+    done = subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True)
+    assert (done.returncode, done.stderr) == (status, error)
 
 
 def test_the_defaults_in_words_are_the_defaults() -> None:

@@ -106,7 +106,7 @@ def test_course_writes_weights_that_answer_as_measured(data: Path, tmp_path: Pat
 def test_the_report_is_one_page_that_needs_nothing_else_and_escapes_names(
     data: Path, tmp_path: Path
 ) -> None:
-    data = data.rename(data.with_name("<u>&.h5"))
+    data = data.rename(data.with_name(os.fsdecode(b"<u>&\xff.h5")))
     folder = tmp_path / "w-report"
     folder.mkdir()
     (folder / "thesis.txt").write_bytes(b"before")
@@ -117,7 +117,7 @@ def test_the_report_is_one_page_that_needs_nothing_else_and_escapes_names(
     assert page.count("<svg") == 2
     assert "100.00 % of the training pictures right" in page
     assert "<u>" not in page
-    assert "&lt;u&gt;&amp;.h5" in page
+    assert r"&lt;u&gt;&amp;\xff.h5" in page
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["metrics"]["training"]["true_positive"] == 10
     assert (folder / "thesis.txt").read_bytes() == b"before"
@@ -189,7 +189,7 @@ def test_help_tells_of_every_command_and_its_examples_are_commands(
 def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "d" / "cat"
     folder.mkdir(parents=True)
-    for name in (b"caf\xe9.jpg", "猫.jpg".encode()):
+    for name in (b"caf\xe9.jpg", b"new\nline.jpg", "猫.jpg".encode()):
         (folder / os.fsdecode(name)).write_bytes(b"no picture")
     (tmp_path / "d" / "non-cat").mkdir()
     (tmp_path / "d" / "non-cat" / "1.jpg").write_bytes(b"no picture")
@@ -199,7 +199,8 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
     assert process.returncode == 1
     assert "Traceback" not in err
     assert r"cat/\u732b.jpg in " in err
-    assert r"cat/caf\udce9.jpg in " in err
+    assert r"cat/caf\xe9.jpg in " in err
+    assert r"cat/new\nline.jpg in " in err
 
 
 # --- what it refuses ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,10 @@ async def test_workers_that_cannot_start_say_why(program: str, why: str) -> None
     with pytest.raises(CannotStart, match=why):
         await workers.start()
     assert children(os.getpid()) == before
+
+
+def test_an_interpreter_that_cannot_be_started_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    workers = Workers("tests.probe_worker", [], count=1, memory_bytes=2**25)
+    with pytest.raises(CannotStart, match=r"/nowhere/python, .* cannot be started: No such file"):
+        workers.launch()

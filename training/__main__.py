@@ -1,12 +1,16 @@
 """Command line of the training room: `python -m training COMMAND …`."""
 
+import signal
+
+# Until the command handles Ctrl-C, while the imports below take their time, it ends this quietly.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
 import os
-import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -14,6 +18,7 @@ from typing import Annotated, Any
 try:
     import typer
 
+    from model.archive import text
     from training import Refused
     from training.card import run_card
     from training.course import ITERATIONS, LEARNING_RATE
@@ -48,7 +53,11 @@ A trained classifier is one file, which the service loads:
 Run `python -m training COMMAND --help` for details and examples.
 """,
 )
-say = partial(print, flush=True)
+
+
+def say(line: str) -> None:
+    """Print a line at once, also one with a name that is no valid Unicode."""
+    print(text(line), flush=True)
 
 
 # --- options ------------------------------------------------------------------------------------
@@ -286,6 +295,8 @@ class Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, or another with one message that says what was wrong."""
+    if sys.stderr is None:  # closed; what is printed there would go to standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - it stays open
     for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are escaped
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -329,7 +340,7 @@ def _one_value_each(given: Sequence[str]) -> list[str]:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(message, file=sys.stderr)
+    print(text(message), file=sys.stderr)
     return status
 
 
@@ -338,5 +349,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

@@ -254,6 +254,9 @@ def choose_unsure(
 # --- whether training helped --------------------------------------------------------------------
 
 CLEARLY, BY_CHANCE, NOT = "clearly better", "better, maybe by chance", "no better"
+ENOUGH_TO_COMPARE = 20  # pictures; of fewer the standard errors are guesses themselves
+LEAST_FALL = 0.01  # of the log loss, as a share of it, for it to count,
+LEAST_SHOWN = 0.001  # and of either figure what people are shown
 
 
 @dataclass(frozen=True)
@@ -274,10 +277,11 @@ def compare(
     that is fitted to these very pictures must not take part. thresholds: of both, for them.
 
     Two things decide: the log loss, which counts every picture, and the balanced accuracy at the
-    threshold that is stored, which people get. Clearly better: the log loss falls by more than 1.96
-    standard errors of the mean difference, picture by picture, and the balanced accuracy does not
-    fall. No better: the log loss does not fall, or the balanced accuracy falls by more than 1.96 of
-    its standard errors, or neither differs in the digits that are shown.
+    threshold that is stored, which people get. Clearly better: on `ENOUGH_TO_COMPARE` pictures the
+    log loss falls by `LEAST_FALL` of itself and by more than 1.96 standard errors of the mean
+    difference, picture by picture, and the balanced accuracy does not fall. No better: the log loss
+    does not fall, or by less than that while the balanced accuracy does not rise, or the balanced
+    accuracy falls by more than 1.96 of its standard errors.
     """
     gains = source_weights(sources) * (loss(before, y) - loss(after, y))
     right = [
@@ -293,9 +297,13 @@ def compare(
         }
         for z, threshold in zip((before, after), thresholds, strict=True)
     ]
-    verdict = CLEARLY if _surely_positive(gains) and losses.mean() <= 0 else BY_CHANCE
-    shown = {f"{each['log_loss']:.3f} {each['balanced_accuracy']:.1%}" for each in figures}
-    if gains.mean() <= 0 or _surely_positive(losses) or len(shown) == 1:
+    old, new = figures
+    falls = old["log_loss"] - new["log_loss"] >= max(LEAST_FALL * old["log_loss"], LEAST_SHOWN)
+    rises = new["balanced_accuracy"] - old["balanced_accuracy"] >= LEAST_SHOWN
+    sure = falls and len(y) >= ENOUGH_TO_COMPARE and _surely_positive(gains)
+    verdict = CLEARLY if sure and losses.mean() <= 0 else BY_CHANCE
+    if gains.mean() <= 0 or _surely_positive(losses) or not (falls or rises):
+        verdict = NOT
         verdict = NOT
     return Comparison(figures[0], figures[1], verdict, len(y))
 

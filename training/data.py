@@ -9,6 +9,7 @@ Each of the three becomes a `DataListing`. Then all are read alike, as serving r
 
 import hashlib
 import re
+import stat
 import tomllib
 import zipfile
 import zlib
@@ -26,7 +27,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.archive import Entry, EntryType, folder_entries, zip_entries
+from model.archive import (
+    PICTURE_SUFFIXES,
+    Entry,
+    EntryType,
+    folder_entries,
+    printable,
+    zip_entries,
+)
 from model.machine import cores
 from model.preprocessing import InvalidImage, Preprocessing, read_picture
 from training import Refused
@@ -189,6 +197,8 @@ def _list(path: Path, class_names: tuple[str, str]) -> DataListing:
 
 def _load_file(folder: Path, entry: Entry) -> bytes:
     path = folder / entry.name
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would never end
+        raise OSError("is not a regular file")
     _check_size(path.stat().st_size)
     return path.read_bytes()
 
@@ -220,25 +230,29 @@ def _list_classes(
             listing.hidden += 1
         elif entry.type == EntryType.BROKEN:
             reason = getattr(entry.error, "strerror", None) or entry.error
-            listing.unusable.append((entry.name, f"cannot be read: {reason}"))
+            listing.unusable.append((printable(entry.name), f"cannot be read: {reason}"))
         else:
             found[PurePosixPath(entry.name)] = entry
     root = _class_root(path, sorted(found), class_names)
     for file, entry in sorted(found.items()):
         name = file.relative_to(root) if file.is_relative_to(root) else None
         if name is None or len(name.parts) < 2 or name.parts[0] not in class_names:
-            listing.left_out.append((entry.name, f"not in {class_names[0]}/ or {class_names[1]}/"))
+            reason = f"not in {class_names[0]}/ or {class_names[1]}/"
+            listing.left_out.append((printable(entry.name), reason))
         elif entry.type != EntryType.PICTURE and file.suffix:  # without one, its bytes will tell
             what = (
                 "a zip: unpack it"
                 if entry.type == EntryType.ZIP
-                else ("does not have a picture's file extension")
+                else "not a picture by its file extension"
             )
-            listing.unusable.append((entry.name, f"is {what}"))
+            if file.suffix.lower() in PICTURE_SUFFIXES:
+                what = "not a regular file"
+            listing.unusable.append((printable(entry.name), f"is {what}"))
         else:
-            first, dash, _ = name.name.partition("-")
-            source, label = first if dash else path.stem, float(name.parts[0] == class_names[0])
-            picture = ListedPicture(str(name), source, label, path, partial(load, entry))
+            first, dash, _ = printable(name.name).partition("-")
+            source = first if dash else printable(path.stem)
+            label = float(name.parts[0] == class_names[0])
+            picture = ListedPicture(printable(str(name)), source, label, path, partial(load, entry))
             listing.pictures.append(picture)
     return listing
 
@@ -270,7 +284,7 @@ def _class_root(
 
 
 def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
+    return ", ".join(f"'{printable(name)}'" for name in names)
 
 
 def _check_classes(
@@ -281,7 +295,7 @@ def _check_classes(
 ) -> None:
     where = ", ".join(str(path) for path in paths)
     if not len(labels):
-        raise Refused(f"{where}: no pictures.")
+        raise Refused(f"{where}: no pictures that can be used.")
     if both_classes and len(np.unique(labels)) == 1:
         one, other = class_names if labels[0] else class_names[::-1]
         raise Refused(
@@ -406,7 +420,7 @@ class PictureSet:
         """What weights and reports say of these data, as JSON values: names of files, never where
         they lay."""
         return {
-            "files": [path.name for path in paths],
+            "files": [printable(path.name) for path in paths],
             "pictures": len(self),
             "classes": {name: self.count(name) for name in self.class_names},
             "sources": self.count_sources(LEAST_OF_A_SOURCE),

@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from model.archive import printable
 from model.artifact import build, describe, write_file
 from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics
 from model.machine import cores
@@ -202,7 +203,7 @@ def _task(
             "command": "fit",
             **used,
             "stages": None if start else settings.stages,
-            "teacher": teacher and teacher.name,
+            "teacher": teacher and printable(teacher.name),
         },
         "started_from": start and {"name": start.name, "version": start.version},
         "seed": settings.seed,
@@ -276,7 +277,7 @@ def fit(
     settings = read_settings(config, given or {}, fine_tuning=start is not None)
     network = _load_start(start, data.class_names) if start else None
     with one_blas_thread():
-        task = _task(name or output.stem, data, network, teacher, settings, say)
+        task = _task(printable(name or output.stem), data, network, teacher, settings, say)
         with Trainer(task.layers, task.examples, settings) as trainer:
             run = _begin(task, trainer, unfinished / CHECKPOINT if resumed else None)
             stopped: KeyboardInterrupt | None = None

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from model.archive import printable
 from model.classifier import Classifier, ViewMode
 from model.network import Array, Layer, pieces, sigmoid
 from model.preprocessing import Preprocessing, read_picture
@@ -124,7 +125,7 @@ def read_and_report(
         for count, what in ((len(pictures.skipped), "file"), (pictures.hidden, "hidden file"))
         if count
     )
-    say(f"{', '.join(path.name for path in paths)}: {pictures}{left_out}")
+    say(f"{', '.join(printable(path.name) for path in paths)}: {pictures}{left_out}")
     return pictures
 
 
