@@ -286,7 +286,7 @@ def test_it_learns_from_its_mistakes_and_only_what_is_better_is_served(
 
             wrong = label()
             right, colour = ("non-cat", WARM) if wrong == "cat" else ("cat", COLD)
-            for _ in range(25):  # mistakes, and right answers that are confirmed
+            for _ in range(50):  # mistakes, and right answers that are confirmed
                 for given, shown in ((right, GREEN), (wrong, colour)):
                     content = blot(rng, shown, 90)
                     client.post("/feedback", params={"label": given}, content=content)
