@@ -177,7 +177,9 @@ def test_pipes_are_named_and_never_waited_for(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "d", GOOD)
     for name in ("pipe", "pipe.jpg"):
         os.mkfifo(folder / "cat" / name)
-    with pytest.raises(Refused, match=r"cat/pipe in .*regular(?s:.*)cat/pipe\.jpg: is not a regular"):
+    with pytest.raises(
+        Refused, match=r"cat/pipe in .*regular(?s:.*)cat/pipe\.jpg: is not a regular"
+    ):
         read_pictures([folder])
 
 
