@@ -492,6 +492,15 @@ _RAWS: Final = dict(  # by the first word of the camera's maker
 )
 
 
+def _unsupported(layout: str) -> InvalidImage:
+    """Return the refusal of a TIFF; layout: as after "a TIFF"."""
+    return InvalidImage(
+        Reason.FORMAT_NOT_ALLOWED,
+        f"The file is a TIFF {layout}, which is not supported. Save it as PNG or as another kind "
+        "of TIFF.",
+    )
+
+
 class _Tiff(TiffImageFile):
     """A TIFF whose pixels Pillow reads right; they stay as they lie in the file."""
 
@@ -499,7 +508,12 @@ class _Tiff(TiffImageFile):
     orientation = 1
 
     def _open(self) -> None:
-        super()._open()
+        try:
+            super()._open()
+        except (SyntaxError, KeyError) as error:
+            if isinstance(error, KeyError) or "unknown" in str(error):
+                raise _unsupported("with other numbers or compression than are usual") from error
+            raise
         tags = self.tag_v2
         self._refuse_half_a_directory()
         self._refuse_camera_raws()
@@ -567,11 +581,7 @@ class _Tiff(TiffImageFile):
         if raw and tags.get(_PHOTOMETRIC) == _YCBCR and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1):
             layout = "with uncompressed, subsampled colours (YCbCr)"
         if layout:
-            raise InvalidImage(
-                Reason.FORMAT_NOT_ALLOWED,
-                f"The file is a TIFF {layout}, which is not supported. Save it as PNG or as "
-                "another kind of TIFF.",
-            )
+            raise _unsupported(layout)
 
     def refuse_missing_pixels(self) -> None:
         """Raises InvalidImage where strips or tiles are missing, empty, too short or holed."""

@@ -111,7 +111,11 @@ _OTHER_FILES: Final = (
 _AVIF_BRANDS: Final = {b"avif", b"avis"}
 _HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _HEIF_BRANDS: Final = {b"mif1", b"mif2", b"msf1", b"miaf"}  # of a picture, whatever its codec
-_PICTURE_LATER: Final = re.compile(rb"(\xff\xd8\xff)|(\x89PNG\r\n\x1a\n)|GIF8[79]a")
+_PICTURE_LATER: Final = re.compile(
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<GIF>GIF8[79]a)|"
+    rb"(?P<WebP>RIFF....WEBP)|(?P<TIFF>II\*\0|MM\0\*)|(?P<AVIF>....ftypavif)",
+    re.DOTALL,
+)
 _SEARCHED: Final = 4096  # bytes in which a picture is looked for
 _ENOUGH: Final = 2000  # bytes, among which each of the 256 appears by chance
 # The first bytes of a JPEG and of a PNG, read as text of any encoding and written as Unicode
@@ -245,11 +249,8 @@ def _resemblance(data: bytes) -> str:
         return f": {_as_text(data)}"
     name = _first_match(_OTHER_FILES, data[:2048])
     if name is None and (later := _PICTURE_LATER.search(data, 1, _SEARCHED)):
-        picture = {1: "JPEG", 2: "PNG"}.get(later.lastindex or 0, "GIF")
-        return (
-            f", but a {picture} begins after {size(data[: later.start()])}: remove the bytes "
-            "before it"
-        )
+        before = size(data[: later.start()])
+        return f", but a picture ({later.lastgroup}) begins after {before}: send it without these"
     if name is None and _is_text(data[:2048]):
         name = "text"
     return f" (it looks like {name})" if name else ""

@@ -222,18 +222,20 @@ def layout(
 
 
 def test_every_tiff_layout_is_read_right_or_refused_by_name() -> None:
-    answered, refused = 0, set()
+    answered, refused, reasons = 0, set(), set()
     for each in TIFF_LAYOUTS:
         data, shown = layout(*each)
         try:
             actual = pixels(data)
-        except InvalidImage:
+        except InvalidImage as error:
+            reasons.add(error.reason)
             refused.add((*each[:2], "planar" if each[2] else "chunky"))
             continue
         difference = np.abs(actual - squeezed(shown))
         assert difference.mean() < 6 if each[3] == "jpeg" else difference.max() <= 1, each
         answered += 1
     assert answered > 200
+    assert reasons == {Reason.FORMAT_NOT_ALLOWED}
     assert refused == {
         *(("RGB", 16, "planar"), ("RGBA", 16, "planar")),  # uncompressed
         *(("CMYK", 8, "planar"), ("CMYK", 16, "planar")),
@@ -566,9 +568,10 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
         (NOT_A_PICTURE, b"/9j/4AAQSkZJRgABAQ", "base64"),
         (NOT_A_PICTURE, b"--x\r\nContent-Disposition: form-data", "multipart"),
         (NOT_A_PICTURE, encode(scene(), "PCX"), "JPEG"),
-        (NOT_A_PICTURE, MJPEG_PART + picture(), "a JPEG begins after 37 bytes"),
-        (NOT_A_PICTURE, b"\r\n" + picture(), "a JPEG begins after 2 bytes"),
-        (NOT_A_PICTURE, b"\xef\xbb\xbf" + picture("PNG"), "a PNG begins after 3 bytes"),
+        (NOT_A_PICTURE, MJPEG_PART + picture(), "(JPEG) begins after 37 bytes"),
+        (NOT_A_PICTURE, b"\r\n" + picture(), "(JPEG) begins after 2 bytes"),
+        (NOT_A_PICTURE, MJPEG_PART + picture("WEBP"), "(WebP) begins after 37 bytes"),
+        (NOT_A_PICTURE, b"\xef\xbb\xbf" + picture("PNG"), "(PNG) begins after 3 bytes"),
         (NOT_ALLOWED, b"\0\0\1\0\1\0\x10\x10", "ICO"),
         (NOT_ALLOWED, b"\0\0\2\0\1\0\x10\x10", "CUR"),
         (NOT_ALLOWED, encode(scene(), "TGA"), "TGA"),
