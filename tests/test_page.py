@@ -297,7 +297,7 @@ def test_the_network_that_ships_shows_its_metrics_and_its_learning_curve(visit: 
 
 def test_everything_is_reached_and_done_with_the_keyboard(server: Server, visit: Visit) -> None:
     page = visit(server)
-    for kind in ("<input", "<button", "<button", "<button", "<summary>The", "<summary>From"):
+    for kind in ("<input", "<button", "<button", "<button", "<summary>The", "<summary>Use"):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.outerHTML").startswith(kind)
         outlined = page.locator(":is(:focus-visible, input:focus-visible + label)").last
