@@ -242,9 +242,9 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-def preferred(accept: str, usual: str, other: str) -> str:
-    """Which of two media types an Accept header prefers; the usual one where it names neither."""
-    best = (0.0, usual)
+def preferred(accept: str, default: str, other: str) -> str:
+    """Which of two media types an Accept header prefers; the default one where it names neither."""
+    best = (0.0, default)
     for entry in accept.lower().split(","):
         media, *parameters = (part.strip() for part in entry.split(";"))
         quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
@@ -252,7 +252,7 @@ def preferred(accept: str, usual: str, other: str) -> str:
             found = (float(quality), media)
         except ValueError:
             continue
-        if media in (usual, other) and found[0] > best[0]:
+        if media in (default, other) and found[0] > best[0]:
             best = found
     return best[1]
 

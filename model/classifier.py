@@ -266,7 +266,7 @@ class Classifier:
 
     @cached_property
     def input_statistics(self) -> InputStatistics | None:
-        """What pictures usually are, by which unlike ones are told; None in older artifacts."""
+        """What training pictures are like, to notice unlike ones; None in older artifacts."""
         return InputStatistics.from_metadata(self.metadata)
 
     def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -409,7 +409,7 @@ class _Generation:
             if worker.is_open and worker.pid:
                 logger.warning("Worker %d makes no progress and was killed", worker.pid)
                 worker.kill()
-            else:  # its template should have told how it started, or ended
+            else:  # its template should have said how it started, or ended
                 self.kill()
                 return
 

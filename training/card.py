@@ -87,9 +87,9 @@ def _recipe(classifier: Classifier) -> dict[str, Any]:
     """The settings of its training that differ from the defaults of `fit`."""
     facts = classifier.metadata
     defaults = asdict(FINE_TUNING if facts.get("started_from") else SCRATCH)
-    usual = json.loads(json.dumps(defaults)) | {"command": "fit"}
+    standard = json.loads(json.dumps(defaults)) | {"command": "fit"}
     settings: Mapping[str, Any] = facts.get("training", {})
-    return {name: it for name, it in settings.items() if it not in (None, usual.get(name))}
+    return {name: it for name, it in settings.items() if it not in (None, standard.get(name))}
 
 
 def _architecture(layers: Sequence[Layer]) -> str:

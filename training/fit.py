@@ -128,11 +128,11 @@ def read_settings(
         settings = TypeAdapter(Settings).validate_python(asdict(defaults) | values)
     except ValidationError as error:
         where = f"{config}: " if config else ""
-        told = "; ".join(
+        problems = "; ".join(
             f"{'.'.join(map(str, each['loc']))} is {each['input']!r}: {each['msg']}"
             for each in error.errors()
         )
-        raise Refused(f"{where}{told}.") from error
+        raise Refused(f"{where}{problems}.") from error
     if "threads" not in values:
         settings = replace(settings, threads=max(1, min(cores(), settings.batch // SHARD)))
     if len(settings.stages) > MOST_STAGES:
