@@ -249,10 +249,10 @@ def test_a_folder_that_cannot_be_written_stops_the_start_with_one_sentence(
 # --- the way round ------------------------------------------------------------------------------
 
 
-def learn(start: Path, *arguments: object) -> str:
-    """Run the script that learns from feedback, starting from these weights; what it says."""
+def learn(*arguments: object) -> str:
+    """Run the script that learns from feedback; what it says."""
     command = ["sh", str(REPOSITORY / "examples" / "learn-nightly.sh"), *map(str, arguments)]
-    environment = os.environ | {"PYTHON": sys.executable, "START": str(start)}
+    environment = os.environ | {"PYTHON": sys.executable}
     return subprocess.run(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True
     ).stdout
@@ -291,13 +291,13 @@ def test_it_learns_from_its_mistakes_and_only_what_is_better_is_served(
                     content = blot(rng, shown, 90)
                     client.post("/feedback", params={"label": given}, content=content)
             hangup = shlex.join(["kill", "-HUP", str(server.process.pid)])
-            said = learn(warm, folder, served, hangup, *fine_tuning)
+            said = learn(folder, served, hangup, *fine_tuning)
             assert "clearly better" in said
             version = Classifier.load(served).version
             server.wait_for_log(f"Reloaded: serving served, version {version}")
             assert {label() for _ in range(5)} == {right}
-            # Once more from what is served now: nothing is better than that.
-            said = learn(served, folder, served, hangup, *fine_tuning, "max_lr=1e-9")
+            # Once more: nothing is better than what is served now.
+            said = learn(folder, served, hangup, *fine_tuning, "max_lr=1e-9")
             assert re.search(r"^Not deployed: .*no better", said, re.M)
             assert Classifier.load(served).version == version
         server.stop()
