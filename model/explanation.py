@@ -98,7 +98,7 @@ def explain(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> Explanation:
     dy = np.ones_like(stages[-1])
     for i in reversed(range(chosen[0], len(stages))):
         if i < len(layers):
-            dy = shares.back(layers[i], stages[i], stages[i + 1], dy)
+            dy = shares.back(layers[i], stages[i], dy)
         if i in chosen:
             terms = (stages[i] * dy).reshape(*_places(stages[i], side), -1).sum(axis=2)
             heat += (terms if i == 0 else spread(terms, side)) + shares.placed
@@ -170,20 +170,20 @@ class _BiasTerms:
         self.placed = np.zeros((side, side))
         self.unplaced = 0.0
 
-    def back(self, layer: Layer, x: Array, y: Array, dy: Array) -> Array:
+    def back(self, layer: Layer, x: Array, dy: Array) -> Array:
         """The chain rule through one layer: dx. Its biases' shares are counted."""
         if isinstance(layer, Residual):
             stages: list[Array] = self._scratch.saved[id(layer)]
             dx = dy.copy()
             for i in reversed(range(len(layer.layers))):
-                dx = self.back(layer.layers[i], stages[i], stages[i + 1], dx)
+                dx = self.back(layer.layers[i], stages[i], dx)
             return dx + dy
         bias = layer.parameters.get("bias")
         if bias is not None and dy.ndim == 4:
             self.placed += spread((dy[0] * bias).sum(axis=2), self._side)
         elif bias is not None:
             self.unplaced += float((dy * bias).sum())
-        return layer.backward(x, y, dy, self._scratch, True)[0]
+        return layer.backward(x, dy, self._scratch, True)[0]
 
 
 def spread(terms: Array, side: int) -> Array:
