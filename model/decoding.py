@@ -98,6 +98,7 @@ class Decoded:
     scale: int = 1  # how many times smaller a JPEG was decoded; its last row may be a part of one
     orientation: int = 1  # as EXIF counts it: 1 is upright, up to 8
     animated: bool = False
+    any_transparent: bool = False  # of the pixels that were flattened so far
     bits: int = 8  # a channel
     warnings: list[str] = field(default_factory=list)
 
