@@ -21,19 +21,9 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from model import network
 from model.convolution import Convolution
-from model.network import (
-    Array,
-    Composite,
-    GlobalAverage,
-    Layer,
-    Linear,
-    MaxPool,
-    Mirrored,
-    Relu,
-    Residual,
-    Standardise,
-)
+from model.network import Array, Composite, Layer
 
 MAX_BYTES = 2**30
 _VALUES: Final = "values"  # the name of the header's text
@@ -117,7 +107,10 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
-_LAYERS = (Linear, Standardise, Convolution, Relu, MaxPool, GlobalAverage, Residual, Mirrored)
+_LAYERS = (
+    *(network.Linear, network.Standardise, Convolution, network.Relu, network.MaxPool),
+    *(network.GlobalAverage, network.Residual, network.Mirrored),
+)
 _KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in _LAYERS}
 
 

@@ -506,8 +506,7 @@ class _Tiff(TiffImageFile):
                 raise _unsupported("other numbers or compression than are usual") from error
             raise
         tags = self.tag_v2
-        if tags.next == self._frame_pos[0]:  # still: Pillow did not get to the directory's end
-            raise EOFError("truncated directory")  # of which a part alone gives wrong pixels
+        self._refuse_half_a_directory()
         self._refuse_camera_raws()
         self._refuse_what_pillow_misreads()
         self.bits = max(tags.get(_BITS, (1,)))
@@ -518,6 +517,14 @@ class _Tiff(TiffImageFile):
 
     def load_end(self) -> None:
         """Leave the pixels as they lie: they are turned once they are few."""
+
+    def _refuse_half_a_directory(self) -> None:
+        """Without its last tags (the predictor!) pixels are wrong. Pillow takes what is there."""
+        data, tags = cast(BytesIO, self.fp).getvalue(), self.tag_v2
+        order, big = ("<" if tags.prefix == b"II" else ">"), tags._bigtiff
+        (count,) = struct.unpack_from(order + "HQ"[big], data, tags.offset)
+        if tags.offset + (6 + 12 * count, 16 + 20 * count)[big] > len(data):
+            raise EOFError("truncated directory")
 
     def _refuse_camera_raws(self) -> None:
         """Many raws are TIFFs that begin with a thumbnail."""

@@ -183,8 +183,7 @@ class PictureReader:
         """data: an encoded picture, or the pixels of an upright one, (height, width, 3) RGB."""
         self._data, self._spec, self._limits, self._views = data, spec, limits, views
         decoded = self._decode()
-        tile = self._tile(decoded, WHOLE)
-        self.picture = _describe(decoded, tile)
+        self.picture = _describe(decoded, self._tile(decoded, WHOLE))
         is_small = 4 * decoded.image.width * decoded.image.height <= KEPT_BYTES
         self._decoded = decoded if is_small else None
 
