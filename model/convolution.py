@@ -285,17 +285,12 @@ def _add_tiles(tiles: Array, scratch: Scratch) -> Array:
     sums[:, 4 * rows :] = 0
     sums[:, : 4 * rows, 4 * columns :] = 0
     picture, row, column, channel = sums.strides
-
-    def places(i: int, j: int, high: int, wide: int) -> Array:
-        """Where rows i… and columns j… of all tiles go; within one such part nothing overlaps."""
-        return as_strided(
+    for i, j, high, wide in ((0, 0, 4, 4), (0, 4, 4, 2), (4, 0, 2, 4), (4, 4, 2, 2)):
+        target = as_strided(  # where this part of all tiles goes; within it nothing overlaps
             sums[:, i:, j:],
             (m, rows, columns, high, wide * c),
             (picture, 4 * row, 4 * column, row, channel),
         )
-
-    places(0, 0, 4, 4)[...] = tiles[..., :4, : 4 * c]
-    for i, j, high, wide in ((0, 4, 4, 2), (4, 0, 2, 4), (4, 4, 2, 2)):
-        target = places(i, j, high, wide)
-        target += tiles[..., i : i + high, j * c : (j + wide) * c]
+        part = tiles[..., i : i + high, j * c : (j + wide) * c]
+        np.add(target if i or j else 0, part, out=target)
     return sums

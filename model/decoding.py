@@ -33,10 +33,9 @@ from model.formats import Format, InvalidImage, Reason, damaged, not_accepted, t
 Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of odd metadata, which is nobody's concern here
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# Pillow's table has these two in the other byte order only: 16-bit grey whose 0 is white, and
-# 32-bit grey. A key is byte order, photometric, sample format, fill order, bits, extra samples.
+# Pillow's table has 16-bit grey whose 0 is white in the other byte order only. A key is byte order,
+# photometric, sample format, fill order, bits, extra samples.
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
-TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32B"))
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core
 
 ORIENTATION_TAG: Final = 0x0112
@@ -432,7 +431,7 @@ def _state_transparent_colour(image: Image.Image, bits: int) -> None:
 
 
 _libwebp = ctypes.CDLL(_webp.__file__)  # Pillow's module, and the library that it is linked with
-_WEBP_ABI, _WEBP_EXIF = 0x0200, 0x08
+_WEBP_ABI, _WEBP_ANIMATION, _WEBP_EXIF = 0x0200, 0x02, 0x08
 
 
 def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
@@ -440,13 +439,13 @@ def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
 
     Pillow only knows the decoder for animations, which takes three times as much.
     """
-    if not hasattr(_libwebp, "WebPDecodeRGBAInto"):  # which may be linked statically
+    is_animated = data[12:16] == b"VP8X" and data[20] & _WEBP_ANIMATION
+    if is_animated or not hasattr(_libwebp, "WebPDecodeRGBAInto"):  # which may be linked statically
         return None
     length, features = ctypes.c_size_t(len(data)), (ctypes.c_int * 10)()
-    failed = _libwebp.WebPGetFeaturesInternal(data, length, features, _WEBP_ABI)
-    width, height, has_alpha, is_animated, *_ = features
-    if failed or is_animated:
-        return None
+    if _libwebp.WebPGetFeaturesInternal(data, length, features, _WEBP_ABI):
+        raise damaged(data, Format.WEBP)
+    width, height, has_alpha, *_ = features
     limits.check(Format.WEBP, (width, height))
     pixels = np.empty((height, width, 4), np.uint8)
     _libwebp.WebPDecodeRGBAInto.restype = ctypes.c_void_p
@@ -487,8 +486,8 @@ def _unsupported(what: str) -> InvalidImage:
     """Return the refusal of a TIFF; what: as after "a TIFF with"."""
     return InvalidImage(
         Reason.FORMAT_NOT_ALLOWED,
-        f"The file is a TIFF with {what}, which is not supported. Save it as PNG, or as a usual "
-        "TIFF with 8 or 16 bits per channel.",
+        f"The file is a TIFF with {what}, which is not supported. Save it as PNG, or as a "
+        "TIFF with 8 or 16 bits per channel and interleaved colours.",
     )
 
 
