@@ -269,7 +269,7 @@ def test_weights_of_something_else_are_refused(path: Path) -> None:
         safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path, metadata)
         assert said in refused(path)
     safetensors.numpy.save_file({"a": np.zeros(3)}, path)
-    assert "stored as F64, expected F32 or F16" in refused(path)
+    assert "stored as float64, expected float32 or float16" in refused(path)
 
 
 Change = Callable[[dict[str, Any], dict[str, Any]], object]  # of a file's values and tensors
