@@ -19,6 +19,7 @@ try:
     import typer
 
     from model.archive import text
+    from model.classifier import BadArtifact
     from training import Refused
     from training.card import run_card
     from training.course import ITERATIONS, LEARNING_RATE
@@ -113,8 +114,7 @@ Classes = Annotated[
     ),
 ]
 SkipBad = Annotated[
-    bool,
-    _option("--skip-bad", None, "skip unusable files (default: list them and stop)"),
+    bool, _option("--skip-bad", None, "skip unusable files (default: list them and stop)")
 ]
 
 
@@ -255,8 +255,7 @@ def _card(weights: Weights) -> Work:
 def _course(
     data: Pictures,
     test: Annotated[
-        list[Path] | None,
-        _option("--test", "DATA...", "test pictures, not used for training"),
+        list[Path] | None, _option("--test", "DATA...", "test pictures, not used for training")
     ] = None,
     learning_rate: Annotated[
         float, _option("--learning-rate", "RATE", "learning rate", min=0)
@@ -311,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         status = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
         return _fail("Stopped. No file is incomplete.", status)
-    except Refused as error:
+    except (Refused, BadArtifact) as error:
         return _fail(f"error: {error}")
     except MemoryError as error:
         return _fail(f"error: out of memory: {error}. Use fewer pictures.")

@@ -22,6 +22,7 @@ from model.network import (
 )
 
 STAGES = (64, 128, 256)  # channels at 16×16, 8×8 and 4×4
+MOST_STAGES = 5  # halved after each but the last, 16 places a side become 1
 MEAN, DEVIATION = (0.48, 0.45, 0.41), (0.27, 0.26, 0.27)  # of the training pictures' colours
 
 

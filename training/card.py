@@ -18,7 +18,7 @@ from training import Refused
 from training.data import CLASS_NAMES, PROVENANCE, TEACHERS
 from training.evaluation import FORMAT, for_templates, worst_kinds
 from training.fit import FINE_TUNING, SCRATCH
-from training.report import Say, check_output, load, render
+from training.report import Say, check_output, render
 
 EVALUATION, CARD = "evaluation.json", "MODEL_CARD.md"  # beside the weights
 
@@ -56,7 +56,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 def model_card(weights: Path, results: Mapping[str, Any]) -> str:
     """The card, in Markdown. Raises Refused where the evaluation is of other weights."""
-    classifier = load(weights)
+    classifier = Classifier.load(weights)
     model = results["model"]
     if model["version"] != classifier.version:
         raise Refused(

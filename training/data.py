@@ -27,14 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.archive import (
-    PICTURE_SUFFIXES,
-    Entry,
-    EntryType,
-    folder_entries,
-    printable,
-    zip_entries,
-)
+from model.archive import PICTURE_SUFFIXES, Entry, EntryType, folder_entries, printable, zip_entries
 from model.machine import cores
 from model.preprocessing import InvalidImage, Preprocessing, read_picture
 from training import Refused
@@ -53,7 +46,6 @@ _HDF5_START, _ZIP_STARTS = b"\x89HDF\r\n\x1a\n", (b"PK\3\4", b"PK\5\6")  # zips:
 _MAX_FILE_BYTES = 256 * 2**20  # a zip may claim more than any picture needs
 _PICTURES_A_TASK = 32  # enough to outweigh handing the task to a thread
 _SHOWN = 100  # files that a message lists
-_SKIP = "Remove or replace them, or skip them with --skip-bad."
 
 
 # --- what names tell ----------------------------------------------------------------------------
@@ -157,31 +149,29 @@ def list_pictures(
     parameters see `read_pictures`. Raises Refused but for single files."""
     listing = DataListing()
     for path in paths:
-        found = _list(path, class_names)
-        listing.pictures += found.pictures
-        listing.unusable += found.unusable
-        listing.left_out += found.left_out
-        listing.hidden += found.hidden
+        _list(path, class_names, listing)
     labels = [picture.label for picture in listing.pictures]
     _check_classes(paths, labels, class_names, both_classes)
     return listing
 
 
-def _list(path: Path, class_names: tuple[str, str]) -> DataListing:
+def _list(path: Path, class_names: tuple[str, str], listing: DataListing) -> None:
+    """Add what is in one path to the listing."""
     try:
         if path.is_dir():
             entries = folder_entries(path, follow_links=True)
-            return _list_classes(path, entries, class_names, partial(_load_file, path))
+            return _list_classes(path, entries, class_names, partial(_load_file, path), listing)
         with path.open("rb") as file:
             start = file.read(len(_HDF5_START))
         if start == _HDF5_START or path.suffix.lower() in (".h5", ".hdf5"):
-            return DataListing(_list_hdf5(path, class_names))
+            listing.pictures += _list_hdf5(path, class_names)
+            return None
         if start[:4] in _ZIP_STARTS or path.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(path)  # kept open by those who load from it
             if locked := [each.filename for each in archive.infolist() if each.flag_bits & 1]:
                 raise Refused(f"{path} is encrypted ({locked[0]}). Unpack it, and give the folder.")
-            entries = zip_entries(archive)
-            return _list_classes(path, entries, class_names, partial(_load_member, archive))
+            load = partial(_load_member, archive)
+            return _list_classes(path, zip_entries(archive), class_names, load, listing)
     except FileNotFoundError:
         raise Refused(f"{path} does not exist.") from None
     except zipfile.BadZipFile as error:
@@ -221,9 +211,9 @@ def _list_classes(
     entries: Iterable[Entry],
     class_names: tuple[str, str],
     load: Callable[[Entry], bytes],
-) -> DataListing:
-    """The pictures under the class folders, sorted by their paths."""
-    listing = DataListing()
+    listing: DataListing,
+) -> None:
+    """Add the pictures under the class folders, sorted by their paths."""
     found: dict[PurePosixPath, Entry] = {}
     for entry in entries:
         if entry.type == EntryType.HIDDEN:
@@ -240,21 +230,18 @@ def _list_classes(
             reason = f"not in {class_names[0]}/ or {class_names[1]}/"
             listing.left_out.append((printable(entry.name), reason))
         elif entry.type != EntryType.PICTURE and file.suffix:  # without one, its bytes will tell
-            what = (
-                "a zip: unpack it"
-                if entry.type == EntryType.ZIP
-                else "not a picture by its file extension"
-            )
-            if file.suffix.lower() in PICTURE_SUFFIXES:
-                what = "not a regular file"
-            listing.unusable.append((printable(entry.name), f"is {what}"))
+            reason = "is not a picture by its file extension"
+            if entry.type == EntryType.ZIP:
+                reason = "is a zip: unpack it"
+            elif file.suffix.lower() in PICTURE_SUFFIXES:
+                reason = "is not a regular file"
+            listing.unusable.append((printable(entry.name), reason))
         else:
             first, dash, _ = printable(name.name).partition("-")
             source = first if dash else printable(path.stem)
             label = float(name.parts[0] == class_names[0])
             picture = ListedPicture(printable(str(name)), source, label, path, partial(load, entry))
             listing.pictures.append(picture)
-    return listing
 
 
 def _class_root(
@@ -409,21 +396,22 @@ class PictureSet:
         """What the names tell."""
         return [name_parts(n, s) for n, s in zip(self.names, self.sources, strict=True)]
 
-    def count_sources(self, least: int = 1) -> dict[str, dict[str, int]]:
-        """How many pictures of each class each source has, those of fewer than `least` as one."""
-        sources = join_small([part.source for part in self.parts], least)
-        counts = Counter(zip(sources, self.labels.tolist(), strict=True))
-        first, second = self.class_names
-        return {s: {first: counts[s, 1], second: counts[s, 0]} for s in sorted(set(sources))}
+    @property
+    def reported_sources(self) -> list[str]:
+        """The sources (m,) as figures are given for them: rooms apart, small ones together."""
+        return join_small([part.source for part in self.parts], LEAST_OF_A_SOURCE)
 
     def describe(self, paths: Sequence[Path]) -> dict[str, Any]:
         """What weights and reports say of these data, as JSON values: names of files, never where
         they lay."""
+        first, second = self.class_names
+        counts = Counter(zip(self.reported_sources, self.labels.tolist(), strict=True))
+        sources = sorted({source for source, _ in counts})
         return {
             "files": [printable(path.name) for path in paths],
             "pictures": len(self),
             "classes": {name: self.count(name) for name in self.class_names},
-            "sources": self.count_sources(LEAST_OF_A_SOURCE),
+            "sources": {s: {first: counts[s, 1], second: counts[s, 0]} for s in sources},
             "left_out": len(self.skipped),
             "sha256": self.fingerprint,
         }
@@ -479,9 +467,7 @@ def read_pictures(
         sides[i] = len(pixels)
         pictures[i, : sides[i], : sides[i]] = pixels
 
-    _, failures = on_all_cores(read, len(listed), "reading")
-    if not skip_bad:
-        _check_usable(listing, failures)
+    _, bad = on_all_cores(read, len(listed), "reading")
     data = PictureSet(
         pictures,
         sides,
@@ -493,13 +479,18 @@ def read_pictures(
         listing.hidden,
         [each.load for each in listed],
     )
-    twice = _same_in_both_classes(data, failures)
-    if twice and not skip_bad:
-        pairs = [(data.names[i], why) for i, why in twice.items() if data.labels[i] == 1]
-        count = f"{len(pairs):,} picture{'s are' if len(pairs) > 1 else ' is'}"
-        raise Refused("\n".join([f"{count} in both classes:", *_lines(pairs), _SKIP]))
-    if bad := failures | twice:
-        skipped = data.skipped + [(listed[i].name, reason) for i, reason in sorted(bad.items())]
+    bad |= _same_in_both_classes(data, bad)
+    unusable = [(f"{listed[i].name} in {listed[i].file}", bad[i]) for i in sorted(bad)]
+    unusable += listing.unusable
+    if unusable and not skip_bad:
+        lines = [f"  {name}: {reason}" for name, reason in unusable[:_SHOWN]]
+        if len(unusable) > _SHOWN:
+            lines.append(f"  and {len(unusable) - _SHOWN:,} more")
+        count = f"{len(unusable):,} file{'s' if len(unusable) > 1 else ''}"
+        remedy = "Remove or replace them, or skip them with --skip-bad."
+        raise Refused("\n".join([f"{count} cannot be used:", *lines, remedy]))
+    if bad:
+        skipped = data.skipped + [(listed[i].name, bad[i]) for i in sorted(bad)]
         data = replace(data.only(~np.isin(np.arange(len(listed)), list(bad))), skipped=skipped)
         _check_classes(paths, data.labels, class_names, both_classes)
     return data
@@ -541,28 +532,6 @@ def on_all_cores(
             pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest
             raise
     return results, failures
-
-
-def _check_usable(listing: DataListing, failures: Mapping[int, str]) -> None:
-    """Refuse what lies in the class folders and cannot be used, all in one message. failures: why
-    pictures of the listing could not be read, by place."""
-    pictures, unusable = listing.pictures, listing.unusable
-    bad = [
-        (f"{pictures[i].name} in {pictures[i].file}", why) for i, why in sorted(failures.items())
-    ]
-    message = []
-    if bad:
-        message += [f"{len(bad):,} of {len(pictures):,} pictures cannot be read:", *_lines(bad)]
-    if unusable:
-        count = f"{len(unusable):,} file{'s' if len(unusable) > 1 else ''}"
-        message += [f"{count} among the pictures cannot be used:", *_lines(unusable)]
-    if message:
-        raise Refused("\n".join([*message, _SKIP]))
-
-
-def _lines(files: Sequence[tuple[str, str]]) -> list[str]:
-    lines = [f"  {name}: {reason}" for name, reason in files[:_SHOWN]]
-    return [*lines, f"  and {len(files) - _SHOWN:,} more"] if len(files) > _SHOWN else lines
 
 
 def _same_in_both_classes(data: PictureSet, unread: Mapping[int, str]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Which pictures `fit` learns from, which it measures with, and what answers for those are worth.
+"""Which pictures `fit` learns from, and which it measures with.
 
 Pictures to validate on are read as the service reads them. Near copies of a picture (saved again,
 resized, mirrored) are on one side; otherwise the figures would be too good.
@@ -12,35 +12,15 @@ everywhere but in one place.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from model.archive import printable
-from model.classifier import Classifier, ViewMode
-from model.network import Array, Layer, pieces, sigmoid
+from model.network import Array, pieces
 from model.preprocessing import Preprocessing, read_picture
 from training import Refused
 from training.augmentation import LUMA
-from training.calibration import (
-    by_source,
-    calibrate,
-    choose_threshold,
-    mean_balanced_accuracy,
-    source_log_loss,
-)
-from training.data import (
-    CLASS_NAMES,
-    LEAST_OF_A_SOURCE,
-    Load,
-    PictureSet,
-    Pixels,
-    join_small,
-    on_all_cores,
-    read_pictures,
-)
-from training.loop import score
-from training.metrics import roc_auc, summary
+from training.data import CLASS_NAMES, PictureSet, on_all_cores, read_pictures
 from training.report import Say
 
 LARGEST, SMALLEST = 96, 64  # sides that training pictures are kept at: crops of 64 need room
@@ -263,64 +243,3 @@ def count_copies(groups: Array) -> int:
     """How many pictures are copies of another one."""
     _, sizes = np.unique(groups, return_counts=True)
     return int(sizes[sizes > 1].sum())
-
-
-# --- what answers for them are worth ------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Validation:
-    """m pictures (m, 64, 64, 3) to validate on, their labels (m,), and their sources as they are
-    reported: rooms are one of their own, and those of few pictures are one together."""
-
-    pictures: Pixels
-    labels: Array
-    sources: Sequence[str]
-    lookalikes: Sequence[str]  # sources that set no limit to the threshold
-    files: Sequence[Load]
-
-    @classmethod
-    def of(cls, pictures: PictureSet, lookalikes: Sequence[str]) -> "Validation":
-        """The pictures of a set, which were read at the network's size."""
-        sources = join_small([part.source for part in pictures.parts], LEAST_OF_A_SOURCE)
-        return cls(pictures.pictures, pictures.labels, sources, lookalikes, pictures.files)
-
-    def logits(self, layers: Sequence[Layer], threads: int) -> Array:
-        """z (m,) float64 of the network."""
-        sides = np.full(len(self.pictures), self.pictures.shape[1])
-        return score(layers, self.pictures, sides, threads).astype(np.float64)
-
-    def answers(self, classifier: Classifier, threads: int, views: ViewMode = "all") -> Array:
-        """z (m,) float64 that the classifier answers by: from all its views, or from one."""
-        if views == "one" or len(classifier.views.boxes) == 1:
-            return self.logits(classifier.layers, threads)
-        return classifier.logits(classifier.read(load()) for load in self.files)
-
-    def log_loss(self, z: Array) -> float:
-        """The mean over the sources of the mean loss of each."""
-        return source_log_loss(z, self.labels, self.sources)
-
-    def threshold(self, p: Array, otherwise: Sequence[float] = (0.5,)) -> float:
-        """The threshold that probabilities p (m,) ask for; see `choose_threshold`."""
-        return choose_threshold(self.labels, p, self.sources, otherwise, self.lookalikes)
-
-    def epoch_figures(self, z: Array) -> dict[str, Any]:
-        """The figures of one epoch, as JSON values: after a calibration and with a threshold of its
-        own, since that is how its network would be saved."""
-        y, sources = self.labels, self.sources
-        calibration = calibrate(z, y, sources)
-        z = calibration.scale * z + calibration.shift
-        p = sigmoid(z)
-        aucs = {source: roc_auc(y[own], p[own]) for source, own in by_source(sources).items()}
-        return {
-            "log_loss": self.log_loss(z),
-            "balanced_accuracy": mean_balanced_accuracy(y, p, sources, self.threshold(p)),
-            "roc_auc": {source: auc for source, auc in aucs.items() if auc == auc},  # not NaN
-        }
-
-    def metrics(self, p: Array, threshold: float) -> dict[str, Any]:
-        """`training.metrics.summary` of each source, and of all pictures together under "all"."""
-        y = self.labels
-        every = by_source(self.sources)
-        apart = {name: summary(y[own], p[own], threshold) for name, own in every.items()}
-        return {"all": summary(y, p, threshold), **(apart if len(apart) > 1 else {})}

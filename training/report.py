@@ -18,10 +18,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from tqdm import tqdm
 
 from model.artifact import write_file
-from model.classifier import BadArtifact, Classifier
-from training import Refused
+from model.classifier import Classifier
 from training.metrics import wilson_interval
 
+DType = Literal["float32", "float16"]
 Say = Callable[[str], None]  # prints a line for the person at the terminal
 
 PAGE, METRICS = "report.html", "metrics.json"  # the files of every report folder
@@ -78,8 +78,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def outputs(output: Path) -> Path:
-    """The folder of the report, next to the weights file. Finds out before the work what would keep
-    both from being written; raises OSError."""
+    """The folder of the report, next to the weights file; both are checked as below."""
     folder = output.with_name(f"{output.stem}-report")
     check_output(output)
     check_folder(folder)
@@ -127,21 +126,7 @@ def write_report(
             write_file(folder / name, text.encode())
 
 
-def save(
-    classifier: Classifier, output: Path, dtype: Literal["float32", "float16"] = "float32"
-) -> Classifier:
-    """`Classifier.save`, with what goes wrong as the command line tells it. Raises Refused, and
-    OSError with the file's name."""
-    try:
-        with with_file_name(output):
-            return classifier.save(output, dtype)
-    except BadArtifact as error:
-        raise Refused(str(error)) from error
-
-
-def load(path: Path) -> Classifier:
-    """`Classifier.load`; raises Refused."""
-    try:
-        return Classifier.load(path)
-    except BadArtifact as error:
-        raise Refused(str(error)) from error
+def save(classifier: Classifier, output: Path, dtype: DType = "float32") -> Classifier:
+    """`Classifier.save`; raises BadArtifact, and OSError with the file's name."""
+    with with_file_name(output):
+        return classifier.save(output, dtype)
