@@ -135,10 +135,7 @@ def answers(classifier: Classifier, files: Sequence[Load], label: str) -> tuple[
         prediction = own.classifier.predict(files[i]())
         return prediction.cat_probability, prediction.views
 
-    found, failures = on_all_cores(ask, len(files), label)
-    for why in failures.values():
-        raise Refused(f"A picture could be read before, but not now: {why}.")
-    p, views = np.array([found[i] for i in range(len(files))]).T
+    p, views = np.array(on_all_cores(ask, len(files), label)).T
     return p, views
 
 
@@ -377,8 +374,8 @@ def run_evaluate(
         preprocessing=classifier.preprocessing,
         both_classes=False,
         skip_bad=skip_bad,
+        say=say,
     )
-    say(f"{', '.join(file.name for file in files)}: {pictures}")
     figures, p = evaluate(classifier, pictures)
     described = pictures.describe(files)
     results = {"split": split, "file": weights.name, "data": described, **figures}

@@ -52,7 +52,6 @@ from training.held_back import Data, read
 from training.loop import (
     Best,
     Examples,
-    Run,
     Settings,
     Trainer,
     one_blas_thread,
@@ -112,7 +111,7 @@ def read_settings(
     """The settings: `given` (None where nothing is), over those of the TOML file, over defaults.
 
     Without `threads`, as many as there are processors for, each with enough of the batch to be
-    worth it. Raises Refused for an unknown name and a value that cannot be.
+    worth it. Raises Refused for an unknown name and a value that cannot be; OSError.
     """
     values: dict[str, Any] = {}
     if config:
@@ -120,8 +119,6 @@ def read_settings(
             values = tomllib.loads(config.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{config} is not TOML: {error}.") from error
-        except OSError as error:
-            raise Refused(f"{config} cannot be read: {error.strerror or error}.") from error
     values |= {name: value for name, value in given.items() if value is not None}
     if fine_tuning and given.get("stages"):
         raise Refused("stages can be set only from scratch, not with --from.")
@@ -169,31 +166,26 @@ def _task(
     training, held = read(data, settings.seed, say)
     sources = join_small(training.sources)
     if unknown := sorted(settings.shares.keys() - set(sources)):
-        raise Refused(
-            f"shares: there is no source {', '.join(unknown)}. The sources are "
-            f"{', '.join(sorted(set(sources)))}."
-        )
-    targets = training.labels[:, None]
+        known = ", ".join(sorted(set(sources)))
+        raise Refused(f"shares: there is no source {', '.join(unknown)}. The sources are {known}.")
+    labels = training.labels
+    targets = labels[:, None]
     if teacher:
         targets = soft_targets(teacher, training, settings.teacher_share)
         if start:  # a network that is there has one output
             targets = targets[:, :1]
     lookalikes = [  # of each picture the kind by which it is drawn, "" for those that are none
         (part.kind or source) if source in settings.lookalikes and not label else ""
-        for part, source, label in zip(
-            training.parts, training.sources, training.labels, strict=True
-        )
+        for part, source, label in zip(training.parts, training.sources, labels, strict=True)
     ]
     share = settings.lookalike_share
-    weights = sampling_weights(training.labels, sources, settings.shares, lookalikes, share)
+    weights = sampling_weights(labels, sources, settings.shares, lookalikes, share)
     if start:  # a copy: training changes its layers, and the result is compared with the start
         layers = copy.deepcopy(unmirrored(start.layers))
     else:
         if min(training.count(name) for name in training.class_names) < FEW:
-            say(
-                f"note: with fewer than {FEW:,} pictures per class, training from scratch gives a "
-                "weak network; use --from model/cat.safetensors"
-            )
+            weak = "training from scratch gives a weak network; use --from model/cat.safetensors"
+            say(f"note: with fewer than {FEW:,} pictures per class, {weak}")
         rng = np.random.default_rng(settings.seed)
         layers = default_network(rng, settings.stages, targets.shape[1])
     used = asdict(settings) | {"teacher_share": settings.teacher_share if teacher else None}
@@ -228,11 +220,10 @@ def _task(
 
 def _load_start(path: Path, class_names: tuple[str, str]) -> Classifier:
     start = Classifier.load(path)
-    if start.preprocessing != Preprocessing():
-        raise Refused(
-            f"{path} reads pictures as {start.preprocessing.to_json()}; fine-tuning supports only "
-            f"{Preprocessing().to_json()}. Train from scratch."
-        )
+    own, supported = start.preprocessing.to_json(), Preprocessing().to_json()
+    if own != supported:
+        what = f"fine-tuning supports only {supported}. Train from scratch."
+        raise Refused(f"{path} reads pictures as {own}; {what}")
     if class_names == start.class_names[::-1]:
         first, second = start.class_names
         raise Refused(f"{path} detects {first!r}. Use --classes {first} {second}.")
@@ -271,20 +262,21 @@ def fit(
         task = _task(printable(name or output.stem), data, network, teacher, settings, say)
         with Trainer(task.layers, task.examples, settings) as trainer:
             if resumed:
-                run = resume(unfinished / CHECKPOINT, trainer, task.identity)
+                resume(unfinished / CHECKPOINT, trainer, task.identity)
             else:
-                run = Run(task.identity, best=_best_before(task))
+                trainer.best = _best_before(task)
             stopped: KeyboardInterrupt | None = None
             try:
-                _run_epochs(trainer, task, run, unfinished, say)
+                _run_epochs(trainer, task, unfinished, say)
             except KeyboardInterrupt as interrupt:
                 stopped = interrupt
-        if run.curve:
-            _write(task, run, output, folder, say)
+        epochs = len(trainer.curve)
+        if trainer.best and epochs:
+            _write(task, trainer.best, trainer.curve, output, folder, say)
     if stopped:
         say(
-            f"Stopped after epoch {len(run.curve)} of {settings.epochs}. To continue, add --resume."
-            if run.curve
+            f"Stopped after epoch {epochs} of {settings.epochs}. To continue, add --resume."
+            if epochs
             else "Stopped before the end of the first epoch: nothing was written."
         )
         raise stopped
@@ -294,14 +286,11 @@ def fit(
 def _check_unfinished(folder: Path, resumed: bool) -> None:
     there = (folder / CHECKPOINT).is_file()
     if there and not resumed:
-        raise Refused(
-            f"{folder} contains an unfinished run. Continue it with --resume, delete the folder "
-            "to start again, or choose another --output."
-        )
+        remedy = "Continue it with --resume, delete the folder to start again"
+        raise Refused(f"{folder} contains an unfinished run. {remedy}, or choose another --output.")
     if resumed and not there:
-        raise Refused(
-            f"There is no unfinished run in {folder}. Remove --resume to start a new one."
-        )
+        remedy = "Remove --resume to start a new one."
+        raise Refused(f"There is no unfinished run in {folder}. {remedy}")
 
 
 def _best_before(task: Task) -> Best | None:
@@ -313,12 +302,9 @@ def _best_before(task: Task) -> Best | None:
     return Best(0, source_log_loss(z, task.held.labels, task.held.reported_sources), layers)
 
 
-def _run_epochs(trainer: Trainer, task: Task, run: Run, folder: Path, say: Say) -> None:
-    """Train to the end of the run from wherever the trainer is, adding to `run` after each epoch.
-
-    The checkpoint and the log in `folder` are those of the last complete epoch at any time; an
-    interruption loses the epoch that was going on, and `run` is then good for what is in it.
-    """
+def _run_epochs(trainer: Trainer, task: Task, folder: Path, say: Say) -> None:
+    """Train to the end of the run from wherever the trainer is. The checkpoint and the log in
+    `folder` are those of the last complete epoch: an interruption loses the one going on."""
     config = trainer.config
     each = trainer.steps_per_epoch * config.batch
     latest = ""
@@ -340,14 +326,14 @@ def _run_epochs(trainer: Trainer, task: Task, run: Run, folder: Path, say: Say) 
                 "pictures_per_second": len(losses) * config.batch / trained,
                 "seconds": monotonic() - began,
             }
-            if run.best is None or row["log_loss"] < run.best.log_loss:
-                run.best = Best(trainer.epoch, row["log_loss"], layers)
-            run.curve.append(row)
+            if trainer.best is None or row["log_loss"] < trainer.best.log_loss:
+                trainer.best = Best(trainer.epoch, row["log_loss"], layers)
+            trainer.curve.append(row)
             folder.mkdir(parents=True, exist_ok=True)
             with with_file_name(folder / CHECKPOINT):
-                save_checkpoint(folder / CHECKPOINT, trainer, run)
+                save_checkpoint(folder / CHECKPOINT, trainer, task.identity)
             with with_file_name(folder / LOG):
-                write_file(folder / LOG, _log_text(run.curve).encode())
+                write_file(folder / LOG, _log_text(trainer.curve).encode())
             latest = f", val {row['balanced_accuracy']:.1%}"
             with tqdm.external_write_mode():
                 say(_epoch_line(row, config.epochs))
@@ -433,11 +419,13 @@ def _compare(task: Task, start: Classifier, classifier: Classifier) -> Compariso
 # --- what is written ----------------------------------------------------------------------------
 
 
-def _write(task: Task, run: Run, output: Path, folder: Path, say: Say) -> None:
-    best, start = run.best, task.start
-    assert best is not None
+def _write(
+    task: Task, best: Best, rows: Sequence[Mapping[str, Any]], output: Path, folder: Path, say: Say
+) -> None:
+    """rows: of the learning curve."""
+    start = task.start
     say(f"best epoch: {best.epoch}; calibrating and measuring")
-    curve = [{k: v for k, v in row.items() if k not in TIMINGS} for row in run.curve]
+    curve = [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
     facts = {**task.facts, "learning_curve": curve, "best_epoch": best.epoch}
     classifier = build_classifier(best.layers, task, facts)
     if start:
@@ -445,13 +433,9 @@ def _write(task: Task, run: Run, output: Path, folder: Path, say: Say) -> None:
         if comparison.verdict == NOT and best.epoch:
             classifier = build_classifier(unmirrored(start.layers), task, facts | {"best_epoch": 0})
         classifier.metadata["comparison"] = asdict(comparison)
-    own = {
-        "name": task.name,
-        "class_names": classifier.class_names,
-        "threshold": classifier.threshold,
-    }
-    page = _page(task, classifier, run.curve)
-    write_report(folder, page, own | classifier.metadata, {LOG: _log_text(run.curve)})
+    own = {name: getattr(classifier, name) for name in ("name", "class_names", "threshold")}
+    page = _page(task, classifier, rows)
+    write_report(folder, page, own | classifier.metadata, {LOG: _log_text(rows)})
     saved = save(classifier, output, "float16")
     if start:
         say(render("comparison.txt", comparison=comparison, start=start.name).strip())
@@ -501,9 +485,8 @@ def build_classifier(layers: Sequence[Layer], task: Task, facts: Mapping[str, An
         INPUT_STATISTICS: InputStatistics.of(held.pictures).to_json(),
     }
     classifier = replace(classifier, threshold=threshold, metadata={**facts, **found})
-    return replace(
-        classifier, golden=choose_golden(classifier, np.random.default_rng(settings.seed))
-    )
+    rng = np.random.default_rng(settings.seed)
+    return replace(classifier, golden=choose_golden(classifier, rng))
 
 
 def round_to_float16(layers: Sequence[Layer]) -> list[Layer]:

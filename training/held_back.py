@@ -11,15 +11,15 @@ everywhere but in one place.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from model.archive import printable
 from model.network import Array, pieces
 from model.preprocessing import Preprocessing, read_picture
 from training import Refused
-from training.augmentation import LUMA
+from training.augmentation import LUMA, cosines
 from training.data import CLASS_NAMES, PictureSet, on_all_cores, read_pictures
 from training.report import Say
 
@@ -46,32 +46,28 @@ class Data:
 def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
     """The pictures to train on, at their own size, and those to validate on, at the network's.
     Raises Refused."""
-    training = read_and_report(data.training, data, say, side=LARGEST, smallest=SMALLEST)
+    read_all = partial(read_pictures, class_names=data.class_names, skip_bad=data.skip_bad, say=say)
+    training = read_all(data.training, LARGEST, smallest=SMALLEST)
     grey = grey_pictures(training.pictures, training.sides)
     if data.validation:
-        held = read_and_report(data.validation, data, say)
+        held = read_all(data.validation)
         copies = copies_of(grey_pictures(held.pictures, held.sides), grey)
         if copies.any():
-            say(
-                f"left out {copies.sum():,} validation pictures that are copies of training "
-                f"pictures ({COPIES})"
-            )
+            what = f"validation pictures that are copies of training pictures ({COPIES})"
+            say(f"left out {copies.sum():,} {what}")
             held = held.only(~copies)
     else:
         parts = f"({LEAST_TRAINING} to train on and {LEAST_HELD_BACK} to hold back)"
         _check_counts(training, LEAST_TRAINING + LEAST_HELD_BACK, f"in the data {parts}")
         groups = copy_groups(grey)
         if count := count_copies(groups):
-            say(
-                f"{count:,} pictures have copies ({COPIES}); copies stay together in training "
-                "or in validation"
-            )
+            together = "copies stay together in training or in validation"
+            say(f"{count:,} pictures have copies ({COPIES}); {together}")
         chosen, divided = hold_back(training, groups, np.random.default_rng((seed, 7)))
         for name in divided:
             say(
-                f"note: almost all pictures of {name!r} are copies of each other. Some are in "
-                "both training and validation, so the figures are too good. Use --validation "
-                "with other pictures."
+                f"note: almost all pictures of {name!r} are copies of each other. Some are in both "
+                "training and validation: the figures are too good. Use --validation with others."
             )
         held = _read_again(training, chosen)
         training = training.only(~chosen)
@@ -82,44 +78,15 @@ def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
     return training, held
 
 
-def read_and_report(
-    paths: Sequence[Path],
-    data: Data,
-    say: Say,
-    *,
-    side: int = 64,
-    smallest: int | None = None,
-    both_classes: bool = True,
-) -> PictureSet:
-    """`read_pictures`, and a line that says what was read."""
-    pictures = read_pictures(
-        paths,
-        side,
-        data.class_names,
-        smallest=smallest,
-        both_classes=both_classes,
-        skip_bad=data.skip_bad,
-    )
-    left_out = "".join(
-        f"; left out {count:,} {what}{'s' if count > 1 else ''}"
-        for count, what in ((len(pictures.skipped), "file"), (pictures.hidden, "hidden file"))
-        if count
-    )
-    say(f"{', '.join(printable(path.name) for path in paths)}: {pictures}{left_out}")
-    return pictures
-
-
 def _read_again(pictures: PictureSet, chosen: Array) -> PictureSet:
     """The chosen pictures (m,) bool, read from their files at the network's size."""
     places, spec = np.flatnonzero(chosen), Preprocessing()
-    read, failures = on_all_cores(
+    read = on_all_cores(
         lambda i: read_picture(pictures.files[places[i]](), spec).pixels, len(places), "reading"
     )
-    for i, why in failures.items():
-        raise Refused(f"{pictures.names[places[i]]} could be read before, but not now: {why}.")
     sides = np.full(len(pictures), spec.side, np.int16)
     without = replace(pictures, pictures=np.zeros((len(sides), 0, 0, 3), np.uint8), sides=sides)
-    return replace(without.only(chosen), pictures=np.stack([read[i] for i in sorted(read)]))
+    return replace(without.only(chosen), pictures=np.stack(read))
 
 
 def _check_counts(pictures: PictureSet, least: int, purpose: str) -> None:
@@ -177,10 +144,8 @@ _REACH = np.float32(np.sqrt(2 * (1 - LEAST_CORRELATION)))  # distance of vectors
 _LOW = 6  # coarse cosines a direction that are compared first
 _AT_ONCE = 256
 
-_PLACE = np.arange(GREY_SIDE)
-_COSINES = np.sqrt(2 / GREY_SIDE) * np.cos(np.pi * (_PLACE + 0.5) * _PLACE[:, None] / GREY_SIDE)
-_COSINES[0] /= np.sqrt(2)
-_MIRROR = np.tile(np.where(_PLACE[:_LOW] % 2, -1, 1), _LOW).astype(np.float32)  # signs of `low`
+_COSINES = cosines(GREY_SIDE)
+_MIRROR = np.tile(np.where(np.arange(_LOW) % 2, -1, 1), _LOW).astype(np.float32)  # signs of `low`
 
 
 def grey_pictures(pictures: Array, sides: Array) -> Array:

@@ -21,7 +21,17 @@ from pydantic import ConfigDict, Field
 from threadpoolctl import threadpool_limits
 
 from model.artifact import build, describe, pack, read_file, unpack, write_file
-from model.network import Array, Composite, Gradients, Layer, Scratch, forward, parameters, pieces
+from model.network import (
+    Array,
+    Composite,
+    Gradients,
+    Layer,
+    Scratch,
+    forward,
+    parameters,
+    pieces,
+    prepare,
+)
 from training import Refused
 from training.architecture import MOST_STAGES, STAGES, batch_norms, first_output, fold
 from training.augmentation import augment, mix, whole
@@ -192,10 +202,20 @@ class Examples:
     weights: Array
 
 
+@dataclass(frozen=True)
+class Best:
+    """The network of the best epoch so far, as it would be saved; epoch 0 is before training."""
+
+    epoch: int
+    log_loss: float  # on validation
+    layers: list[Layer]
+
+
 class Trainer:
     """A network in training: layers, optimiser, progress; a `with` ends its threads.
 
-    An epoch that is interrupted leaves it undefined; what `folded` gave before stays as it was.
+    Of the run until now, `curve` has a row of JSON values for each epoch, and `best` the best
+    network; who measures adds to them. An epoch that is interrupted leaves the layers undefined.
     """
 
     def __init__(self, layers: list[Layer], examples: Examples, config: Settings) -> None:
@@ -203,6 +223,8 @@ class Trainer:
             raise ValueError("start_share is for weights that are trained, without normalisation")
         self.layers, self.examples, self.config = layers, examples, config
         self.epoch = 0
+        self.curve: list[dict[str, Any]] = []
+        self.best: Best | None = None
         self.optimizer = Optimizer(
             layers,
             momentum=config.momentum,
@@ -320,13 +342,6 @@ class Trainer:
         results = [one for part in self._pool.map(run, range(config.threads)) for one in part]
         return {id(n): np.mean([one[i] for one in results], axis=0) for i, n in enumerate(norms)}
 
-    def restore(self, vectors: Mapping[str, Array], epoch: int, steps: int) -> None:
-        """Go on, bit for bit, from the optimiser's vectors after so many epochs and steps."""
-        for name, vector in self.optimizer.vectors.items():
-            vector[...] = vectors[name]
-        self.epoch, self.optimizer.steps = epoch, steps
-        self._prepare(self.layers)
-
 
 def draw(weights: Array, count: int, rng: np.random.Generator) -> Array:
     """`count` indices in random order, each as often as its weight says, rounded up or down
@@ -401,43 +416,28 @@ def sampling_weights(
 # that other settings or data are noticed.
 
 
-@dataclass(frozen=True)
-class Best:
-    """The network of the best epoch so far, as it would be saved; epoch 0 is before training."""
+def save_checkpoint(path: Path, trainer: Trainer, identity: dict[str, Any]) -> None:
+    """Write the checkpoint, whole or not at all. Raises OSError.
 
-    epoch: int
-    log_loss: float  # on validation
-    layers: list[Layer]
-
-
-@dataclass
-class Run:
-    """What a run depends on, and what it has come to beside the optimiser's vectors."""
-
-    identity: dict[str, Any]  # JSON values by name: every run with the same gives the same weights
-    curve: list[dict[str, Any]] = field(default_factory=list)  # one row of JSON values an epoch
-    best: Best | None = None
-
-
-def save_checkpoint(path: Path, trainer: Trainer, run: Run) -> None:
-    """Write the checkpoint, whole or not at all. Raises OSError."""
+    identity: JSON values by name, on which the weights depend.
+    """
     tensors = {f"state.{name}": value for name, value in trainer.optimizer.vectors.items()}
     values: dict[str, Any] = {
         "checkpoint_version": CHECKPOINT_VERSION,
-        "identity": run.identity,
-        "curve": run.curve,
+        "identity": identity,
+        "curve": trainer.curve,
         "progress": [trainer.epoch, trainer.optimizer.steps],
         "best": None,
     }
-    if best := run.best:
+    if best := trainer.best:
         values["best"] = {"epoch": best.epoch, "log_loss": best.log_loss}
         values["best"]["architecture"] = describe(best.layers)
         tensors |= {f"best.{name}": value for name, value in parameters(best.layers).items()}
     write_file(path, pack(values, tensors))
 
 
-def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> Run:
-    """Put the trainer where the checkpoint left off, and return the run so far.
+def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> None:
+    """Put the trainer where the checkpoint left off, bit for bit.
 
     Raises Refused: it is missing or damaged, or of a run with another identity.
     """
@@ -450,16 +450,18 @@ def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> Run:
         for name, tensor in tensors.items():
             part, _, own = name.partition(".")
             parts[part][own] = tensor
-        trainer.restore(parts["state"], *values["progress"])
-        best = values["best"]
-        if best is not None:
+        for name, vector in trainer.optimizer.vectors.items():
+            vector[...] = parts["state"][name]
+        trainer.epoch, trainer.optimizer.steps = values["progress"]
+        trainer.curve = values["curve"]
+        if best := values["best"]:
             layers = build(best["architecture"], parts["best"])
-            best = Best(best["epoch"], best["log_loss"], layers)
+            trainer.best = Best(best["epoch"], best["log_loss"], layers)
+        prepare(trainer.layers)
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(
             f"The checkpoint {path} cannot be used: {error}. Delete its folder and start again."
         ) from error
-    return Run(identity, values["curve"], best)
 
 
 def _check_identity(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

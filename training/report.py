@@ -99,9 +99,8 @@ def check_output(path: Path) -> None:
 def check_folder(folder: Path) -> None:
     """Find out before the work, with an OSError, what would keep a report from being written."""
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(
-            errno.ENOTDIR, "is a file, but the report needs a folder", str(folder)
-        )
+        what = "is a file, but the report needs a folder"
+        raise NotADirectoryError(errno.ENOTDIR, what, str(folder))
 
 
 @contextmanager
