@@ -1,8 +1,7 @@
 """What the validation pictures decide: a calibration, a threshold, and whether training helped.
 
 Calibration (Platt 1999; Guo et al. 2017, On Calibration of Modern Neural Networks) is logistic
-regression on one number, the logit z: p = σ(scale·z + shift). Both numbers are folded into the
-last layer, so that a probability stays σ of the last layer's output.
+regression on one number, the logit z: p = σ(scale·z + shift). Both are folded into the last layer.
 
 Letters: z (m,) logits, y (m,) labels in {0, 1}, p (m,) probabilities; sources (m,) names. Sources
 whose pictures are all of one class have no balanced accuracy. Among them, rooms limit what may be

@@ -38,19 +38,15 @@ def run_card(weights: Path, say: Say) -> None:
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """The numbers of an evaluation; raises Refused where the file holds something else."""
+    source = "the metrics.json of a report of `python -m training evaluate`"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Refused(
-            f"{path} does not exist. Make it with `python -m training evaluate`: it is the "
-            "metrics.json of the report."
-        ) from None
+        raise Refused(f"{path} does not exist. Put {source} there.") from None
     except ValueError as error:
         raise Refused(f"{path} is not an evaluation: it is not JSON ({error}).") from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise Refused(
-            f"{path} is not an evaluation of this version. Use the metrics.json of a new report."
-        )
+        raise Refused(f"{path} is not an evaluation of this version. Use a new one: {source}.")
     return results
 
 

@@ -112,7 +112,7 @@ class Optimizer:
         self.velocity = np.zeros_like(self.theta)
         self.average = self.theta.copy()
         self._gradient = np.empty_like(self.theta)
-        self._gradients = views(self._gradient, own)
+        self._gradients = split_vector(self._gradient, own)
         self._decay = np.concatenate(
             [np.full(v.size, weight_decay if v.ndim > 1 else 0, v.dtype) for v in own.values()]
         )
@@ -149,7 +149,7 @@ class Optimizer:
         average += fresh * (theta - average)
 
 
-def views(vector: Array, own: Mapping[str, Array]) -> dict[str, Array]:
+def split_vector(vector: Array, own: Mapping[str, Array]) -> dict[str, Array]:
     """Parts of the vector, one after the other, in the shapes of the parameters."""
     ends = np.cumsum([value.size for value in own.values()])
     parts = zip(own.items(), np.split(vector, ends[:-1]), strict=True)
@@ -165,7 +165,7 @@ def bind(layers: Sequence[Layer], vector: Array) -> None:
             bind(layer.layers, part)
             layer.parameters = parameters(layer.layers)
         elif layer.parameters:
-            layer.parameters = views(part, layer.parameters)
+            layer.parameters = split_vector(part, layer.parameters)
 
 
 def learning_rate(epoch: float, config: Settings) -> float:

@@ -35,15 +35,8 @@ def progress_bar(label: str, unit: str, total: int | None = None) -> "tqdm[Never
     on_terminal = sys.stderr.isatty()
     # Terminals made by programs may say that they are 0 × 0; tqdm would show nothing.
     has_size = on_terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    return tqdm(
-        desc=label,
-        unit=f" {unit}s",
-        total=total,
-        disable=not on_terminal,
-        dynamic_ncols=has_size,
-        ncols=None if has_size else 80,
-        nrows=None if has_size else 24,
-    )
+    size: dict[str, Any] = {"dynamic_ncols": True} if has_size else {"ncols": 80, "nrows": 24}
+    return tqdm(desc=label, unit=f" {unit}s", total=total, disable=not on_terminal, **size)
 
 
 def percent(share: float | None, digits: int = 2) -> str:
