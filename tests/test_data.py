@@ -73,10 +73,7 @@ def test_pictures_are_labelled_by_their_folder(tmp_path: Path, make: Make) -> No
     assert data.sources == ["pets", "pets", "tiny"]
     assert (data.skipped, data.hidden) == ([], 0)
     assert str(data) == "3 pictures (2 cat, 1 non-cat)"
-    assert data.count_sources() == {
-        "pets": {"cat": 2, "non-cat": 0},
-        "tiny": {"cat": 0, "non-cat": 1},
-    }
+    assert data.reported_sources == [OTHERS] * 3
     assert [load() for load in data.files] == list(GOOD.values())
 
 
@@ -167,7 +164,7 @@ def test_class_folders_may_be_links_to_folders_beside_them(tmp_path: Path, origi
     assert [name for name, _ in data.skipped] == list(files)
     (folder / "non-cat").unlink()
     (folder / "non-cat").symlink_to(folder / originals / "c")
-    with pytest.raises(Refused, match=r"cat/1\.png: is the same picture as non-cat/1"):
+    with pytest.raises(Refused, match=r"cat/1\.png in .*: is the same picture as non-cat/1"):
         read_pictures([folder])
     with pytest.raises(Refused, match="no pictures that can be used"):
         read_pictures([folder], skip_bad=True)
@@ -191,7 +188,7 @@ def test_notes_and_sidecars_are_listed_with_all_else_that_is_bad(
     path = make(tmp_path / "d", GOOD | notes | {"cat/torn.jpg": picture()[:900]})
     with pytest.raises(Refused) as refused:
         read_pictures([path])
-    for words in (*notes, "cat/torn.jpg", "1 of 4 pictures", "3 files", "unpack it", "--skip-bad"):
+    for words in (*notes, "cat/torn.jpg", "4 files", "unpack it", "--skip-bad"):
         assert words in str(refused.value)
     data = read_pictures([path], skip_bad=True)
     assert data.names == list(GOOD)
@@ -200,7 +197,7 @@ def test_notes_and_sidecars_are_listed_with_all_else_that_is_bad(
 
 def test_a_long_list_of_bad_pictures_is_cut(tmp_path: Path) -> None:
     files = {f"cat/{i:03}.jpg": b"" for i in range(125)}
-    with pytest.raises(Refused, match=r"125 of 128 pictures cannot be read(?s:.*)and 25 more"):
+    with pytest.raises(Refused, match=r"125 files cannot be used(?s:.*)and 25 more"):
         read_pictures([make_folder(tmp_path / "d", GOOD | files)])
 
 
@@ -208,7 +205,7 @@ def test_a_picture_in_both_classes_is_refused_with_its_names(tmp_path: Path) -> 
     image = scene(64, 64)
     twice = {"cat/same.png": encode(image), "non-cat/also.bmp": encode(image, "BMP")}
     path = make_folder(tmp_path / "d", GOOD | twice)
-    with pytest.raises(Refused, match=r"cat/same\.png: is the same picture as non-cat/also\.bmp"):
+    with pytest.raises(Refused, match=r"cat/same\.png in .*: is the same picture as non-cat/also"):
         read_pictures([path])
     assert read_pictures([path], skip_bad=True).names == list(GOOD)
 

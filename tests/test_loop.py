@@ -17,7 +17,6 @@ from training.loop import (
     NUMBERS,
     Examples,
     Optimizer,
-    Run,
     Settings,
     Trainer,
     draw,
@@ -97,7 +96,7 @@ def test_the_same_seed_data_and_threads_give_the_same_weights(threads: int) -> N
 def test_a_checkpoint_that_cannot_go_on_is_refused_with_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     with trainer() as t:
-        save_checkpoint(path, t, Run({"seed": 5, "epochs": 3}))
+        save_checkpoint(path, t, {"seed": 5, "epochs": 3})
         with pytest.raises(Refused, match="epochs was 3 and is now 4"):
             resume(path, t, {"seed": 5, "epochs": 4})
         with pytest.raises(Refused, match="teacher was 'not set' and is now 'x'"):
