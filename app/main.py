@@ -83,16 +83,13 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
 def _add_middleware(app: FastAPI) -> None:
     """Put what surrounds every request round the application, from the innermost on."""
     settings: Settings = app.state.settings
-    app.add_middleware(middleware.HeadAndOptions)
     if settings.keys:
         open_metrics = settings.metrics == "open"
         app.add_middleware(middleware.KeysRequired, keys=settings.keys, metrics_open=open_metrics)
-    app.add_middleware(middleware.DrainUnreadBody)
     app.add_middleware(middleware.FailedRequests)
     app.add_middleware(middleware.Cors, origins=settings.cors_origins)
     counted = app.state.metrics if settings.metrics != "off" else None
-    app.add_middleware(observation.ObservationMiddleware, log_form=settings.log, metrics=counted)
-    app.add_middleware(middleware.PlainStartupFailure)
+    app.add_middleware(middleware.RequestMiddleware, log_form=settings.log, metrics=counted)
 
 
 @asynccontextmanager

@@ -170,7 +170,6 @@ async def read_body(
             f"Only {room.held:,} bytes arrived in {clock() - began:.0f} s. An upload may take "
             f"{seconds:g} s, plus 1 s for each {LEAST_BYTES_A_SECOND:,} bytes. Use a faster "
             "connection or send a smaller picture.",
-            {"Connection": "close"},
         ) from None
     return rest.getvalue() or bytes(chunk)
 

@@ -29,8 +29,8 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import Problem
-from app.middleware import ProblemResponse
-from app.observation import ObservationMiddleware, log_configuration
+from app.middleware import ProblemResponse, RequestMiddleware
+from app.observation import log_configuration
 
 # While it stops, a client that has still to send or to read gets this long. Docker kills ten
 # seconds after it asked to stop: a client alone can never bring that about.
@@ -449,4 +449,4 @@ def _refusal(state: dict[str, Any], detail: str) -> Any:
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
         await ProblemResponse(Problem("bad-request", detail))(scope, receive, send)
 
-    return ObservationMiddleware(refuse, state["log"], state["metrics"])
+    return RequestMiddleware(refuse, state["log"], state["metrics"])
