@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from uvicorn.config import STARTUP_FAILURE
 
 from app import (
@@ -69,7 +68,7 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     state.settings, state.capacity = replace(settings, max_upload_bytes=most), capacity
     state.workers, state.metrics, state.ready = workers, Metrics(), False
     state.collection = None
-    app.include_router(routes.plain_router)
+    app.router.routes.extend(routes.plain_router.routes)  # an included router takes longer
     for module in (routes, feedback, inference_protocol, pages):
         app.include_router(module.router)
     if settings.metrics != "off":
@@ -196,18 +195,12 @@ async def reload(app: FastAPI) -> None:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the schema that all problems share."""
     if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
-        )
+        document = FastAPI.openapi(app)
         document["components"]["schemas"]["Problem"] = errors.SCHEMA
         settings: Settings = app.state.settings
         if settings.keys:
             middleware.document_keys(document, metrics_open=settings.metrics == "open")
-        app.openapi_schema = document
-    return app.openapi_schema
+    return FastAPI.openapi(app)
 
 
 def _app_from_environment() -> FastAPI:

@@ -64,10 +64,12 @@ class ProblemResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         facts: RequestInfo = scope["facts"]
-        facts.problem = self.problem.type.slug
-        content = {**self.problem.content(), "request_id": facts.request_id}
+        problem, kind = self.problem, self.problem.type
+        facts.problem = kind.slug
+        content = {"type": kind.uri, "title": kind.title, "status": kind.status}
+        content |= {"detail": problem.detail, **problem.members, "request_id": facts.request_id}
         if f"{scope['path']}/".startswith("/v2/"):
-            content = {"error": content["detail"], **content}
+            content = {"error": problem.detail, **content}
             self.headers["Content-Type"] = "application/json"
         self.body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
         self.headers["Content-Length"] = str(len(self.body))

@@ -44,6 +44,11 @@ class Spec:
     shape: tuple[int, ...]
     meaning: str
 
+    def metadata(self) -> dict[str, Any]:
+        """As the protocol describes it."""
+        named = {"name": self.name, "datatype": self.datatype, "shape": self.shape}
+        return {**named, "parameters": {"description": self.meaning}}
+
 
 OUTPUTS = (
     Spec("cat_probability", "FP32", (-1, 1), "the probability of the first class"),

@@ -8,7 +8,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -92,8 +92,8 @@ class Work:
             "class_names": list(classifier.class_names),
             "threshold": classifier.threshold,
             "formats": accepted_formats(),
-            "inputs": list(map(asdict, tensors.inputs(classifier.preprocessing.side))),
-            "outputs": list(map(asdict, tensors.OUTPUTS)),
+            "inputs": [each.metadata() for each in tensors.inputs(classifier.preprocessing.side)],
+            "outputs": [each.metadata() for each in tensors.OUTPUTS],
         }
 
     def _make_with_threshold(self, threshold: float | None) -> Classifier:
