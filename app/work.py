@@ -4,7 +4,6 @@ This is the program of the service's workers (`model.worker.serve`). Every body 
 parsed here, and nowhere else.
 """
 
-import base64
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import MODEL, tensors
-from app.about import about, png
+from app.about import about, png, png_text
 from app.errors import Problem
 from app.forms import picture_of
 from app.tensors import Inference
@@ -158,18 +157,14 @@ class Work:
             "heat": heat.round(6).tolist(),
             "method": {"name": method.name, "description": method.description},
             "views": [
-                {"box": box, "cat_probability": probability, "picture_png": _png(view)}
+                {"box": box, "cat_probability": probability, "picture_png": png_text(view)}
                 for box, probability, view in zip(
                     boxes, sigmoid(prediction.view_logits).tolist(), pixels, strict=True
                 )
             ],
-            "original": {
-                "width": picture.width,
-                "height": picture.height,
-                "format": picture.format,
-            },
-            "picture_png": _png(pixels[0]),
-            "overlay_png": _png(over),
+            "original": {name: getattr(picture, name) for name in ("width", "height", "format")},
+            "picture_png": png_text(pixels[0]),
+            "overlay_png": png_text(over),
             "full_colour": full_colour,
         }
         return _json(content, **facts)
@@ -229,10 +224,6 @@ class Work:
         if job.head["views"] == "one":
             classifier = replace(classifier, views=ONE_VIEW)
         return _json(about(classifier))
-
-
-def _png(pixels: NDArray[np.uint8]) -> str:
-    return base64.b64encode(png(pixels)).decode()
 
 
 def _picture(job: Job) -> bytes:
