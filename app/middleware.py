@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import HEADER_LENGTH, MODEL, errors
 from app.errors import FAILED, Problem
-from app.observation import LONGEST, OTHER, ROUTINE, Metrics, RequestInfo, log_request
+from app.observation import LONGEST, OTHER, Metrics, RequestInfo, record
 from model.workers import CannotStart
 
 KEY_HEADER = "X-API-Key"
@@ -263,15 +263,7 @@ class RequestMiddleware:
             facts.seconds = ended - began
             # Few values: the template of the route, where one answered.
             route = asked["route"].path if "route" in asked else OTHER
-            self._record(scope, facts, route)
-
-    def _record(self, scope: Scope, facts: RequestInfo, route: str) -> None:
-        if self.metrics:
-            self.metrics.count(facts, route, scope["method"])
-        if self.log_form == "off" or (facts.status == HTTPStatus.OK and route.startswith(ROUTINE)):
-            return
-        if not log_request(self.log_form, scope, facts, route) and self.metrics:
-            self.metrics.lost_lines.inc()
+            record(facts, scope, route, self.log_form, self.metrics)
 
 
 def _request_id(scope: Scope) -> bytes:

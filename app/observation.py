@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import prometheus_client
@@ -116,7 +117,7 @@ class Metrics:
         self.model.labels(name, version).set(1)
 
     def count(self, facts: RequestInfo, route: str, method: str) -> None:
-        """Count a request that is over. route: a template, or OTHER; method: as it was sent."""
+        """Count a request that is over. route: a template, or OTHER; method: any text."""
         self.requests.labels(route, method if method in METHODS else OTHER, facts.status).inc()
         self.seconds.labels(route).observe(facts.seconds)
         if facts.problem is not None:
@@ -199,9 +200,29 @@ def request_line(form: str, level: str, values: dict[str, Any]) -> bytes:
     return f"{now} {level.upper()}{pairs}\n".encode()
 
 
-def log_request(form: str, scope: Scope, facts: RequestInfo, route: str) -> bool:
-    """Write the line about a request that is over; False if it was dropped."""
+def write(line: bytes) -> bool:
+    """Write a line to standard output; False if it was dropped, because nobody reads.
+
+    A full pipe would block the event loop, and with it every client.
+    """
+    try:
+        if sys.platform != "win32" and not select.select((), (STDOUT,), (), 0)[1]:
+            return False
+        os.write(STDOUT, line)
+    except (OSError, ValueError):  # closed, or its reader is gone
+        return False
+    return True
+
+
+def record(
+    facts: RequestInfo, scope: Scope, route: str, log_form: str, metrics: Metrics | None
+) -> None:
+    """Count a request that is over, and log it. route: a template, or OTHER."""
     status, client = facts.status, scope.get("client")
+    if metrics:
+        metrics.count(facts, route, scope["method"])
+    if log_form == "off" or (status == HTTPStatus.OK and route.startswith(ROUTINE)):
+        return
     values = {
         "request_id": facts.request_id,
         "client": client[0][:LONGEST] if client else None,
@@ -221,21 +242,8 @@ def log_request(form: str, scope: Scope, facts: RequestInfo, route: str) -> bool
     elif facts.answers:
         values["pictures"] = len(facts.answers)
     level = "info" if status < 500 else "error" if status == 500 else "warning"
-    return write(request_line(form, level, values))
-
-
-def write(line: bytes) -> bool:
-    """Write a line to standard output; False if it was dropped, because nobody reads.
-
-    A full pipe would block the event loop, and with it every client.
-    """
-    try:
-        if sys.platform != "win32" and not select.select((), (STDOUT,), (), 0)[1]:
-            return False
-        os.write(STDOUT, line)
-    except (OSError, ValueError):  # closed, or its reader is gone
-        return False
-    return True
+    if not write(request_line(log_form, level, values)) and metrics:
+        metrics.lost_lines.inc()
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -22,7 +22,6 @@ from typing import Any, cast
 import httptools
 import uvicorn
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -373,11 +372,14 @@ class StrictHttp(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         self.cycle.more_body = False
+        refusal = ProblemResponse(Problem("bad-request", msg))
+        # Logged and counted too, with what the service's lifespan has yielded
+        app: Any = RequestMiddleware(refusal, self.app_state["log"], self.app_state["metrics"])
         last = self.answering
         if last is None or last.response_complete or last.disconnected:
-            self._start_asgi_task(self.cycle, _refusal(self.app_state, msg))
+            self._start_asgi_task(self.cycle, app)
         else:
-            self.pipeline.appendleft((self.cycle, _refusal(self.app_state, msg)))
+            self.pipeline.appendleft((self.cycle, app))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -407,15 +409,3 @@ def _parse_error_text(error: httptools.HttpParserError) -> str:
         return str(error.__context__)
     what = "the address is not valid" if error.__context__ else str(error)
     return f"This cannot be read as HTTP/1.1: {what}."
-
-
-def _refusal(state: dict[str, Any], detail: str) -> Any:
-    """The application for a request that the service's own is spared: logged and counted too.
-
-    state: what the service's lifespan has yielded.
-    """
-
-    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        await ProblemResponse(Problem("bad-request", detail))(scope, receive, send)
-
-    return RequestMiddleware(refuse, state["log"], state["metrics"])

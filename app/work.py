@@ -119,12 +119,12 @@ class Work:
 
     def _answer(self, classifier: Classifier, prediction: Prediction) -> Reply:
         content = _prediction(classifier, prediction)
-        return _json(content, **self._facts(prediction.label, prediction))
+        return _json(content, **self._facts(prediction))
 
-    def _facts(self, label: str, prediction: Prediction) -> dict[str, Any]:
+    def _facts(self, prediction: Prediction) -> dict[str, Any]:
         """What the front logs and counts."""
         return {
-            "answers": [[label, prediction.cat_probability]],
+            "answers": [[prediction.label, prediction.cat_probability]],
             "distances": self._distances([prediction.picture.pixels]),
         }
 
@@ -141,7 +141,7 @@ class Work:
     def explain(self, job: Job) -> Reply:
         """The answer with its heat map: JSON, or a PNG."""
         classifier, prediction = self._classifier(job), self._predict(job)
-        facts = self._facts(prediction.label, prediction)
+        facts = self._facts(prediction)
         pixels, boxes = prediction.view_pixels, classifier.views.boxes[: prediction.views]
         explanation = explain_views(classifier.layers, pixels, boxes)
         over, full_colour = overlay(pixels[0], explanation.heat)
