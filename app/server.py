@@ -372,6 +372,7 @@ class StrictHttp(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         self.cycle.more_body = False
+        self.cycle.message_event.set()  # there is nothing to wait for
         refusal = ProblemResponse(Problem("bad-request", msg))
         # Logged and counted too, with what the service's lifespan has yielded
         app: Any = RequestMiddleware(refusal, self.app_state["log"], self.app_state["metrics"])
