@@ -243,7 +243,8 @@ class RequestMiddleware:
                 facts.status = message["status"]
                 message = {**message, "headers": _headers(message, identity, closes=unread)}
             ended = time.perf_counter()
-            if not unread or message.get("more_body") or message["type"] != "http.response.body":
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            if not (last and unread) or facts.problem == "stopping":  # which has no time for it
                 await send(message)
                 return
             await send({**message, "more_body": True})
