@@ -361,7 +361,7 @@ INVALID_INPUTS: list[tuple[str, list[Any]]] = [  # words of the error, inputs
     ("1 to 32 pictures", [VECTOR | {"shape": [n, NUMBERS]} for n in (0, -1, 33)]),
     ("do not match the shape [2, 12288]", [VECTOR | {"shape": [2, NUMBERS]}]),
     ("do not match", [VECTOR | {"data": data} for data in BAD_DATA]),
-    ("must be numbers", [VECTOR | {"data": [n] * NUMBERS} for n in ("0.5", True, None, [0.5])]),
+    ("must be numbers", [VECTOR | {"data": [n] * NUMBERS} for n in ("0.5", True, None)]),
     ("too large for FP32", [VECTOR | {"data": [10**400] * NUMBERS}]),
     ("vector[0][9] is 1.5", [VECTOR | {"data": [0.0] * 9 + [1.5] * (NUMBERS - 9)}]),
     (
@@ -378,9 +378,9 @@ INVALID_INPUTS: list[tuple[str, list[Any]]] = [  # words of the error, inputs
     ("after the padding", [tensor("image", ["QQ==QQ=="])]),
     ("do not match", [tensor("image", "QQ==")]),
     ("shape of image must be [-1]", [IMAGE | {"shape": [1, n]} for n in (2, True)]),
-    ("both data and", [IMAGE | {"parameters": {"binary_data_size": 4}}]),
+    ("not both", [IMAGE | {"parameters": {"binary_data_size": 4}}]),
     ("shared_memory_region", [IMAGE | {"parameters": {"shared_memory_region": "x"}}]),
-    ("neither data nor", [NO_DATA]),
+    ("either data or", [NO_DATA]),
     (f"header {LENGTH}", [NO_DATA | {"parameters": {"binary_data_size": 4}}]),
 ]
 INVALID_MESSAGES: list[tuple[str, dict[str, Any]]] = [  # words of the error, the rest of a request
@@ -419,7 +419,7 @@ UNFIT: list[tuple[str, dict[str, Any]]] = [  # words of the error, a request wit
         ("length of the JSON", {"content": b"{}", "headers": {LENGTH: length.encode()}})
         for length in ("3", "-1", "²", "9" * 5000)
     ),
-    ("Bytes follow the JSON", {"content": PLAIN + b"x", "headers": {LENGTH: str(len(PLAIN))}}),
+    ("1 bytes follow the JSON", {"content": PLAIN + b"x", "headers": {LENGTH: str(len(PLAIN))}}),
 ]
 INVALID = [
     *((words, in_json(entry)) for words, entries in INVALID_INPUTS for entry in entries),

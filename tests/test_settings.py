@@ -68,7 +68,7 @@ PROXIES = "addresses such as 10.0.0.1 or networks"
     [
         ("CAT_THRESHOLD", ["high", "1.0", "nan"], "a number between 0 and 1"),
         ("CAT_MAX_UPLOAD_BYTES", ["10MiB", "0"], "a whole number of at least 1"),
-        ("CAT_MAX_PIXELS", ["-5", "9" * 5000, "٣"], "a whole number of at least 1"),
+        ("CAT_MAX_PIXELS", ["-5", "9" * 5000], "a whole number of at least 1"),
         ("CAT_WORKERS", ["0", "1.5"], "a whole number from 1 to 256"),
         ("CAT_QUEUE", ["0"], "a whole number from 1 to 100,000"),
         ("CAT_PROCESSOR_SECONDS", ["0"], "a number of seconds above 0 up to 3600"),
