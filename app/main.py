@@ -148,7 +148,7 @@ def _log_startup(app: FastAPI) -> None:
         logger.info("Feedback is saved in %s, which holds %d pictures", kept.folder, kept.pictures)
     for missing in state.workers.missing_limits:
         logger.warning(
-            "Workers are not kept from %s: this system or user does not allow that limit", missing
+            "Workers are not prevented from %s: this system or user does not allow it", missing
         )
 
 

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import HEADER_LENGTH, MODEL, errors
@@ -30,9 +30,10 @@ from model.workers import CannotStart
 KEY_HEADER = "X-API-Key"
 # What is asked for without a key: by load balancers, and by people who have still to type theirs
 # in. None of it tells or does anything that the public source does not.
-OPEN = ("/", "/docs", "/openapi.json", errors.PAGE, "/health")
+OPEN = ("/", "*", "/docs", "/openapi.json", errors.PAGE, "/health")
 OPEN_FOLDERS = ("/docs/", "/static/", "/health/", "/v2/health/")
 METRICS = "/metrics"
+METHODS = "GET, HEAD, POST, DELETE"
 PREFLIGHT_SECONDS = 600
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -91,12 +92,15 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_exception(request: Request, error: HTTPException) -> Response:
-        # Of all that the framework raises, only these two come up here.
+        # Of all that the framework raises, only 405 and 404 come up here.
         path = request.scope["path"][:LONGEST]
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
             allowed = error.headers["Allow"]
             detail = f"{path} answers to {allowed}, not to {request.method[:20]}."
             return ProblemResponse(Problem("method-not-allowed", detail, error.headers))
+        if (request.method, path) == ("OPTIONS", "*"):  # the whole service: RFC 9110, section 9.3.7
+            text = f"This service accepts {METHODS}. Send a picture to POST /predict.\n"
+            return PlainTextResponse(text, headers={"Allow": METHODS})
         detail = f"There is nothing at {path}. Send a picture to POST /predict, or see /docs."
         model = path.partition("/v2/models/")[2].partition("/")[0]
         if model not in ("", MODEL):

@@ -100,7 +100,11 @@ class Metrics:
             "those that the model was measured on.",
             buckets=(0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6, 10),
         )
-        self.feedback = counter("cat_feedback", "Pictures saved as feedback, by class.", ("label",))
+        self.feedback = counter(
+            "cat_feedback",
+            "Accepted feedback, by class; a repeated picture counts again.",
+            ("label",),
+        )
         self.lost_lines = counter(
             "cat_log_lines_lost", "Log lines dropped because nobody read standard output."
         )
@@ -159,6 +163,14 @@ def timestamp(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
+class WithoutStartup(logging.Filter):
+    """Leaves out uvicorn's own steps of starting: the service says when it is ready."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        own = ("Started server process", "Waiting for application", "Application startup complete")
+        return not record.getMessage().startswith(own)
+
+
 class Formatter(logging.Formatter):
     """The server's own lines, in the same form as those about requests: "json" or text."""
 
@@ -180,7 +192,14 @@ def log_configuration(form: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"ours": {"()": Formatter, "form": form}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours"}},
+        "filters": {"steps": {"()": WithoutStartup}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": "ours",
+                "filters": ["steps"],
+            }
+        },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {"uvicorn": {"level": "INFO"}},
     }

@@ -293,7 +293,7 @@ def _or_refusal(work: Callable[[Job], T], job: Job) -> T | Reply:
         if error.reason is Reason.TOO_MANY_PIXELS:
             members = {"limit_pixels": job.head["max_pixels"], "limit_side": Limits().max_side}
         elif "form-urlencoded" in job.head.get("content_type", "") and "--data" not in detail:
-            detail += " It came as `curl -d` sends it: use `curl --data-binary @file`."
+            detail += " If you used `curl -d`, use `curl --data-binary @file`."
         problem = Problem(error.reason, detail, **members)
     head = {"problem": problem.type.slug, "detail": problem.detail}
     return Reply({**head, "headers": problem.headers, "members": problem.members})

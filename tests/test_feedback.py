@@ -243,7 +243,7 @@ def test_a_folder_that_cannot_be_written_stops_the_start_with_one_sentence(
     (tmp_path / "file").write_text("")
     status, output = ended(PYTHON_M_APP, weights=weights_path, collect=tmp_path / "file")
     assert status != 0
-    assert f"CAT_COLLECT is {tmp_path / 'file'}, which cannot be written: " in output
+    assert f"CAT_COLLECT is {tmp_path / 'file'}, which cannot be used: " in output
 
 
 # --- the way round ------------------------------------------------------------------------------
