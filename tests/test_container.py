@@ -156,9 +156,6 @@ LARGE: dict[str, Callable[[], bytes]] = {
         photo(4000, 3000), "JPEG", progressive=True
     ),
     "PNG of 12 megapixels": lambda: encode(photo(4000, 3000), "PNG", compress_level=1),
-    "WebP of 12 megapixels": lambda: encode(
-        photo(4000, 3000), "WEBP", lossless=False, quality=80, method=0
-    ),
 }
 
 
@@ -182,8 +179,6 @@ def test_in_a_quarter_of_a_gigabyte_large_pictures_are_answered(
         answers = [container.post(picture) for _ in range(5)]
         enough.set()
         watching.result()
-    slowest = float(np.quantile(seconds, 0.99))
-    print(f"{kind}, {len(picture) / 1e6:.1f} MB: /health within {slowest * 1e3:.0f} ms")  # noqa: T201
     assert [answer.status_code for answer in answers] == [200] * 5, answers[0].text
     assert container.is_well()
-    assert slowest < 1  # seconds; a tenth of it on a machine that does nothing else
+    assert np.quantile(seconds, 0.99) < 1  # a tenth of it where the machine has nothing else to do

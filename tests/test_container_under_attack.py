@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pictures import HUGE, encode, gif_of_many_frames, png, with_chunks
-from tests.test_container import container_with, photo
+from tests.pictures import HUGE, encode, gif_of_many_frames, with_chunks
+from tests.test_container import container_with
 
 pytestmark = pytest.mark.container
 
@@ -45,27 +45,25 @@ def grey_frames() -> bytes:
     return encode(first, "AVIF", speed=10, save_all=True, append_images=rest)
 
 
+def text_bomb() -> bytes:
+    packed = zlib.compress(bytes(300_000_000), 9)
+    return with_chunks(encode(flat("L", 100, 100), "PNG"), (b"zTXt", b"Comment\0\0" + packed))
+
+
 # What the limits allow, and takes most to decode: 25 megapixels, or a phone's 48 or 108 as JPEG.
 # Whether a worker's share is enough is another matter: then it is ended, and the answer is 422.
 ALLOWED: dict[str, Callable[[], list[bytes]]] = {
     "PNG with transparency": lambda: [encode(flat("RGBA"), "PNG")],
-    "PNG of 16 bits": lambda: [png(5000, 5000, bytes(30_001) * 5000, depth=16)],
     "progressive JPEG": lambda: [encode(flat("RGB"), "JPEG", progressive=True)],
     "JPEG of 108 megapixels": lambda: [encode(flat("RGB", 12_000, 9000), "JPEG")],
-    "detailed JPEG of 48 megapixels": lambda: [encode(photo(8000, 6000), "JPEG", quality=92)],
     "CMYK JPEG": lambda: [encode(flat("CMYK"), "JPEG", progressive=True)],
     "WebP": lambda: [encode(flat("RGBA"), "WEBP", method=0)],
     "AVIF": lambda: [encode(flat("RGB"), "AVIF", speed=10)],
     "TIFF in one strip": lambda: [
         encode(flat("RGBA"), "TIFF", compression="tiff_adobe_deflate", tiffinfo={278: 5000})
     ],
-    "GIF": lambda: [encode(flat("P"), "GIF")],
     "GIF of 300,000 frames, AVIF of 300": lambda: [gif_of_many_frames(), grey_frames()],
-    "noise of many bytes": lambda: [
-        noise(MANY_BYTES, "PNG", compress_level=1),
-        noise(MANY_BYTES, "JPEG", quality=98),
-        noise(MANY_BYTES, "WEBP", method=0),
-    ],
+    "PNG whose text inflates": lambda: [text_bomb()],
     "noise of nearly the limit": lambda: [
         noise(MOST_BYTES, "PNG", compress_level=1),
         noise(MOST_BYTES, "JPEG", quality=98),
@@ -73,7 +71,6 @@ ALLOWED: dict[str, Callable[[], list[bytes]]] = {
 }
 BOMBS: dict[str, Callable[[], list[bytes]]] = {
     "PNG of 900 megapixels": lambda: [encode(flat("1", 30_000, 30_000), "PNG")],
-    "WebP of 268 megapixels": lambda: [encode(flat("RGB", 16_383, 16_383), "WEBP", method=0)],
     "TIFF of 400 megapixels": lambda: [
         encode(flat("1", 20_000, 20_000), "TIFF", compression="group4")
     ],
@@ -133,13 +130,6 @@ def test_two_hundred_of_the_worst_at_once_leave_it_alive_and_of_use(
     statuses = attacked(image, cat_picture, {**ALLOWED, **BOMBS}[kind]())
     assert set(statuses) <= {200, 422, 503}
     assert kind in ALLOWED or 200 not in statuses
-
-
-@pytest.mark.attack
-def test_nor_do_pictures_whose_text_inflates(image: str, cat_picture: bytes) -> None:
-    packed = zlib.compress(bytes(300_000_000), 9)
-    bomb = with_chunks(encode(flat("L", 100, 100), "PNG"), (b"zTXt", b"Comment\0\0" + packed))
-    assert set(attacked(image, cat_picture, [bomb])) <= {200, 422, 503}
 
 
 def test_nor_do_requests_that_inflate(image: str, cat_picture: bytes) -> None:

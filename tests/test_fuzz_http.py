@@ -1,11 +1,5 @@
 """Requests of every kind to a real server: what the API's document allows, what it forbids, and
-what is hardly HTTP at all.
-
-The first need schemathesis, in an environment with requirements/fuzz.txt, and are run by
-`make test-all`. For as many as you like:
-
-    python -m pytest tests/test_fuzz_http.py -m "fuzz or not fuzz" --hypothesis-profile=long
-"""
+what is hardly HTTP at all. More of them: --hypothesis-profile=long"""
 
 import os
 import re
@@ -74,50 +68,44 @@ QUIET_SECONDS = 0.1  # after which the server is taken to wait for more
 LAST = b"GET /health HTTP/1.1\r\nHost: cat\r\nConnection: close\r\n\r\n"
 GOOD = b"POST /predict HTTP/1.1\r\nHost: cat\r\nContent-Length: 4\r\n\r\nmeow"
 # Of each part of a request: what is usual, and what it should never be.
-METHODS = b"GET POST".split(), [*b"HEAD OPTIONS PUT TRACE CONNECT QUERY get PRI \x00".split(), b""]
+METHODS = b"GET POST".split(), [*b"HEAD OPTIONS PUT CONNECT QUERY get PRI \x00".split(), b""]
 TARGETS = (
     [
         *b"/ /predict /explain /health /v2/models/cat/infer /nothing /docs/x * // /% /%00".split(),
-        *b"/%ff%fe /../../etc/passwd /static/..%2f..%2fx /explain?format=html /?=&=".split(),
-        *b"/explain?format=%ff http://cat/health http://".split(),
-        *(b"/static/" + b"x" * 5000, b"/v2/models/cat/versions/" + b"%f0" * 2000 + b"/ready"),
+        *b"/%ff%fe /../../etc/passwd /static/..%2f..%2fx /explain?format=%ff http://cat/x".split(),
+        b"/v2/models/cat/versions/" + b"%f0" * 2000 + b"/ready",
     ],
-    [b"", b"http://[", b"cat:80", b"/?format=\xff", b"/\x00", b"/" + b"a" * 70_000],
+    [b"", b"http://[", b"cat:80", b"/?format=\xff", b"/" + b"a" * 70_000],
 )
-VERSIONS = [b"HTTP/1.1"], [*b"HTTP/1.0 HTTP/0.9 HTTP/2.0 HTTP/1. http/1.1".split(), b"", b"H "]
+VERSIONS = [b"HTTP/1.1"], [*b"HTTP/1.0 HTTP/0.9 HTTP/2.0 HTTP/1. http/1.1".split(), b""]
 NAMES = (
     b"Content-Length Transfer-Encoding Content-Type Content-Encoding Expect Connection Upgrade"
-    b" HTTP2-Settings Accept Accept-Encoding Range If-None-Match If-Range If-Modified-Since"
-    b" X-Request-ID X-API-Key Authorization Origin Cookie Inference-Header-Content-Length"
-    b" Forwarded".split(),
+    b" Accept Range If-None-Match X-Request-ID X-API-Key Authorization Origin"
+    b" Inference-Header-Content-Length Forwarded".split(),
     [b"Host", b"X Y", b"", b":", b" Host", b"Content-Length ", b"\xff", b"x" * 70_000],
 )
 VALUES = (
     [
-        *b"cat 0 4 14 \xb2 10485761 chunked gzip deflate identity br close websocket h2c *".split(),
-        *b'100-continue bytes=5-1 bytes=0-0,2-2 W/" image/*;q=x text/html \xff\xfe'.split(),
-        *(b"", b"\t", b"9" * 30, b"gzip, chunked", b"keep-alive, Upgrade", b"Bearer \xff"),
-        *(b"Thu, 99 Foo 2026 99:99:99 GMT", b"application/json", b"*/*;" * 99, b"x" * 9000),
+        *b'cat 0 4 14 \xb2 10485761 chunked gzip deflate br close websocket h2c * W/"'.split(),
+        *b"100-continue bytes=5-1 image/*;q=x text/html application/json \xff\xfe".split(),
+        *(b"", b"9" * 30, b"gzip, chunked", b"keep-alive, Upgrade", b"Bearer \xff", b"x" * 9000),
         *(b"multipart/form-data" + more for more in (b"", b"; boundary=", b"; boundary=b")),
-        b'multipart/form-data; boundary="' + b"b" * 100,
     ],
     [b"-1", b"+4", b"4, 4", b"0x4", b"xchunked", b"chunked, x", b"x\x00y", b"x\r\n y", b"\r"],
 )
 ENDS = [b"\r\n"], [b"\n", b"\r", b"\r\n\r\n", b""]
-FIELD = b'Content-Disposition: form-data; name="file"'
+FIELD = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n'
 BODIES = (
-    *(b"", b"meow", b"4\r\nmeow\r\n0\r\n\r\n", b"-1\r\nmeow\r\n0\r\n\r\n", b"4;x=" + b"y" * 70_000),
+    *(b"", b"4\r\nmeow\r\n0\r\n\r\n", b"-1\r\nmeow\r\n0\r\n\r\n", b"4;x=" + b"y" * 70_000),
     *(b"ffffffffffffffff\r\nmeow", b"4\r\nmeowX\r\n0\r\n\r\n", b"0\r\nTrailer: x\r\n\r\n"),
-    *(b"--b\r\n\r\n--b--", b"--b\r\n" + FIELD + b"\r\n\r\nx\r\n--b--\r\n", GOOD),
-    *(b'{"inputs": []}', b"\x1f\x8b\x08", b"\xff\xd8\xff\xe0"),
+    *(FIELD, GOOD, b'{"inputs": []}', b"\x1f\x8b\x08", b"\xff\xd8\xff\xe0"),
 )
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
     """A request, more or less: at most one part of it is no HTTP, so that the rest gets read."""
-    parts = [METHODS, TARGETS, VERSIONS, NAMES, VALUES, ENDS]
-    odd = draw(st.sampled_from((None, None, *parts)))
+    odd = draw(st.sampled_from((None, METHODS, TARGETS, VERSIONS, NAMES, VALUES, ENDS)))
 
     def some(part: tuple[Sequence[bytes], Sequence[bytes]]) -> bytes:
         usual, never = part
@@ -158,18 +146,11 @@ def answers(port: int, sent: bytes) -> bytes:
         return received
 
 
-@settings(
-    deadline=None,
-    max_examples=EXAMPLES,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests() | st.binary(max_size=200), st.sampled_from((b"", LAST)))
-@example(b"", b"")
-@example(b"\r\n" * 1000, LAST)
 @example(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"")  # TLS
 @example(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"")
 @example(GOOD * 20, LAST)
-@example(GOOD.replace(b"\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n", 1) * 20, LAST)
 @example(GOOD.replace(b"POST", b"CONNECT"), LAST)
 def test_what_is_hardly_http_is_refused_or_dropped(
     server: Server, first: bytes, second: bytes

@@ -23,8 +23,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=REASON
 pytestmark = pytest.mark.browser
 
 EXAMPLES = REPOSITORY / "examples"
-CAT, COFFEE, ROCKET = (EXAMPLES / name for name in ("cat.jpg", "coffee.jpg", "rocket.jpg"))
-FORM = "<form id=form method=post enctype=multipart/form-data><input name=file></form>"
+CAT, COFFEE = (EXAMPLES / name for name in ("cat.jpg", "coffee.jpg"))
 REFUSED = "Failed to load resource"  # what Chromium logs for a status of 400 or more
 
 Visit = Callable[..., Any]
@@ -95,18 +94,6 @@ def expect_answers(page: Any, *names: str) -> None:
     for i, name in enumerate(names):
         expect(cards(page).nth(i).locator(".probability")).to_be_visible()
         expect(cards(page).nth(i).locator(".facts")).to_contain_text(name)
-
-
-def hold(page: Any, count: int, *files: Path) -> list[Any]:
-    """Choose files; the first requests to /explain stand still until they are continued."""
-    held: list[Any] = []
-    page.route("**/explain", lambda route: held.append(route), times=count)
-    choose(page, *files)
-    deadline = time.monotonic() + 30
-    while len(held) < count:
-        assert time.monotonic() < deadline
-        page.wait_for_timeout(20)
-    return held
 
 
 def focused(page: Any) -> str:
@@ -193,25 +180,24 @@ def test_a_refused_file_shows_the_services_own_sentence(server: Server, visit: V
         expect(place).to_contain_text("send the bytes of a JPEG, PNG")
 
 
-def test_a_picture_that_is_too_large_is_refused_unsent(weights_path: Path, visit: Visit) -> None:
-    with running(UVICORN, weights=weights_path, max_upload_bytes=12_345) as server:
-        page = visit(server)
-        sent: list[str] = []
-        page.on("request", lambda request: sent.append(request.method))
-        choose(page, upload("large.jpg", bytes(12_346)))
-        expect(cards(page)).to_contain_text("It has 12,346 bytes. The limit is 12,345.")
-        assert "POST" not in sent
-        choose(page, upload("largest.jpg", bytes(12_345)))
-        expect(cards(page).first.locator("h2")).to_have_text("The upload is not a picture")
-
-
 def test_a_file_or_a_service_that_is_gone_is_told(
     weights_path: Path, visit: Visit, tmp_path: Path
 ) -> None:
     (gone := tmp_path / "gone.jpg").write_bytes(CAT.read_bytes())
-    with running(UVICORN, weights=weights_path) as server:
+    with running(UVICORN, weights=weights_path, max_upload_bytes=112_345) as server:
         page = visit(server)
-        held = hold(page, 2, CAT, COFFEE, gone)
+        sent: list[str] = []
+        page.on("request", lambda request: sent.append(request.method))
+        choose(page, upload("large.jpg", bytes(112_346)))
+        expect(cards(page)).to_contain_text("It has 112,346 bytes. The limit is 112,345.")
+        assert "POST" not in sent
+        held: list[Any] = []
+        page.route("**/explain", lambda route: held.append(route), times=2)
+        choose(page, CAT, COFFEE, gone)
+        deadline = time.monotonic() + 30
+        while len(held) < 2:
+            assert time.monotonic() < deadline
+            page.wait_for_timeout(20)
         gone.unlink()
         for route in held:
             route.continue_()
@@ -268,31 +254,7 @@ def test_a_long_upload_shows_progress_and_can_be_cancelled(server: Server, visit
     page.get_by_role("button", name="Cancel large.jpg").click()
     expect(cards(page)).to_have_count(0)
     expect(page.get_by_role("status")).to_have_text("large.jpg: cancelled")
-
-
-def test_cancelling_sends_nothing_and_keeps_the_focus(server: Server, visit: Visit) -> None:
-    page = visit(server)
-    held = hold(page, 2, CAT, COFFEE, ROCKET)
-    page.get_by_role("button", name="Cancel rocket.jpg").click()
     assert focused(page) == "file"  # its own place is gone
-    expect(page.get_by_role("status")).to_have_text("rocket.jpg: cancelled")
-    sent: list[str] = []
-    page.on("request", lambda request: sent.append(request.method))
-    for route in held:
-        route.continue_()
-    expect_answers(page, "cat.jpg", "coffee.jpg")
-    expect(cards(page)).to_have_count(2)
-    assert "POST" not in sent
-
-
-def test_the_network_that_ships_shows_its_metrics_and_its_learning_curve(visit: Visit) -> None:
-    with running(UVICORN) as server:
-        page = visit(server)
-        page.get_by_text("The model", exact=True).click()
-        expect(page.locator("#model table").first).to_contain_text("ROC AUC")
-        expect(page.locator("#model .curve polyline").first).to_be_visible()
-        expect(page.locator("#model .lines li").first).to_contain_text(re.compile("^loss: .* → "))
-        assert_accessible(page)
 
 
 def test_everything_is_reached_and_done_with_the_keyboard(server: Server, visit: Visit) -> None:
@@ -328,66 +290,40 @@ def test_it_is_accessible_and_fits_in_light_and_dark_wide_and_narrow(
     assert (corner < 60) == (scheme == "dark")
 
 
-@pytest.fixture
-def collecting(weights_path: Path, tmp_path: Path) -> Iterator[tuple[Server, Path]]:
-    """A server that keeps feedback, and the folder."""
-    folder = tmp_path / "feedback"
-    with running(PYTHON_M_APP, weights=weights_path, collect=folder) as server:
-        yield server, folder
-
-
 def feedback_of(page: Any) -> Any:
     return page.get_by_role("group", name="What it really shows")
 
 
 def test_feedback_is_given_changed_and_undone_with_the_keyboard(
-    collecting: tuple[Server, Path], visit: Visit
+    weights_path: Path, visit: Visit, tmp_path: Path
 ) -> None:
-    server, folder = collecting
-    page = visit(server, viewport={"width": 320, "height": 800}, has_touch=True)
-    choose(page, CAT, COFFEE)
-    expect_answers(page, "cat.jpg", "coffee.jpg")
-    group = feedback_of(page).first
-    buttons = group.get_by_role("button")
-    expect(buttons).to_have_text(["cat", "non-cat"])
-    for name in ("cat", "non-cat"):
-        button = buttons.get_by_text(name, exact=True)
-        button.press("Enter")
-        expect(button).to_have_attribute("aria-pressed", "true")
-        expect(group.locator("[aria-live]")).to_have_text(
-            f"Thank you. The picture was saved as {name}."
-        )
-        assert len([*folder.rglob("*.jpg")]) == len([*(folder / name).glob("*.jpg")]) == 1
+    def kept(label: str = "*") -> int:
+        return len([*tmp_path.glob(f"{label}/*.jpg")])
+
+    with running(PYTHON_M_APP, weights=weights_path, collect=tmp_path) as server:
+        page = visit(server, viewport={"width": 320, "height": 800}, has_touch=True)
+        choose(page, CAT, COFFEE)
+        expect_answers(page, "cat.jpg", "coffee.jpg")
+        group = feedback_of(page).first
+        buttons, said = group.get_by_role("button"), group.locator("[aria-live]")
+        for name in ("cat", "non-cat"):
+            button = buttons.get_by_text(name, exact=True)
+            button.press("Enter")
+            expect(button).to_have_attribute("aria-pressed", "true")
+            expect(said).to_have_text(f"Thank you. The picture was saved as {name}.")
+            assert kept() == kept(name) == 1
         assert_accessible(page)
-    for button in group.get_by_role("button").all():
-        box = button.bounding_box()
-        assert min(box["width"], box["height"]) >= 44, "large enough for a thumb"
-    assert page.evaluate("document.documentElement.scrollWidth") <= 320
-    page.keyboard.press("Tab")
-    assert focused(page) == "Undo"
-    page.keyboard.press("Enter")
-    expect(group.locator("[aria-live]")).to_have_text("Undone. The picture was deleted.")
-    expect(buttons).to_have_text(["cat", "non-cat"])
-    assert focused(page) == "non-cat"
-    assert [*folder.rglob("*.jpg")] == []
-
-
-def test_a_page_of_another_site_cannot_give_feedback(
-    collecting: tuple[Server, Path], with_keys: Server, browser: Any
-) -> None:
-    """Neither by a script nor by a form, which needs nobody's consent."""
-    target, _ = collecting
-    address = f"{target.url}/feedback?label=cat"
-    page = browser.new_page(bypass_csp=True)
-    page.goto(f"{with_keys.url}/problems")
-    post = "{method: 'POST', mode: 'no-cors', body: 'x'}"
-    page.evaluate(f"to => fetch(to, {post}).catch(() => 0)", address)
-    target.wait_for_log("problem=foreign-page")
-    page.set_content(FORM)
-    page.evaluate("to => { form.action = to; form.submit(); }", address)
-    expect(page.locator("body")).to_contain_text("sent this request; in a browser, only")
-    target.wait_for_log("problem=foreign-page", times=2)
-    page.close()
+        for button in buttons.all():
+            box = button.bounding_box()
+            assert min(box["width"], box["height"]) >= 44, "large enough for a thumb"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        page.keyboard.press("Tab")
+        assert focused(page) == "Undo"
+        page.keyboard.press("Enter")
+        expect(said).to_have_text("Undone. The picture was deleted.")
+        expect(buttons).to_have_text(["cat", "non-cat"])
+        assert focused(page) == "non-cat"
+        assert kept() == 0
 
 
 def test_without_javascript_one_sentence_gives_the_command(server: Server, visit: Visit) -> None:
