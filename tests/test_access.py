@@ -19,9 +19,6 @@ def locked(service: Service) -> Iterator[TestClient]:
         yield client
 
 
-# --- keys ---------------------------------------------------------------------------------------
-
-
 def test_every_key_opens_in_either_header(locked: TestClient, cat_picture: bytes) -> None:
     for headers in (
         {"x-api-key": KEYS[0]},
@@ -90,8 +87,6 @@ def test_the_document_says_which_addresses_need_a_key(
     assert "security" not in document["paths"]["/health"]["get"]
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
-
-# --- web pages of other origins -----------------------------------------------------------------
 
 PREFLIGHT = {
     "Origin": PAGE,

@@ -7,19 +7,16 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import engine, gradient_descent, lite, training_step
-from benchmarks.serving import __main__ as serving
+from benchmarks import gradient_descent, lite, training_step
 from benchmarks.serving import servers
 from benchmarks.serving.peers import recipe
-from model.classifier import Classifier, default_weights
-from model.network import Scratch, forward, parameters, sigmoid, unmirrored
+from model.network import parameters
 from tests.data_folder import REPOSITORY
 from tests.pictures import encode
 
@@ -56,30 +53,6 @@ def test_a_missing_package_is_named_with_its_remedy(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("name", ["this project", "ONNX Runtime"])
-def test_engines_answer_as_the_classifier_does(name: str, tmp_path: Path) -> None:
-    files = [default_weights()]
-    layers = Classifier.load(*files).layers
-    if name == "ONNX Runtime":
-        if why := lite.not_installed():
-            pytest.skip(why)
-        from benchmarks.onnx_graph import from_layers
-
-        files = [tmp_path / "whole.onnx", tmp_path / "others.onnx"]
-        files[engine.WHOLE].write_bytes(from_layers(layers))
-        files[engine.OTHERS].write_bytes(from_layers(unmirrored(layers)))
-    X = np.random.default_rng(0).random((6, 12288), dtype=np.float32)
-    whole = forward(layers, X[:1], Scratch())[-1][:, 0]
-    others = forward(unmirrored(layers), X[1:], Scratch())[-1][:, 0]
-    with engine.Process(max(os.sched_getaffinity(0)), 6, *files) as process:
-        for found, z in zip(process.ask("probabilities"), (whole, others), strict=True):
-            assert found == pytest.approx(sigmoid(z), abs=1e-4)
-        assert all(seconds > 0 for which in (0, 1) for seconds in process.ask(which, 2))
-        memory = process.ask("memory").values()
-    assert all(5 < before <= after < 2000 for before, after in pairwise(memory))
-
-
 def test_the_timed_step_is_the_same_network_as_pytorchs() -> None:
     task = training_step.Task(batch=4, threads=2, seed=0, dtype="float64")
     ours = training_step.Ours(task)
@@ -104,9 +77,6 @@ def test_the_notebooks_gradient_descent_is_this_projects() -> None:
 def test_the_pretrained_file_is_read_as_tensors_and_nothing_else() -> None:
     with pytest.raises(pickle.UnpicklingError, match=r"posix\.system|nt\.system"):
         lite.read_tensors(BytesIO(pickle.dumps(os.system)))
-
-
-# --- the comparison of servers ------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -141,14 +111,3 @@ def test_the_recipe_is_logistic_regression_of_the_resized_picture(
     monkeypatch.setenv("RECIPE_MODEL", str(tmp_path / "weights.npz"))
     found = recipe.predict(recipe.load(), encode(Image.new("L", (100, 50), 255)))
     assert found == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-6)
-
-
-def test_the_table_has_medians_and_the_medians_of_ratios() -> None:
-    rounds = [
-        {"this service": {"requests/s": ours}, "fastapi": {"requests/s": peers}}
-        for ours, peers in ((300.0, 100.0), (10.0, 1.0), (200.0, 100.0))
-    ]
-    rounds.append({"this service": {"requests/s": 200.0}})  # the peer failed
-    lines = serving.table(rounds).splitlines()
-    assert lines[0] == "|  | this service | fastapi |"
-    assert lines[2] == "| requests/s | 200 | 100 (3.00×) |"

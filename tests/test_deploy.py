@@ -1,9 +1,7 @@
 """deploy/: what it sets, asks and limits is what the service and its image know."""
 
-import os
 import re
 import shutil
-import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -157,14 +155,6 @@ def test_the_proxy_finds_the_replicas_and_is_more_patient_than_they_are() -> Non
     assert proxy["environment"] == {"BIND": f":{port}", **places}
     assert number(r"timeout server (\d+)s") > Settings().deadline_seconds
     assert number(r"timeout http-request (\d+)s") > Settings().upload_seconds
-
-
-@needs_haproxy
-def test_haproxy_takes_its_configuration() -> None:
-    addresses = {"FIRST": "127.0.0.1:1", "SECOND": "127.0.0.1:2"}
-    command = ["haproxy", "-c", "-dW", "-f", str(CONFIGURATION)]  # a warning counts as an error
-    done = subprocess.run(command, env=os.environ | addresses, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_schemas_of_kubernetes_take_the_manifests() -> None:

@@ -87,9 +87,6 @@ def test_each_view_is_shown_with_its_own_probability(
     assert decoded(answer.json()["overlay_png"]).size == (256, 256)
 
 
-# --- GET /model ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("weights", ["client", "default_client"])
 def test_the_model_says_what_it_is(request: pytest.FixtureRequest, weights: str) -> None:
     client: TestClient = request.getfixturevalue(weights)

@@ -55,9 +55,6 @@ def kept(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-# --- what is kept -------------------------------------------------------------------------------
-
-
 def test_a_picture_is_kept_once_in_the_folder_of_its_class_and_moved_by_the_other_label(
     collecting: TestClient, folder: Path
 ) -> None:
@@ -82,39 +79,26 @@ def test_what_is_kept_is_small_and_upright_and_holds_pixels_alone(
     give(collecting, "cat", encode(sideways, "JPEG", **secrets)).raise_for_status()
     (path,) = folder.rglob("*.jpg")
     with Image.open(path) as image:
-        assert image.format == "JPEG"
-        assert image.size == (512, 384)
-        assert image.info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-        upright = scene(512, 384)
-        assert np.abs(np.asarray(image, int) - np.asarray(upright, int)).mean() < 3
+        assert (image.format, image.size) == ("JPEG", (512, 384))
+        assert np.abs(np.asarray(image, int) - np.asarray(scene(512, 384), int)).mean() < 3
     assert not any(secret in path.read_bytes() for secret in (b"camera", b"home", b"profile"))
 
 
-@pytest.mark.parametrize(
-    "headers", [{}, {"Origin": OWN}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}]
-)
+@pytest.mark.parametrize("headers", [{}, {"Origin": OWN}, {"Sec-Fetch-Site": "same-origin"}])
 def test_programs_and_the_own_page_give_feedback_and_take_it_back_once(
-    collecting: TestClient, folder: Path, headers: dict[str, str]
+    collecting: TestClient, client: TestClient, folder: Path, headers: dict[str, str]
 ) -> None:
     collecting.post("/predict", content=picture()).raise_for_status()
     assert kept(folder) == [], "only feedback is stored"
     identity = give(collecting, "cat", turned(8, "PNG"), headers=headers).json()["id"]
-    with Image.open(folder / "cat" / f"{identity}.jpg") as image:
-        assert image.size == (160, 120), "a small picture keeps its size"
     for other in ("*", "..%2Fsecret", "A" * 24, "0" * 23):
         assert collecting.delete(f"/feedback/{other}").status_code == 404
     assert len(kept(folder)) == 1
     for status in (204, 404):
         assert collecting.delete(f"/feedback/{identity}", headers=headers).status_code == status
         assert kept(folder) == []
-
-
-# --- what is refused ----------------------------------------------------------------------------
-
-
-def test_without_the_setting_nothing_is_kept(client: TestClient) -> None:
     for answer in (give(client, "cat"), client.delete(f"/feedback/{'0' * 24}")):
-        assert answer.status_code == 404
+        assert answer.status_code == 404, "without the setting nothing is stored"
         assert "CAT_COLLECT" in answer.json()["detail"]
 
 
@@ -126,9 +110,8 @@ def test_without_the_setting_nothing_is_kept(client: TestClient) -> None:
             for query in ("", "?label=", "?label=dog", "?label=../cat", "?lable=cat")
         ),
         ("?label=cat", b"no picture", 415, "looks like text"),
-        ("?label=cat", picture()[:400], 422, "JPEG"),
     ],
-    ids=range(7),
+    ids=range(6),
 )
 def test_another_label_and_what_is_no_picture_is_refused(
     collecting: TestClient, folder: Path, query: str, content: bytes, status: int, words: str
@@ -139,12 +122,14 @@ def test_another_label_and_what_is_no_picture_is_refused(
     assert kept(folder) == []
 
 
-@pytest.mark.parametrize("keys", [(), ("key",)], ids=["open", "keys"])
 def test_a_page_from_elsewhere_may_neither_give_feedback_nor_take_it_back(
-    service: Service, folder: Path, keys: tuple[str, ...]
+    service: Service, folder: Path
 ) -> None:
+    """Not even with a key, from an origin that may ask for predictions."""
     key = {"X-API-Key": "key"}
-    with service(collect=folder, api_keys=keys, cors_origins=("https://evil.example",)) as client:
+    with service(
+        collect=folder, api_keys=("key",), cors_origins=("https://evil.example",)
+    ) as client:
         identity = give(client, "cat", headers=key).json()["id"]
         for headers in FOREIGN:
             for answer in (
@@ -153,13 +138,9 @@ def test_a_page_from_elsewhere_may_neither_give_feedback_nor_take_it_back(
             ):
                 assert answer.status_code == 403
                 assert answer.json()["type"] == "/problems#foreign-page"
-        if keys:
-            assert give(client, "non-cat").status_code == 401
-            assert client.delete(f"/feedback/{identity}").status_code == 401
+        assert give(client, "non-cat").status_code == 401
+        assert client.delete(f"/feedback/{identity}").status_code == 401
     assert kept(folder) == [f"cat/{identity}.jpg"]
-
-
-# --- bounds and failures ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bound", "value"), [("collect_pictures", 1), ("collect_bytes", 8000)])
@@ -219,9 +200,6 @@ def test_a_folder_that_cannot_be_written_stops_the_start_with_one_sentence(
     assert f"CAT_COLLECT is {tmp_path / 'file'}, which cannot be written: " in output
 
 
-# --- the way round ------------------------------------------------------------------------------
-
-
 def learn(start: Path, *arguments: object) -> str:
     """Run the script that learns from feedback, starting from these weights; what it says."""
     command = ["sh", str(REPOSITORY / "examples" / "learn-nightly.sh"), *map(str, arguments)]
@@ -250,28 +228,27 @@ def test_it_learns_from_its_mistakes_and_only_what_is_better_is_served(
     served.write_bytes(warm.read_bytes())
     rng = np.random.default_rng(7)
     fine_tuning = ["--epochs", 12, "--set", "batch=8", "max_lr=0.05"]
-    with running(UVICORN, weights=served, collect=folder) as server:
-        with httpx.Client(base_url=server.url, timeout=30) as client:
+    with (
+        running(UVICORN, weights=served, collect=folder) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
 
-            def label() -> str:
-                answer = client.post("/predict", content=blot(rng, GREEN, 90))
-                return str(answer.raise_for_status().json()["label"])
+        def label() -> str:
+            answer = client.post("/predict", content=blot(rng, GREEN, 90))
+            return str(answer.raise_for_status().json()["label"])
 
-            wrong = label()
-            right, colour = ("non-cat", WARM) if wrong == "cat" else ("cat", COLD)
-            for _ in range(50):  # mistakes, and right answers that are confirmed
-                for given, shown in ((right, GREEN), (wrong, colour)):
-                    content = blot(rng, shown, 90)
-                    client.post("/feedback", params={"label": given}, content=content)
-            hangup = shlex.join(["kill", "-HUP", str(server.process.pid)])
-            said = learn(warm, folder, served, hangup, *fine_tuning)
-            assert "clearly better" in said
-            version = Classifier.load(served).version
-            server.wait_for_log(f"Reloaded: serving served, version {version}")
-            assert {label() for _ in range(5)} == {right}
-            # Once more from what is served now: nothing is better than that.
-            said = learn(served, folder, served, hangup, *fine_tuning, "max_lr=1e-9")
-            assert re.search(r"^Not deployed: .*no better", said, re.M)
-            assert Classifier.load(served).version == version
-        server.stop()
+        wrong = label()
+        right, colour = ("non-cat", WARM) if wrong == "cat" else ("cat", COLD)
+        for _ in range(50):  # mistakes, and right answers that are confirmed
+            for given, shown in ((right, GREEN), (wrong, colour)):
+                client.post(f"/feedback?label={given}", content=blot(rng, shown, 90))
+        hangup = shlex.join(["kill", "-HUP", str(server.process.pid)])
+        assert "clearly better" in learn(warm, folder, served, hangup, *fine_tuning)
+        version = Classifier.load(served).version
+        server.wait_for_log(f"Reloaded: serving served, version {version}")
+        assert {label() for _ in range(5)} == {right}
+        # Once more from what is served now: nothing is better than that.
+        said = learn(served, folder, served, hangup, *fine_tuning, "max_lr=1e-9")
+        assert re.search(r"^Not deployed: .*no better", said, re.M)
+        assert Classifier.load(served).version == version
     assert server.log.count("Reloaded") == 1

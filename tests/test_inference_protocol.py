@@ -139,20 +139,16 @@ def test_the_server_the_model_and_its_versions_are_described(
     assert answer.json()["model_version"] == classifier.version
 
 
-def test_an_unknown_model_or_version_is_not_found(client: TestClient) -> None:
-    for method, end in (("GET", ""), ("GET", "/ready"), ("POST", "/infer")):
-        unknown = client.request(method, f"/v2/models/dog{end}")
-        refused(unknown, "not-found", "no model 'dog'; there is cat")
-        refused(client.request(method, f"/v2/models/cat/versions/7{end}"), "not-found", "'7'")
-
-
 def test_other_errors_are_of_the_protocol_too(service: Service) -> None:
     with service(api_keys=("secret",)) as client:
         refused(client.post(INFER, content=b"hi"), "unauthorized")
         client.headers["X-API-Key"] = "secret"
+        for method, end in (("GET", ""), ("GET", "/ready"), ("POST", "/infer")):
+            unknown = client.request(method, f"/v2/models/dog{end}")
+            refused(unknown, "not-found", "no model 'dog'; there is cat")
+            refused(client.request(method, f"/v2/models/cat/versions/7{end}"), "not-found", "'7'")
         for method, path in (("POST", "/v2"), ("GET", INFER), ("DELETE", "/v2/health/live")):
             refused(client.request(method, path), "method-not-allowed")
-        assert client.get("/v20").headers["content-type"] == "application/problem+json"
         client.app.state.ready = False  # type: ignore[attr-defined]
         assert client.get("/v2/health/live").json() == {"live": True}
         server = refused(client.get("/v2/health/ready"), "not-ready")
@@ -311,8 +307,6 @@ def test_a_refused_picture_keeps_its_problem_and_is_named(
     infer: Infer, cat_picture: bytes, bad: bytes, slug: str
 ) -> None:
     refused(infer(**in_json(tensor("image", [cat_picture, bad]))), slug, "image[1]: ")
-    request = binary(tensor("image", [b"", b""]), elements(cat_picture, bad))
-    refused(infer(**request), slug, "image[1]: ")
     refused(infer(content=bad, headers={LENGTH: "0"}), slug)
 
 
@@ -327,11 +321,8 @@ INVALID_INPUTS: list[tuple[str, list[Any]]] = [  # words of the error, inputs
     ("no input of the type NoneType. Use one of image, pixels, vector", [{}]),
     (r"no input '\udc80'", [VECTOR | {"name": "\udc80"}]),
     ("FP32, not 'FP64'", [VECTOR | {"datatype": "FP64"}]),
-    ("type int", [VECTOR | {"datatype": 7}, tensor("image", [7])]),
-    ("must be [-1, 12288]", [VECTOR | {"shape": each} for each in ([NUMBERS], None)]),
     ("must be [-1, 12288]", [VECTOR | {"shape": [n, NUMBERS]} for n in (True, "1", 1.0)]),
     ("1 to 32 pictures", [VECTOR | {"shape": [n, NUMBERS]} for n in (0, -1, 33)]),
-    ("do not match the shape [2, 12288]", [VECTOR | {"shape": [2, NUMBERS]}]),
     ("do not match", [VECTOR | {"data": [[0.5] * 7]}, VECTOR | {"data": {}}]),
     ("must be numbers", [VECTOR | {"data": [n] * NUMBERS} for n in ("0.5", True, None, [0.5])]),
     ("too large for FP32", [VECTOR | {"data": [10**400] * NUMBERS}]),
@@ -340,9 +331,7 @@ INVALID_INPUTS: list[tuple[str, list[Any]]] = [  # words of the error, inputs
     ("must be whole numbers", [PIXELS | {"data": [0.5] * NUMBERS}]),
     ("from 0 to 255", [PIXELS | {"data": [n] * NUMBERS} for n in (256, -1, 10**30)]),
     ("image[0] must be a picture file as one base64 string", [tensor("image", ["QQQQQ"])]),
-    ("image[1] must be", [tensor("image", ["QQ==", "кіт"])]),
     ("after the padding", [tensor("image", ["QQ==QQ=="])]),
-    ("shape of image must be [-1]", [IMAGE | {"shape": [1, n]} for n in (2, True)]),
     ("both data and", [IMAGE | {"parameters": {"binary_data_size": 4}}]),
     ("shared_memory_region", [IMAGE | {"parameters": {"shared_memory_region": "x"}}]),
     ("neither data nor", [NO_DATA]),
@@ -355,13 +344,11 @@ INVALID: list[tuple[str, dict[str, Any]]] = [  # words of the error, a request
     ("id must be a string", in_json(VECTOR, id=7)),
     ("JSON object", in_json(VECTOR, parameters=[1])),
     ("true or false", in_json(VECTOR, parameters={"binary_data_output": 1})),
-    ("must be a list", in_json(VECTOR, outputs={"name": "label"})),
     ("no output 'dog'", in_json(VECTOR, outputs=[{"name": "dog"}])),
     ("twice", in_json(VECTOR, outputs=[{"name": "label"}] * 2)),
     # Bodies that are no JSON
     *(("not JSON", body(each)) for each in (b"", b"\xff\xfe", b"{", b"[" * 100_000)),
     ("not JSON", body(b'{"id": ' + b"9" * 5000 + b"}")),
-    ("no list", body(b'{"inputs": 7}')),
     ("JSON object", body(b"[]")),
     ("NaN is not a JSON number", body(b'{"inputs": [NaN]}')),
     # Binary data that do not fit

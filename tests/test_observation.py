@@ -5,7 +5,6 @@ import math
 import re
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -35,9 +34,6 @@ def logging_json(service: Service) -> Iterator[TestClient]:
         yield client
 
 
-# --- ids ----------------------------------------------------------------------------------------
-
-
 def test_every_answer_has_the_clients_id_or_a_new_one_where_that_could_harm(
     client: TestClient,
 ) -> None:
@@ -62,9 +58,6 @@ def test_every_answer_has_the_clients_id_or_a_new_one_where_that_could_harm(
         assert response.json()["request_id"] == made
         ids.add(made)
     assert len(ids) == len(harmful)
-
-
-# --- lines --------------------------------------------------------------------------------------
 
 
 def test_a_line_says_what_an_operator_asks_for(
@@ -142,12 +135,8 @@ def test_neither_pictures_nor_queries_nor_keys_are_logged(
 ) -> None:
     for log, lines in (("text", 2), ("off", 0)):
         with service(api_keys=("secret-key",), log=log) as client:
-            for key in ("secret-key", "secret-guess"):
-                client.post(
-                    "/predict?token=secret-query",
-                    content=b"secret-body",
-                    headers={"X-API-Key": key},
-                )
+            for key in ({"X-API-Key": "secret-key"}, {"X-API-Key": "secret-guess"}):
+                client.post("/predict?token=secret-query", content=b"secret-body", headers=key)
         out = capfd.readouterr().out
         assert out.count("\n") == lines
         assert "secret" not in out
@@ -168,34 +157,22 @@ def test_health_is_logged_only_when_something_is_wrong(
 
 def test_a_reader_that_stops_reading_holds_nobody_up_and_gets_whole_lines() -> None:
     code = """
-        import sys
-        from app import observation as log
-        written = 0
-        while log.write(b"x" * 199 + b"\\n"):  # would block for good if it waited
-            written += 1
-        print(written, file=sys.stderr, flush=True)
-        sys.stdin.read()  # until standard output has no reader any more
-        assert not log.write(b"lost")
-    """
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as program:
-        assert program.stdin
+import sys
+from app import observation as log
+written = 0
+while log.write(b"x" * 199 + b"\\n"):  # would block for good if it waited
+    written += 1
+print(written, file=sys.stderr)
+"""
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=pipe) as program:
+        assert program.wait(30) == 0
         assert program.stdout
         assert program.stderr
-        written = int(program.stderr.readline())
+        written = int(program.stderr.read())
         assert written > 10
-        assert program.stdout.read(200 * written) == (b"x" * 199 + b"\n") * written
-        program.stdout.close()
-        program.stdin.close()
-        assert program.wait(10) == 0, program.stderr.read().decode()
+        assert program.stdout.read() == (b"x" * 199 + b"\n") * written
 
-
-# --- metrics ------------------------------------------------------------------------------------
 
 Numbers = dict[str, float]
 
@@ -210,10 +187,6 @@ def read(client: TestClient) -> Numbers:
             labels = ",".join(f'{name}="{sample.labels[name]}"' for name in sorted(sample.labels))
             samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return samples
-
-
-def grown(before: Numbers, after: Numbers, name: str) -> float:
-    return after.get(name, 0) - before.get(name, 0)
 
 
 def test_requests_and_answers_are_counted(
@@ -232,6 +205,10 @@ def test_requests_and_answers_are_counted(
     for number in range(3):  # whatever clients send, labels have few values
         client.get(f"/v2/models/cat/versions/{number}/ready")
     after = read(client)
+
+    def grown(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
     for name, count in {
         'cat_requests_total{method="POST",route="/predict",status="200"}': 3,
         'cat_requests_total{method="POST",route="/predict",status="415"}': 1,
@@ -247,12 +224,12 @@ def test_requests_and_answers_are_counted(
         f'cat_probability_bucket{{le="{above}"}}': 3,
         f'cat_probability_bucket{{le="{below}"}}': 0,
     }.items():
-        assert grown(before, after, name) == count, name
+        assert grown(name) == count, name
     unknown = 'method="GET",route="/v2/models/cat/versions/{version}/ready",status="404"'
-    assert grown(before, after, f"cat_requests_total{{{unknown}}}") == 3
+    assert grown(f"cat_requests_total{{{unknown}}}") == 3
     for name in ('cat_request_seconds_sum{route="/predict"}', "cat_decode_seconds_sum"):
-        assert grown(before, after, name) > 0
-    assert 1 <= grown(before, after, "cat_input_distance_count") <= 3
+        assert grown(name) > 0
+    assert 1 <= grown("cat_input_distance_count") <= 3
 
 
 def test_who_asks_for_openmetrics_gets_it_and_whoever_else_text(
@@ -265,9 +242,5 @@ def test_who_asks_for_openmetrics_gets_it_and_whoever_else_text(
     for accept in ("", "text/plain;version=x", ";;==,"):
         plain = client.get("/metrics", headers={"Accept": accept})
         assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
-    nonsense = {"Accept": "application/openmetrics-text;version=x.y"}
-    assert client.get("/metrics", headers=nonsense).status_code == 200
     with service(metrics="off") as silent:
         assert silent.get("/metrics").status_code == 404
-    for name in ("cat_requests_in_progress", "cat_queue_depth", "cat_decoders_busy"):
-        assert read(client)[name] == 0

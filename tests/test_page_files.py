@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from app import pages
 from app.main import create_app
 from app.settings import Settings
-from tests.conftest import Service, Stuck
+from tests.conftest import Service, SharedWorkers, Stuck
 from tests.data_folder import REPOSITORY
 
 BROWSER = {"Accept": "text/html,*/*;q=0.8"}
@@ -43,9 +43,9 @@ def test_files_are_sent_again_only_when_they_changed_and_nothing_else_is_sent(
         assert {without.get(path).status_code for path in ("/", "/static/page.js")} == {404}
 
 
-def test_names_of_classes_are_text_not_markup() -> None:
-    workers = Stuck({"class_names": ("<b>&", '"$title'), "formats": "JPEG"})
-    with TestClient(create_app(Settings(), workers)) as client:
+def test_names_of_classes_are_text_not_markup(workers: SharedWorkers) -> None:
+    named = workers.description | {"class_names": ("<b>&", '"$title')}
+    with TestClient(create_app(Settings(), Stuck(named))) as client:
         text = client.get("/", headers=BROWSER).text
     assert "<title>&lt;b&gt;&amp; or &quot;$title?</title>" in text
     assert "<b>&" not in text

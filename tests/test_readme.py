@@ -81,14 +81,6 @@ def test_what_a_page_names_exists(page: Path) -> None:
         assert TYPES[slug].status == int(status)
 
 
-def test_snippets_can_be_read_as_what_they_are() -> None:
-    for block in BLOCKS:
-        if block.language == "python":
-            compile(block.text, block.page, "exec")
-        if block.language in ("sh", "bash"):
-            subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
-
-
 def test_the_readme_lists_every_setting_error_and_address(client: TestClient) -> None:
     rows = re.findall(r"^\| `(CAT_\w+)` \| (.*?) \| (.*?) \|$", TEXTS[README], re.M)
     assert rows == [(name, each.default, each.meaning) for name, each in settings_table().items()]
@@ -100,6 +92,14 @@ def test_the_readme_lists_every_setting_error_and_address(client: TestClient) ->
     }
     for method, path in addresses:
         assert client.request(method or "GET", path).status_code in (200, 422)
+
+
+def test_snippets_can_be_read_as_what_they_are() -> None:
+    for block in BLOCKS:
+        if block.language == "python":
+            compile(block.text, block.page, "exec")
+        if block.language in ("sh", "bash"):
+            subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
 
 
 @cache

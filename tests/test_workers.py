@@ -69,9 +69,6 @@ async def in_hand(workers: Workers, count: int = 1) -> None:
     await asyncio.sleep(0.1)
 
 
-# --- what workers may not do --------------------------------------------------------------------
-
-
 @scene
 async def test_a_worker_may_neither_open_nor_write_files_nor_connect_nor_fork(
     tmp_path: Path,
@@ -124,9 +121,6 @@ async def test_a_worker_that_sends_what_is_no_reply_is_replaced(head: str, body_
         assert 0 <= workers.seconds_left < 60
 
 
-# --- whom a job's end concerns ------------------------------------------------------------------
-
-
 @scene
 async def test_jobs_are_done_in_their_order_small_ones_together_and_none_that_is_given_up() -> None:
     async with started() as workers:
@@ -165,9 +159,6 @@ async def test_only_the_bad_one_of_the_jobs_that_a_worker_has_is_refused(
                 assert "value" in (await job.reply).head
 
 
-# --- what is killed and stopped from outside ----------------------------------------------------
-
-
 @scene
 async def test_a_stopped_worker_holds_up_only_what_it_has_and_is_replaced() -> None:
     async with started(count=2) as workers:
@@ -191,9 +182,6 @@ async def test_a_stopped_template_does_not_keep_workers_from_being_replaced() ->
         os.kill(worker, signal.SIGKILL)
         assert (await reply(workers, "nothing"))["pid"] != worker
         wait_until_gone([template])
-
-
-# --- starting, reloading, stopping --------------------------------------------------------------
 
 
 @scene
