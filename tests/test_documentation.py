@@ -85,17 +85,6 @@ def test_the_files_fit_the_service() -> None:
         assert each.language != "yaml" or yaml.safe_load(each.text)
 
 
-def test_the_example_of_a_log_line_has_the_fields_of_a_true_one(
-    client: TestClient, capfd: pytest.CaptureFixture[str]
-) -> None:
-    client.post("/predict", content=EXAMPLE.read_bytes())
-    names = re.findall(r"(\w+)=", capfd.readouterr().out)
-    (text,) = [b.text for b in blocks(OPERATIONS) if " INFO request_id=" in b.text]
-    assert re.findall(r"(\w+)=", text) == names
-    example = json.loads(block(OPERATIONS, "json", "request_id"))
-    assert list(example) == ["time", "level", *names]
-
-
 @pytest.fixture
 def busy_service(client: TestClient) -> Iterator[str]:
     """The address of a service that is too busy for the first request, and answers the next."""

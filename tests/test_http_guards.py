@@ -186,15 +186,6 @@ def test_what_is_not_http_is_logged_and_counted_like_every_request(server: Serve
     assert "secret" not in line
 
 
-@pytest.mark.parametrize("later", [b"GARBAGE\r\n\r\n", post(bytes(70_000))], ids=["", "too much"])
-def test_a_bad_request_is_answered_after_those_before_it(
-    server: Server, cat_picture: bytes, later: bytes
-) -> None:
-    received = answers(server, post(cat_picture) * 2 + later)
-    assert statuses(received) == [200, 200, 400]
-    assert problem_of(received)["type"] == "/problems#bad-request"
-
-
 def test_requests_far_ahead_of_their_answers_end_the_connection(server: Server) -> None:
     received = answers(server, HEALTH * 2000)
     assert 0 < statuses(received).count(200) < 100

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from prometheus_client import openmetrics
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from app.main import create_app
@@ -230,17 +228,3 @@ def test_requests_and_answers_are_counted(
     for name in ('cat_request_seconds_sum{route="/predict"}', "cat_decode_seconds_sum"):
         assert grown(name) > 0
     assert 1 <= grown("cat_input_distance_count") <= 3
-
-
-def test_who_asks_for_openmetrics_gets_it_and_whoever_else_text(
-    client: TestClient, service: Service
-) -> None:
-    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
-    response = client.get("/metrics", headers={"Accept": accept})
-    assert response.headers["content-type"] == openmetrics.exposition.CONTENT_TYPE_LATEST
-    assert "cat_requests" in {family.name for family in parse_openmetrics(response.text)}
-    for accept in ("", "text/plain;version=x", ";;==,"):
-        plain = client.get("/metrics", headers={"Accept": accept})
-        assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
-    with service(metrics="off") as silent:
-        assert silent.get("/metrics").status_code == 404

@@ -24,8 +24,10 @@ from model.formats import Reason
 from model.worker import Job, Reply
 from model.workers import Failure
 from tests.conftest import Service, SharedWorkers, Stuck
+from tests.data_folder import REPOSITORY
 from tests.pictures import animation, picture
 
+BROWSER = {"Accept": "text/html,*/*;q=0.8"}
 FORM = "multipart/form-data; boundary=b"
 
 
@@ -221,17 +223,6 @@ def test_a_picture_of_exactly_the_limit_passes_and_one_byte_more_does_not(
         assert too_large.status_code == 413
 
 
-def test_the_connection_is_closed_only_where_an_answer_comes_before_the_bodys_end(
-    client: TestClient, cat_picture: bytes
-) -> None:
-    for path, headers in (("/nothing", {}), ("/predict", {"Content-Encoding": "gzip"})):
-        answer = client.post(path, content=unannounced(bytes(5000)), headers=headers)
-        assert answer.is_client_error
-        assert answer.headers["connection"] == "close"
-    for content in (cat_picture, b"not a picture", unannounced(cat_picture)):
-        assert "connection" not in client.post("/predict", content=content).headers
-
-
 def test_hostile_forms_are_parsed_in_time(client: TestClient) -> None:
     """Near misses of the boundary are what makes a parser slow; here is 1 MiB of them."""
     for filler in ("\r\n--b", "\r\n--", "\r\n--b-", "\r\n--b \r\n"):
@@ -321,16 +312,21 @@ def test_invalid_values_are_a_problem_that_does_not_quote_them(client: TestClien
     assert "secret" not in response.text
 
 
-# --- documents ----------------------------------------------------------------------------------
+# --- pages and documents ------------------------------------------------------------------------
 
 
-def test_the_api_document_is_valid_and_names_the_problems(client: TestClient) -> None:
+def test_the_api_document_is_valid_and_names_keys_and_problems(
+    client: TestClient, service: Service
+) -> None:
     document = client.get("/openapi.json").json()
     assert OpenAPI.model_validate(document).info.version == __version__
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert named == set(document["components"]["schemas"])
     content = document["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert {"multipart/form-data", "application/octet-stream", "image/*"} <= set(content)
+    with service(api_keys=("key",)) as locked:
+        paths = locked.get("/openapi.json").json()["paths"]
+    assert paths["/predict"]["post"]["security"] == [{"bearer": []}, {"key": []}]  # either will do
     for path in ("/predict", "/explain", "/v2/models/cat/infer"):
         described = document["paths"][path]["post"]["responses"]
         for slug in ("too-large", "too-many-pixels", "crashes-decoder", "busy", "deadline-passed"):
@@ -363,3 +359,54 @@ def test_swagger_ui_is_served_as_published_with_and_without_gzip(client: TestCli
             response = client.get(f"/docs/{name}", headers={"Accept-Encoding": encoding})
             assert response.headers.get("content-encoding", "identity") == encoding
             assert hashlib.sha256(response.content).hexdigest() == published[1]
+
+
+def test_its_files_are_small_and_allow_nothing_from_elsewhere(client: TestClient) -> None:
+    page = client.get("/", headers=BROWSER)
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    addresses = re.findall(r'(?:href|src|action)="([^"]+)"', page.text)
+    files = [each for each in (pages.FOLDER / "page").iterdir() if each.suffix != ".jpg"]
+    text = "".join(each.read_text() for each in files)
+    modules = re.findall(r'from "\./(.+)"', text)
+    for address in {*addresses, *(f"static/{name}" for name in modules)} - {"docs"}:
+        assert re.fullmatch(r"static/[a-z.]+", address)
+        assert client.get(f"/{address}").status_code == 200, address
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+    assert len(text) < 40_000
+
+
+def test_files_are_sent_again_only_when_they_changed_and_nothing_else_is_sent(
+    client: TestClient, service: Service
+) -> None:
+    first = client.get("/static/cat.jpg")
+    assert first.content == (REPOSITORY / "examples" / "cat.jpg").read_bytes()
+    again = client.get("/static/cat.jpg", headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+    for name in ("index.html", "no.js", "..%2fpage.py", "%2e%2e/page.py", "%00"):
+        assert client.get(f"/static/{name}").status_code == 404
+    with service(page=False) as without:
+        assert {without.get(path).status_code for path in ("/", "/static/page.js")} == {404}
+
+
+def test_names_of_classes_are_text_not_markup(workers: SharedWorkers) -> None:
+    named = workers.description | {"class_names": ("<b>&", '"$title')}
+    with TestClient(create_app(Settings(), Stuck(named))) as client:
+        text = client.get("/", headers=BROWSER).text
+    assert "<title>&lt;b&gt;&amp; or &quot;$title?</title>" in text
+    assert "<b>&" not in text
+
+
+@pytest.mark.parametrize("accept", ["*/*", "", "text/plain;q=0.9,text/html;q=0.1"])
+def test_whoever_does_not_ask_for_a_page_gets_the_commands_to_try(
+    client: TestClient, service: Service, accept: str
+) -> None:
+    answer = client.get("/", headers={"Accept": accept})
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["vary"] == "Accept"
+    assert "\ncurl --data-binary @picture.jpg http://testserver/predict\n" in answer.text
+    with service(api_keys=("secret",)) as locked:
+        text = locked.get("/", headers={"Accept": accept}).text
+    assert '\ncurl -H "X-API-Key: KEY" --data-binary @picture.jpg' in text
+    assert "secret" not in text

@@ -95,18 +95,10 @@ async def test_a_job_that_takes_too_much_is_refused_at_once_and_one_that_crashes
     async with started(seconds=0.2) as workers:
         await reply(workers, "sleep", seconds=0.3)  # which takes no processor time
         before, ended = await reply(workers, "allocate", count=2**24), replaced(workers)
+        assert "a fault of the program" in (await reply(workers, "fail"))["fault"]
         assert await refusal(submit(workers, what, **values)) is end
         assert len(ended) == (2 if end is Failure.CRASH else 1)
         assert (await reply(workers, "nothing"))["pid"] != before["pid"]
-
-
-@scene
-async def test_a_fault_of_the_program_is_told_and_ends_nothing() -> None:
-    async with started() as workers:
-        ended = replaced(workers)
-        assert "a fault of the program" in (await reply(workers, "fail"))["fault"]
-        assert (await reply(workers, "nothing"))["handled"] == 2
-        assert not ended
 
 
 @pytest.mark.parametrize(
