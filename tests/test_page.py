@@ -150,7 +150,7 @@ def test_several_views_are_shown(server: Server, visit: Visit) -> None:
 
     page = visit(server)
     page.route("**/explain", add_views)
-    choose(page, CAT)
+    choose(page, upload("cat.jpg", CAT.read_bytes()))
     views = cards(page).locator(".views li")
     expect(views).to_have_text([re.compile(f"{place}.*25 %", re.DOTALL) for place in boxes])
     page.unroute_all(behavior="wait")

@@ -69,12 +69,12 @@ def test_no_client_sees_a_rolling_update(tmp_path: Path) -> None:
     with ExitStack() as stack:
         old = [stack.enter_context(replica(0, port)) for port in ports]
         url = stack.enter_context(proxied(log, *ports))
-        answers = stack.enter_context(load(url, large_picture()))
-        for server, port in zip(old, ports, strict=True):
-            assert server.stop() == 0
-            new = stack.enter_context(replica(1, port))
-            new.wait_for_log(" path=/predict ")
-        wait_for_more(answers, 4 * CLIENTS)
+        with load(url, large_picture()) as answers:
+            for server, port in zip(old, ports, strict=True):
+                assert server.stop() == 0
+                new = stack.enter_context(replica(1, port))
+                new.wait_for_log(" path=/predict ")
+            wait_for_more(answers, 4 * CLIENTS)
     assert {answer.status_code for answer in answers} == {200}, log.read_text("utf-8")
     seen = {answer.json()["model"]["version"] for answer in answers}
     assert seen == {Classifier.load(path).version for path in weights}

@@ -243,13 +243,13 @@ def test_hostile_forms_are_parsed_in_time(client: TestClient) -> None:
             "internal-error",
             "The service failed",
         ),
-        ("/predict", None, "deadline-passed", "0.05 s passed"),
+        ("/predict", None, "deadline-passed", "0.3 s passed"),
     ],
 )
 def test_what_a_worker_cannot_do_gets_its_problem(
     workers: SharedWorkers, path: str, end: Failure | Reply | None, slug: str, words: str
 ) -> None:
-    app = create_app(Settings(deadline_seconds=0.05), Stuck(workers.description, end))
+    app = create_app(Settings(deadline_seconds=0.3), Stuck(workers.description, end))
     with TestClient(app) as client:
         answer = client.post(path, content=b"a picture")
     problem = answer.json()
