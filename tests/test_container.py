@@ -152,6 +152,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
         photo(4000, 3000), "JPEG", progressive=True
     ),
     "PNG of 12 megapixels": lambda: encode(photo(4000, 3000), "PNG", compress_level=1),
+    "WebP of 12 megapixels": lambda: encode(photo(4000, 3000), "WEBP", quality=80, method=0),
 }
 
 

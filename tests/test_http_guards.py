@@ -169,6 +169,12 @@ def test_what_is_not_http_is_answered_with_a_problem(server: Server, head: str) 
     assert "callback" not in problem["detail"]
 
 
+def test_options_for_the_whole_service_says_what_it_answers(server: Server) -> None:
+    received = answers(server, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert statuses(received) == [200]
+    assert b"\r\nallow: GET, HEAD, POST, DELETE\r\n" in received
+
+
 def test_what_is_not_http_is_logged_and_counted_like_every_request(server: Server) -> None:
     def count() -> int:
         text = httpx.get(f"{server.url}/metrics").text
