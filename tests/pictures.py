@@ -252,6 +252,7 @@ def kinds() -> dict[str, bytes]:
     """`scene`, 160 × 120, in every format, mode and compression that is read in its own way."""
     grey = np.asarray(scene(mode="L"))
     inverted = (65535 - grey.astype(">u2") * 257).tobytes()
+    white_is_0 = [(258, "H", [16]), (262, "H", [0])]
     few_colours = scene().quantize(32)
     flat = few_colours.convert("RGB")
     runs = struct.pack("<IIIIiiHHIIIIII", 0, 0, 1078, 40, 64, 64, 1, 8, 1, 0, 0, 0, 0, 0)
@@ -282,8 +283,6 @@ def kinds() -> dict[str, bytes]:
         "see-through colour PNG": encode(flat, "PNG", transparency=flat.getpixel((0, 0))),
         "16-bit PNG": deep_png(grey.astype(np.uint16) * 257),
         "16-bit RGBA PNG": deep_png(np.asarray(see_through()).astype(np.uint16) * 257),
-        "16-bit TIFF": tiff(
-            160, 120, inverted, order=">", tags=[(258, "H", [16]), (262, "H", [0])]
-        ),
+        "16-bit TIFF": tiff(160, 120, inverted, order=">", tags=white_is_0),
         "BMP of runs": b"BM" + runs + bytes(range(256)) * 4 + b"\x40\x07\0\0" * 64 + b"\0\1",
     }

@@ -7,17 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from model import explanation
 from model import network as nn
 from model.classifier import Classifier, default_weights
 from model.convolution import Convolution
-from model.explanation import (
-    Explanation,
-    explain,
-    explain_views,
-    overlay,
-    picture_of_weights,
-    place,
-)
+from model.explanation import explain, picture_of_weights, place
 from model.network import Array, Layer, Linear, Scratch, forward
 from model.preprocessing import Box, read_picture, to_vector
 from tests.pictures import SIX
@@ -68,44 +62,44 @@ def logit(layers: Sequence[Layer], pixels: Pixels) -> float:
 
 def test_for_logistic_regression_the_map_is_weights_times_pixels(cat: Pixels) -> None:
     weights, bias = random(12288, 1), random(1)
-    explanation = explain([Linear(weights, bias)], cat)
+    found = explain([Linear(weights, bias)], cat)
     terms = (weights[:, 0] * to_vector(cat)).reshape(64, 64, 3)
-    np.testing.assert_allclose(explanation.heat, terms.sum(axis=2), rtol=1e-4, atol=1e-6)
-    assert explanation.bias == pytest.approx(float(bias[0]))
+    np.testing.assert_allclose(found.heat, terms.sum(axis=2), rtol=1e-4, atol=1e-6)
+    assert found.bias == pytest.approx(float(bias[0]))
 
 
-def check_sum(explanation: Explanation, expected: float) -> None:
-    assert explanation.logit == pytest.approx(expected, abs=1e-4)
-    total = float(explanation.heat.sum(dtype=float)) + explanation.bias
+def check_sum(found: explanation.Explanation, expected: float) -> None:
+    assert found.logit == pytest.approx(expected, abs=1e-4)
+    total = float(found.heat.sum(dtype=float)) + found.bias
     assert total == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("side", [8, 20, 64])
 def test_the_map_and_the_bias_sum_to_the_logit_in_networks_of_every_layer(side: int) -> None:
     layers, pixels = small(side), noise(side)
-    explanation = explain(layers, pixels)
-    assert explanation.heat.shape == (side, side)
-    check_sum(explanation, logit(layers, pixels))
+    found = explain(layers, pixels)
+    assert found.heat.shape == (side, side)
+    check_sum(found, logit(layers, pixels))
 
 
 def test_a_network_that_looks_in_the_mirror_too_is_explained_as_the_mean_of_both() -> None:
     layers, pixels = small(20, mirror=True), noise(20)
-    explanation = explain(layers, pixels)
-    check_sum(explanation, logit(layers, pixels))
+    found = explain(layers, pixels)
+    check_sum(found, logit(layers, pixels))
     other = explain(layers, np.ascontiguousarray(pixels[:, ::-1]))
-    np.testing.assert_allclose(other.heat[:, ::-1], explanation.heat, atol=1e-5)
-    assert abs(explain(small(20), pixels).logit - explanation.logit) > 1e-4
+    np.testing.assert_allclose(other.heat[:, ::-1], found.heat, atol=1e-5)
+    assert abs(explain(small(20), pixels).logit - found.logit) > 1e-4
 
 
 def test_the_map_of_several_views_is_the_mean_of_theirs_and_sums_to_the_mean_logit() -> None:
     plain, mirrored = small(20), small(20, mirror=True)
     views = np.stack([noise(20, seed) for seed in range(6)])
-    explanation = explain_views(mirrored, views, SIX.boxes)
+    found = explanation.explain_views(mirrored, views, SIX.boxes)
     parts = [explain(mirrored, views[0]), *(explain(plain, view) for view in views[1:])]
-    check_sum(explanation, float(np.mean([part.logit for part in parts])))
+    check_sum(found, float(np.mean([part.logit for part in parts])))
     placed = [place(part.heat, box) for part, box in zip(parts, SIX.boxes, strict=True)]
-    np.testing.assert_allclose(explanation.heat, np.mean(placed, axis=0), atol=1e-6)
-    alone = explain_views(mirrored, views[:1])
+    np.testing.assert_allclose(found.heat, np.mean(placed, axis=0), atol=1e-6)
+    alone = explanation.explain_views(mirrored, views[:1])
     np.testing.assert_allclose(alone.heat, parts[0].heat, atol=1e-6)
 
 
@@ -142,14 +136,14 @@ def test_hiding_what_speaks_for_cat_costs_most(network: Sequence[Layer], cat: Pi
 def test_the_overlay_is_orange_where_it_speaks_for_and_blue_against(cat: Pixels) -> None:
     heat = np.zeros((64, 64))
     heat[:20], heat[-20:] = 1, -1
-    pixels, full = overlay(cat, heat)
+    pixels, full = explanation.overlay(cat, heat)
     assert full == pytest.approx(1)
     red, _, blue = (pixels[..., channel].astype(int) for channel in range(3))
     high = len(pixels)
     assert (red - blue)[: high // 4].min() > 100
     assert (blue - red)[-high // 4 :].min() > 100
     assert abs(red - blue)[high // 2].max() == 0
-    pixels, full = overlay(cat, 1e-9 * (noise(64)[..., 0] - 128.0))  # next to nothing
+    pixels, full = explanation.overlay(cat, 1e-9 * (noise(64)[..., 0] - 128.0))  # next to nothing
     assert np.abs(np.ptp(pixels.astype(int), axis=2)).max() <= 1
 
 
