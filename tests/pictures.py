@@ -2,9 +2,11 @@
 
 import io
 import struct
+import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,19 +52,37 @@ def scene(width: int = 160, height: int = 120, mode: str = "RGB") -> Image.Image
 
 def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:  # noqa: A002
     """The bytes of the image in that format; lossless where the format can be."""
-    settings: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}}.get(format, {})
-    if format == "WEBP":
-        settings = {"lossless": True}
-    if format == "AVIF":
-        settings = {"quality": 95, "speed": 9, "subsampling": "4:4:4"}
+    usual: dict[str, dict[str, Any]] = {
+        "JPEG": {"quality": 95, "subsampling": 0},
+        "WEBP": {"lossless": True},
+        "AVIF": {"quality": 95, "speed": 9, "subsampling": "4:4:4"},
+    }
     buffer = io.BytesIO()
-    image.save(buffer, format, **(settings | options))
+    image.save(buffer, format, **(usual.get(format, {}) | options))
     return buffer.getvalue()
 
 
 def decode(data: bytes) -> Image.Image:
     """What Pillow alone makes of the bytes."""
     return Image.open(io.BytesIO(data))
+
+
+def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip of these members."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as made:
+        for name, data in members.items():
+            made.writestr(name, data)
+    return file.getvalue()
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files of these names and bytes into the folder, which is returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
 
 
 def picture(format: str = "JPEG", width: int = 160, height: int = 120) -> bytes:  # noqa: A002
@@ -94,7 +114,7 @@ def see_through(mode: str = "RGBA", width: int = 160, height: int = 120) -> Imag
 def animation(format: str, frames: int = 3) -> bytes:  # noqa: A002
     """`scene` first, then frames of one colour each."""
     rest = [Image.new("RGB", (160, 120), (i % 256, 0, 90)) for i in range(1, frames)]
-    options = {"GIF": {}, "TIFF": {}}.get(format, {"duration": 100})
+    options = {} if format in ("GIF", "TIFF") else {"duration": 100}
     return encode(scene(), format, save_all=True, append_images=rest, **options)
 
 
@@ -216,14 +236,10 @@ def gif_of_many_frames(frames: int = 300_000) -> bytes:
 
 
 def png_text_bomb() -> bytes:
-    """A good PNG with compressed text, profile and EXIF that inflate enormously."""
+    """A good PNG with compressed text and a profile that inflate enormously."""
     packed = zlib.compress(bytes(60_000_000), 9)
-    return with_chunks(
-        picture("PNG"),
-        (b"zTXt", b"Comment\0\0" + packed),
-        (b"iCCP", b"profile\0\0" + packed),
-        (b"iTXt", b"Title\0\1\0\0\0" + packed),
-    )
+    texts = ((b"zTXt", b"Comment\0\0" + packed), (b"iTXt", b"Title\0\1\0\0\0" + packed))
+    return with_chunks(picture("PNG"), *texts, (b"iCCP", b"profile\0\0" + packed))
 
 
 def jpeg_of_many_exif_segments() -> bytes:
@@ -236,31 +252,19 @@ def kinds() -> dict[str, bytes]:
     """`scene`, 160 × 120, in every format, mode and compression that is read in its own way."""
     grey = np.asarray(scene(mode="L"))
     inverted = (65535 - grey.astype(">u2") * 257).tobytes()
+    white_is_0 = [(258, "H", [16]), (262, "H", [0])]
     few_colours = scene().quantize(32)
+    flat = few_colours.convert("RGB")
     runs = struct.pack("<IIIIiiHHIIIIII", 0, 0, 1078, 40, 64, 64, 1, 8, 1, 0, 0, 0, 0, 0)
+    modes = {"PNG": ["1", "L"], "TIFF": ["1", "L", "CMYK", "YCbCr", "LAB"]}
+    modes |= {"JPEG": ["L", "CMYK"], "BMP": ["1", "L"]}
+    alpha = {"PNG": ["RGBA", "LA"], "TIFF": ["RGBA", "LA"], "WEBP": ["RGBA"], "AVIF": ["RGBA"]}
+    compressions = ("tiff_lzw", "tiff_deflate", "packbits", "jpeg", "lzma", "zstd")
     return {
         **{name: picture(name) for name in FORMATS},
-        **{
-            f"{mode} {name}": encode(scene(mode=mode), name)
-            for name, modes in {
-                "PNG": ("1", "L"),
-                "TIFF": ("1", "L", "CMYK", "YCbCr", "LAB"),
-                "JPEG": ("L", "CMYK"),
-                "BMP": ("1", "L"),
-            }.items()
-            for mode in modes
-        },
-        **{
-            f"{mode} {name}": encode(see_through(mode), name)
-            for mode, name in (
-                *(("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "TIFF"), ("LA", "TIFF")),
-                *(("RGBA", "WEBP"), ("RGBA", "AVIF")),
-            )
-        },
-        **{
-            f"TIFF {name}": encode(scene(), "TIFF", compression=name)
-            for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg", "lzma", "zstd")
-        },
+        **{f"{m} {name}": encode(scene(mode=m), name) for name in modes for m in modes[name]},
+        **{f"{m} {name}": encode(see_through(m), name) for name in alpha for m in alpha[name]},
+        **{f"TIFF {each}": encode(scene(), "TIFF", compression=each) for each in compressions},
         "TIFF group4": encode(scene(mode="1"), "TIFF", compression="group4"),
         "big TIFF": encode(scene(), "TIFF", big_tiff=True),
         "progressive JPEG": encode(scene(), "JPEG", progressive=True),
@@ -276,15 +280,9 @@ def kinds() -> dict[str, bytes]:
         "see-through palette PNG": encode(few_colours, "PNG", transparency=bytes(range(200, 232))),
         "see-through GIF": encode(few_colours, "GIF", transparency=5, disposal=2),
         "see-through grey PNG": encode(scene(mode="L"), "PNG", transparency=100),
-        "see-through colour PNG": encode(
-            few_colours.convert("RGB"),
-            "PNG",
-            transparency=few_colours.convert("RGB").getpixel((0, 0)),
-        ),
+        "see-through colour PNG": encode(flat, "PNG", transparency=flat.getpixel((0, 0))),
         "16-bit PNG": deep_png(grey.astype(np.uint16) * 257),
         "16-bit RGBA PNG": deep_png(np.asarray(see_through()).astype(np.uint16) * 257),
-        "16-bit TIFF": tiff(
-            160, 120, inverted, order=">", tags=[(258, "H", [16]), (262, "H", [0])]
-        ),
+        "16-bit TIFF": tiff(160, 120, inverted, order=">", tags=white_is_0),
         "BMP of runs": b"BM" + runs + bytes(range(256)) * 4 + b"\x40\x07\0\0" * 64 + b"\0\1",
     }

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import fields
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from model.network import Array
 from model.preprocessing import read_picture
+from tests.pictures import decode, encode
 from training.augmentation import Augmentation, augment, compress, mix, whole
 from training.data import read_pictures
 
@@ -21,11 +21,11 @@ def only(**chosen: float) -> Augmentation:
     return Augmentation(**{**nothing, "smallest_area": 1.0, "largest_area": 1.0, **chosen})
 
 
-def photo(height: int, width: int, seed: int = 0) -> Array:
-    """Smooth colours with some grain, uint8 (height, width, 3)."""
+def photo(side: int, seed: int = 0) -> Array:
+    """Smooth colours with some grain, uint8 (side, side, 3)."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), float)
+    smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), float)
     return np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
 
 
@@ -41,30 +41,24 @@ USUAL = Augmentation()
 
 
 def varied(seed: int, strength: float = 1.0, limits: Augmentation = USUAL) -> Array:
-    pictures, sides = held(*(photo(side, side, side) for side in (96, 64, 80, 96, 64, 71)))
+    pictures, sides = held(*(photo(side, side) for side in (96, 64, 80, 96, 64, 71)))
     return augment(pictures, sides, np.random.default_rng(seed), strength, limits)
 
 
-@pytest.mark.parametrize(("height", "width"), [(96, 96), (64, 64), (80, 80), (50, 70)])
-def test_pictures_that_are_not_varied_are_those_that_the_service_sees(
-    height: int, width: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("side", [96, 64, 80])
+def test_unvaried_pictures_are_those_that_the_service_sees(side: int, tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     file = tmp_path / "cat" / "a.png"
-    Image.fromarray(photo(height, width)).save(file)
+    Image.fromarray(photo(side)).save(file)
     read = read_pictures([tmp_path], 96, smallest=64, both_classes=False)
-    assert read.sides[0] == max(64, height, width)
     unvaried = augment(read.pictures, read.sides, np.random.default_rng(0), strength=0)
     served = read_picture(file.read_bytes()).pixels
     difference = np.abs(unvaried[0].reshape(64, 64, 3) * 255 - served)
-    if height == width:
-        assert difference.max() < 1.01  # the service rounds to whole levels
-    else:  # squeezed to a square first
-        assert difference.mean() < 2
+    assert difference.max() < 1.01  # the service rounds to whole levels
 
 
 def test_what_lies_beyond_a_small_picture_is_never_seen() -> None:
-    pictures, sides = held(photo(64, 64), photo(70, 70))
+    pictures, sides = held(photo(64), photo(70))
     other = pictures.copy()
     for i, side in enumerate(sides):
         other[i, side:] = 255
@@ -77,12 +71,11 @@ def test_what_lies_beyond_a_small_picture_is_never_seen() -> None:
 def test_the_same_generator_gives_the_same_rows_in_the_network_s_range() -> None:
     np.testing.assert_array_equal(varied(1), varied(1))
     assert np.abs(varied(1) - varied(2)).mean() > 0.02
-    for strength in (0.0, 0.4, 1.0):
-        rows = np.concatenate([varied(seed, strength) for seed in range(8)])
-        assert rows.dtype == np.float32
-        assert rows.shape == (48, 12288)
-        assert rows.min() >= 0
-        assert rows.max() <= 1
+    rows = np.concatenate([varied(seed) for seed in range(8)])
+    assert rows.dtype == np.float32
+    assert rows.shape == (48, 12288)
+    assert rows.min() >= 0
+    assert rows.max() <= 1
 
 
 def test_without_limits_to_vary_within_only_a_mirror_image_comes_out() -> None:
@@ -119,10 +112,7 @@ EFFECTS: dict[str, tuple[dict[str, float], Effect]] = {
     "tint": ({"tint": 0.1}, lambda row, plain: 0.001 < np.abs(row - plain).mean() < 0.1),
     "brightness": ({"brightness": 0.3}, lambda row, plain: abs(row.mean() - plain.mean()) > 1e-3),
     "contrast": ({"contrast": 0.25}, lambda row, plain: abs(row.std() / plain.std() - 1) > 1e-3),
-    "saturation": (
-        {"saturation": 0.5},
-        lambda row, plain: abs(spread(row) / spread(plain) - 1) > 1e-3,
-    ),
+    "saturation": ({"saturation": 0.5}, lambda row, plain: abs(spread(row) - spread(plain)) > 1e-4),
     "noise": ({"noisy": 1, "noise": 0.06}, lambda row, plain: 0 < np.std(row - plain) < 0.065),
     "erased": ({"erased": 1}, lambda row, plain: 0.01 < np.mean(np.abs(row - plain) > 1e-4) < 0.3),
     "compressed": ({"compressed": 1}, lambda row, plain: 0 < np.std(row - plain) < 0.1),
@@ -136,30 +126,24 @@ EFFECTS: dict[str, tuple[dict[str, float], Effect]] = {
 @pytest.mark.parametrize("name", EFFECTS)
 def test_each_variation_does_what_its_name_says(name: str) -> None:
     ranges, holds = EFFECTS[name]
-    pictures = (np.stack([photo(64, 64, seed) for seed in range(8)]) // 2 + 64).astype(np.uint8)
-    pictures = np.concatenate([pictures, pictures[:, :, ::-1]])  # either way round
-    sides = np.full(16, 64)
+    pictures = (np.stack([photo(64, seed) for seed in range(8)]) // 2 + 64).astype(np.uint8)
+    sides = np.full(8, 64)
     rows = augment(pictures, sides, np.random.default_rng(5), 1, only(**ranges))
-    plain = whole(pictures, sides)
-    mirrors = np.roll(plain, 8, axis=0)
-    nearer = [
-        min(pair, key=lambda one, row=row: float(np.abs(one - row).mean()))  # type: ignore[misc]
-        for row, pair in zip(rows, zip(plain, mirrors, strict=True), strict=True)
-    ]
-    assert all(holds(row, one) for row, one in zip(rows, nearer, strict=True))
+    plain, mirrored = whole(pictures, sides), whole(pictures[:, :, ::-1], sides)
+    for row, either in zip(rows, zip(plain, mirrored, strict=True), strict=True):
+        nearer = either[int(np.argmin(np.abs(np.stack(either) - row).mean(axis=1)))]
+        assert holds(row, nearer)
 
 
 @pytest.mark.parametrize("quality", [15, 50, 80])
 def test_compression_leaves_about_what_jpeg_leaves(quality: int) -> None:
-    pixels = photo(64, 64, 6)
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
-    jpeg = np.asarray(Image.open(file), np.float32) / 255
-    x = pixels.transpose(2, 0, 1).astype(np.float32) / 255
-    ours = compress(x, quality).transpose(1, 2, 0)
-    damage = float(np.abs(jpeg - pixels / 255).mean())
+    pixels = photo(64, 6)
+    file = encode(Image.fromarray(pixels), "JPEG", quality=quality)
+    x, jpeg = pixels / 255, np.asarray(decode(file)) / 255
+    ours = compress(x.transpose(2, 0, 1).astype(np.float32), quality).transpose(1, 2, 0)
+    damage = float(np.abs(jpeg - x).mean())
     assert np.abs(ours - jpeg).mean() < damage / 2
-    assert float(np.abs(ours - pixels / 255).mean()) == pytest.approx(damage, rel=0.25)
+    assert float(np.abs(ours - x).mean()) == pytest.approx(damage, rel=0.25)
 
 
 def test_mixed_rows_are_means_of_two_and_their_targets_the_same_means() -> None:

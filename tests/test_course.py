@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import h5py
@@ -19,38 +20,24 @@ from threadpoolctl import threadpool_limits
 from model.network import Array, Layer, Linear, Relu, Scratch, forward, parameters
 from model.preprocessing import to_vector
 from tests.data_folder import REPOSITORY, data_file
-from training import Refused
-from training.course import (
-    Derivatives,
-    gradient_descent,
-    graph_backward,
-    graph_forward,
-    initialize_with_zeros,
-    loss,
-    predict,
-    propagate,
-)
-
-# --- the computation graph ------------------------------------------------------------------------
+from training import course
+from training.course import loss, propagate
 
 numbers = st.floats(-100, 100)
 
 
 @given(a=numbers, b=numbers, c=numbers)
 def test_derivatives_are_those_of_finite_differences(a: float, b: float, c: float) -> None:
-    found = graph_backward(b, c)
+    found = course.graph_backward(b, c)
     step = 1e-3
     for direction, derivative in zip(np.eye(3), (found.da, found.db, found.dc), strict=True):
-        above = graph_forward(*(np.array([a, b, c]) + step * direction)).J
-        below = graph_forward(*(np.array([a, b, c]) - step * direction)).J
+        above = course.graph_forward(*(np.array([a, b, c]) + step * direction)).J
+        below = course.graph_forward(*(np.array([a, b, c]) - step * direction)).J
         assert (above - below) / (2 * step) == pytest.approx(derivative, abs=1e-5)
 
 
 def test_the_backward_pass_gives_the_course_s_derivatives() -> None:
-    assert graph_backward(b=3, c=2) == Derivatives(dv=3, da=3, du=3, db=6, dc=9)
-
-
-# --- the cost -------------------------------------------------------------------------------------
+    assert course.graph_backward(b=3, c=2) == course.Derivatives(dv=3, da=3, du=3, db=6, dc=9)
 
 
 def random_network(rng: np.random.Generator, *sizes: int) -> list[Layer]:
@@ -59,10 +46,6 @@ def random_network(rng: np.random.Generator, *sizes: int) -> list[Layer]:
     for inputs, outputs in pairwise(sizes):
         layers += [Linear(rng.normal(size=(inputs, outputs)), rng.normal(size=outputs)), Relu()]
     return layers[:-1]
-
-
-def cost_of(layers: list[Layer], X: Array, y: Array) -> float:
-    return float(loss(forward(layers, X, Scratch())[-1][:, 0], y).mean())
 
 
 @pytest.mark.parametrize("sizes", [(5, 1), (1, 1), (7, 4, 1), (6, 5, 3, 1)])
@@ -74,8 +57,12 @@ def test_gradients_are_the_derivatives_of_the_cost(
     layers = random_network(rng, *sizes)
     X = rng.normal(size=(9, sizes[0]))
     y = rng.uniform(size=9) if soft_labels else rng.integers(0, 2, 9).astype(float)
+
+    def cost() -> float:
+        return float(loss(forward(layers, X, Scratch())[-1][:, 0], y).mean())
+
     gradients, J = propagate(layers, X, y)
-    assert pytest.approx(cost_of(layers, X, y)) == J
+    assert pytest.approx(cost()) == J
     weights = parameters(layers)
     assert gradients.keys() == weights.keys()
     step = 1e-6
@@ -83,11 +70,10 @@ def test_gradients_are_the_derivatives_of_the_cost(
         for place in np.ndindex(values.shape):
             kept = values[place]
             values[place] = kept + step
-            above = cost_of(layers, X, y)
+            above = cost()
             values[place] = kept - step
-            below = cost_of(layers, X, y)
+            slope = (above - cost()) / (2 * step)
             values[place] = kept
-            slope = (above - below) / (2 * step)
             assert gradients[name][place] == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
@@ -113,12 +99,10 @@ def test_the_loss_is_the_textbook_s_where_that_can_be_computed(z: float, y: floa
 @given(z=st.floats(-1e30, 1e30), y=st.floats(0, 1))
 def test_the_loss_is_finite_and_not_negative(z: float, y: float) -> None:
     for dtype in (np.float32, np.float64):
-        value = loss(np.array([z], dtype), np.array([y], dtype))
-        assert np.isfinite(value).all()
-        assert (value >= 0).all()
+        assert 0 <= loss(np.array([z], dtype), np.array([y], dtype))[0] < np.inf
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 7, 11])
+@pytest.mark.parametrize("rows_at_once", [1, 7])
 def test_blocks_of_rows_give_the_same_gradients(rows_at_once: int) -> None:
     rng = np.random.default_rng(1)
     layers = random_network(rng, 6, 3, 1)
@@ -128,15 +112,6 @@ def test_blocks_of_rows_give_the_same_gradients(rows_at_once: int) -> None:
     assert blocks_cost == pytest.approx(whole_cost)
     for name, gradient in whole.items():
         np.testing.assert_allclose(blocks[name], gradient, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize(("examples", "labels"), [(3, 2), (0, 0)])
-def test_a_label_for_each_example_is_required(examples: int, labels: int) -> None:
-    with pytest.raises(ValueError, match="one label for each example"):
-        propagate(initialize_with_zeros(2), np.zeros((examples, 2)), np.zeros(labels))
-
-
-# --- gradient descent -----------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -151,23 +126,16 @@ def course_data(split: str) -> tuple[Array, Array]:
         return to_vector(file[f"{split}_set_x"][()]), file[f"{split}_set_y"][()].astype(np.float32)
 
 
-def clouds(rng: np.random.Generator, m: int = 60, n_x: int = 8) -> tuple[Array, Array]:
-    """Two clouds of points that a plane can tell apart."""
-    y = (np.arange(m) % 2).astype(np.float32)
-    X = rng.normal(size=(m, n_x)).astype(np.float32) * 0.3 + y[:, None]
-    return X, y
-
-
 def test_the_course_s_run_gives_the_course_s_figures() -> None:
     X, y = course_data("train")
-    layers = initialize_with_zeros(12_288)
-    costs = gradient_descent(layers, X, y, learning_rate=0.005, iterations=2000)
+    layers = course.initialize_with_zeros(12_288)
+    costs = course.gradient_descent(layers, X, y, learning_rate=0.005, iterations=2000)
     assert len(costs) == 20
     shown = [f"{costs[i]:.6f}" for i in (0, 1, 19)]  # iterations 0, 100 and 1,900
     assert shown == ["0.693147", "0.584508", "0.140872"]
-    assert np.mean((predict(layers, X) >= 0.5) == y) == pytest.approx(0.9904, abs=5e-5)
+    assert np.mean((course.predict(layers, X) >= 0.5) == y) == pytest.approx(0.9904, abs=5e-5)
     X, y = course_data("test")
-    assert np.mean((predict(layers, X) >= 0.5) == y) == pytest.approx(0.70)
+    assert np.mean((course.predict(layers, X) >= 0.5) == y) == pytest.approx(0.70)
 
 
 def notebook(X: Array, Y: Array, iterations: int, learning_rate: float) -> list[float]:
@@ -184,50 +152,19 @@ def notebook(X: Array, Y: Array, iterations: int, learning_rate: float) -> list[
 
 
 def test_costs_are_those_of_the_notebook_in_float64() -> None:
-    rng = np.random.default_rng(1)
-    X, y = clouds(rng)
-    costs = gradient_descent(initialize_with_zeros(8), X, y, iterations=500, learning_rate=0.1)
+    y = (np.arange(60) % 2).astype(np.float32)
+    X = np.random.default_rng(1).normal(size=(60, 8)).astype(np.float32) * 0.3 + y[:, None]
+    layers = course.initialize_with_zeros(8)
+    costs = course.gradient_descent(layers, X, y, iterations=500, learning_rate=0.1)
     expected = notebook(X.T.astype(np.float64), y[None], iterations=500, learning_rate=0.1)
     np.testing.assert_allclose(costs, expected, atol=1e-6)
 
 
-def test_progress_hears_of_every_iteration_and_costs_are_recorded_before_the_step() -> None:
-    X, y = clouds(np.random.default_rng(4))
-    heard: list[float] = []
-    costs = gradient_descent(
-        initialize_with_zeros(8),
-        X,
-        y,
-        iterations=7,
-        record_every=3,
-        progress=lambda _, cost: heard.append(cost),
-    )
-    assert len(heard) == 7
-    assert costs == heard[::3]
+PAGE = (REPOSITORY / "docs" / "course.md").read_text(encoding="utf-8")
 
 
-def test_steps_that_are_too_large_are_refused_with_a_message() -> None:
-    X, y = clouds(np.random.default_rng(5))
-    with pytest.raises(Refused, match=r"learning rate 1e\+39 is too large. Try a tenth"):
-        gradient_descent(initialize_with_zeros(8), X, y, learning_rate=1e39, iterations=10)
-
-
-def test_pictures_and_their_vectors_get_the_same_probabilities() -> None:
-    rng = np.random.default_rng(6)
-    pictures = rng.integers(0, 256, (300, 2, 2, 3), np.uint8)  # more than one block
-    layers = initialize_with_zeros(12)
-    parameters(layers)["0.weights"][:] = rng.normal(size=(12, 1))
-    p = predict(layers, pictures)
-    assert p.shape == (300,)
-    assert p.dtype == np.float64
-    np.testing.assert_allclose(p, predict(layers, to_vector(pictures)), atol=1e-6)
-
-
-def test_the_comparison_of_learning_rates_on_the_course_page_runs(
-    tmp_path: Path,
-) -> None:
-    page = (REPOSITORY / "docs" / "course.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+def test_the_comparison_of_learning_rates_on_the_course_page_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     with h5py.File(tmp_path / "train_catvnoncat.h5", "w") as file:
         file["train_set_x"] = np.random.default_rng(1).integers(0, 256, (6, 64, 64, 3), np.uint8)
         file["train_set_y"] = [0, 1, 0, 1, 0, 1]
@@ -235,17 +172,13 @@ def test_the_comparison_of_learning_rates_on_the_course_page_runs(
     command = [sys.executable, "-c", example]
     lines = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).splitlines()
     assert [line.split()[0] for line in lines] == ["0.01", "0.001", "0.0001"]
-    assert all(line.count(",") == 14 for line in lines)  # 15 costs
 
 
 def test_every_name_on_the_course_page_exists_in_the_file_it_links_to() -> None:
-    page = (REPOSITORY / "docs" / "course.md").read_text(encoding="utf-8")
-    links = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+)\.py\)", page)
-    assert len(links) == page.count("](../")
-    assert len(links) > 20
+    links = re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+)\.py\)", PAGE)
+    assert len(links) == PAGE.count("](../") > 20
     for name, file in links:
         module = file.replace("/", ".")
-        found: object = import_module(module)
         assert name == module or name.startswith(f"{module}.")
-        for attribute in name.removeprefix(module).strip(".").split("."):
-            found = getattr(found, attribute) if attribute else found
+        if name != module:
+            attrgetter(name.removeprefix(f"{module}."))(import_module(module))

@@ -12,7 +12,7 @@ import pytest
 
 from model.preprocessing import Preprocessing, read_picture
 from tests.data_folder import data_file
-from tests.pictures import encode, picture, scene, turned
+from tests.pictures import encode, picture, scene, turned, write_files, zipped
 from training import Refused
 from training.data import OTHERS, NameParts, join_small, name_parts, on_all_cores, read_pictures
 
@@ -31,26 +31,15 @@ GOOD: Files = {
 }
 
 
-def make_folder(path: Path, files: Files) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
-
-
 def make_zip(path: Path, files: Files) -> Path:
     path = path.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
+    path.write_bytes(zipped(files))
     return path
 
 
 def make_hdf5(path: Path, **datasets: Any) -> Path:
     with h5py.File(path, "w") as file:
-        for name, value in datasets.items():
-            file[name] = value
+        file.update(datasets)
     return path
 
 
@@ -58,11 +47,8 @@ def pixels(m: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.random.default_rng(0).integers(0, 256, (m, 64, 64, 3), np.uint8)
 
 
-make = pytest.mark.parametrize("make", [make_folder, make_zip])
+make = pytest.mark.parametrize("make", [write_files, make_zip])
 Make = Callable[[Path, Files], Path]
-
-
-# --- what is read -------------------------------------------------------------------------------
 
 
 @make
@@ -73,23 +59,13 @@ def test_pictures_are_labelled_by_their_folder(tmp_path: Path, make: Make) -> No
     assert data.sources == ["pets", "pets", "tiny"]
     assert (data.skipped, data.hidden) == ([], 0)
     assert str(data) == "3 pictures (2 cat, 1 non-cat)"
-    assert data.reported_sources == [OTHERS] * 3
-    assert [load() for load in data.files] == list(GOOD.values())
 
 
 @make
-def test_pictures_are_read_as_serving_reads_them(tmp_path: Path, make: Make) -> None:
-    files = {"cat/a.jpg": turned(6), "non-cat/b.png": picture("PNG")}
-    spec = Preprocessing(side=48, filter="lanczos")
-    data = read_pictures([make(tmp_path / "d", files)], side=48, preprocessing=spec)
-    for found, content in zip(data.pictures, files.values(), strict=True):
-        assert (found == read_picture(content, spec).pixels).all()
-
-
-def test_small_pictures_can_be_kept_small(tmp_path: Path) -> None:
-    files = {"cat/1.png": picture("PNG"), "cat/2.png": picture("PNG", 40, 30)}
+def test_pictures_are_read_as_served_and_small_ones_kept_small(tmp_path: Path, make: Make) -> None:
+    files = {"cat/1.jpg": turned(6), "cat/2.png": picture("PNG", 40, 30)}
     files |= {"non-cat/1.png": picture("PNG", 80, 60)}
-    data = read_pictures([make_zip(tmp_path / "d", files)], side=96, smallest=64)
+    data = read_pictures([make(tmp_path / "d", files)], side=96, smallest=64)
     assert data.sides.tolist() == [96, 64, 80]
     for found, side, content in zip(data.pictures, data.sides, files.values(), strict=True):
         expected = read_picture(content, Preprocessing(side=int(side))).pixels
@@ -99,20 +75,20 @@ def test_small_pictures_can_be_kept_small(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_that_of_pictures_and_labels(tmp_path: Path) -> None:
-    a, b, c = view(1), view(2), view(3)
-    one, other = {"cat/1": a, "non-cat/2": b}, {"cat/1": b, "non-cat/2": a}
-    paths = [make_zip(tmp_path / "0", one)]
-    sets = (one, other, {"cat/1": a, "non-cat/2": c})
-    paths += [make_folder(tmp_path / str(i), files) for i, files in enumerate(sets)]
-    packed, *prints = [read_pictures([path]).fingerprint for path in paths]
+    sets = [
+        {"cat/1": view(1), "non-cat/2": view(2)},
+        {"cat/1": view(2), "non-cat/2": view(1)},
+        {"cat/1": view(1), "non-cat/2": view(3)},
+    ]
+    paths = [write_files(tmp_path / str(i), files) for i, files in enumerate(sets)]
+    paths.append(make_zip(tmp_path / "0", sets[0]))
+    *prints, packed = [read_pictures([path]).fingerprint for path in paths]
     assert packed == prints[0]
     assert len(set(prints)) == 3
 
 
 @make
-def test_class_folders_may_lie_deeper_and_have_folders_of_their_own(
-    tmp_path: Path, make: Make
-) -> None:
+def test_class_folders_may_lie_deeper_and_hold_folders(tmp_path: Path, make: Make) -> None:
     files = {
         "my/cat/data/cat/a.jpg": view(1),
         "my/cat/data/cat/2024/b.jpg": view(2),
@@ -124,26 +100,11 @@ def test_class_folders_may_lie_deeper_and_have_folders_of_their_own(
     assert data.names == ["cat/2024/b.jpg", "cat/a.jpg", "non-cat/c.jpg"]
 
 
-@make
-def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path: Path, make: Make) -> None:
-    junk = {
-        "cat/Icon\r": b"0",
-        "cat/Picasa.ini": b"0",
-        "__MACOSX/cat/._a.jpg": b"0",
-        "cat/Thumbs.db": b"0",
-        "cat/@eaDir/pets-cat-1.jpg/SYNOPHOTO_THUMB_M.jpg": view(1),
-        "non-cat/.thumbnails/large/1.png": view(1),
-    }
-    data = read_pictures([make(tmp_path / "d", GOOD | junk)])
-    assert data.names == list(GOOD)
-    assert (data.skipped, data.hidden) == ([], 6)
-
-
 def test_class_folders_and_files_may_be_links_but_not_in_a_circle(tmp_path: Path) -> None:
-    make_folder(tmp_path / "elsewhere", {"1.png": view(1), "2.png": view(2)})
-    folder = make_folder(tmp_path / "d", {"non-cat/3.png": view(3)})
+    write_files(tmp_path / "elsewhere", {"1.png": view(1), "2.png": view(2)})
+    folder = write_files(tmp_path / "d", {"non-cat/3.png": view(3)})
     (folder / "cat").symlink_to(tmp_path / "elsewhere")
-    (folder / "non-cat" / "4.png").symlink_to(make_folder(tmp_path, {"4.png": view(4)}) / "4.png")
+    (folder / "non-cat" / "4.png").symlink_to(write_files(tmp_path, {"4.png": view(4)}) / "4.png")
     names = ["cat/1.png", "cat/2.png", "non-cat/3.png", "non-cat/4.png"]
     assert read_pictures([folder]).names == names
     (folder / "non-cat" / "again").symlink_to(folder)
@@ -156,84 +117,57 @@ def test_class_folders_and_files_may_be_links_but_not_in_a_circle(tmp_path: Path
 @pytest.mark.parametrize("originals", ["all", "real"])  # before and after the links, by their names
 def test_class_folders_may_be_links_to_folders_beside_them(tmp_path: Path, originals: str) -> None:
     files = {f"{originals}/c/1.png": view(1), f"{originals}/n/2.png": view(2)}
-    folder = make_folder(tmp_path / "d", files)
+    folder = write_files(tmp_path / "d", files)
     (folder / "cat").symlink_to(folder / originals / "c")
     (folder / "non-cat").symlink_to(folder / originals / "n")
     data = read_pictures([folder])
     assert data.names == ["cat/1.png", "non-cat/2.png"]
     assert [name for name, _ in data.skipped] == list(files)
-    (folder / "non-cat").unlink()
-    (folder / "non-cat").symlink_to(folder / originals / "c")
-    with pytest.raises(Refused, match=r"cat/1\.png in .*: is the same picture as non-cat/1"):
-        read_pictures([folder])
-    with pytest.raises(Refused, match="no pictures that can be used"):
-        read_pictures([folder], skip_bad=True)
 
 
 def test_pipes_are_named_and_never_waited_for(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "d", GOOD)
+    folder = write_files(tmp_path / "d", GOOD)
     for name in ("pipe", "pipe.jpg"):
         os.mkfifo(folder / "cat" / name)
-    with pytest.raises(
-        Refused, match=r"cat/pipe in .*regular(?s:.*)cat/pipe\.jpg: is not a regular"
-    ):
+    with pytest.raises(Refused, match=r"(?s)cat/pipe in .*cat/pipe\.jpg: is not a regular"):
         read_pictures([folder])
 
 
 @make
-def test_notes_and_sidecars_are_listed_with_all_else_that_is_bad(
-    tmp_path: Path, make: Make
-) -> None:
-    notes = {"cat/1.xmp": b"<x/>", "cat/more.zip": b"PK", "non-cat/notes.txt": b"a note"}
-    path = make(tmp_path / "d", GOOD | notes | {"cat/torn.jpg": picture()[:900]})
+def test_notes_and_sidecars_are_listed_with_all_that_is_bad(tmp_path: Path, make: Make) -> None:
+    bad = {"cat/1.xmp": b"<x/>", "cat/more.zip": b"PK", "cat/torn.jpg": picture()[:900]}
+    outside = {"README.txt": b"x", "fox/a.jpg": b"x"}
+    path = make(tmp_path / "d", GOOD | bad | outside)
     with pytest.raises(Refused) as refused:
         read_pictures([path])
-    for words in (*notes, "cat/torn.jpg", "4 files", "unpack it", "--skip-bad"):
+    for words in (*bad, "3 files", "unpack it", "--skip-bad"):
         assert words in str(refused.value)
     data = read_pictures([path], skip_bad=True)
     assert data.names == list(GOOD)
-    assert {name for name, _ in data.skipped} == {*notes, "cat/torn.jpg"}
-
-
-def test_a_long_list_of_bad_pictures_is_cut(tmp_path: Path) -> None:
-    files = {f"cat/{i:03}.jpg": b"" for i in range(125)}
-    with pytest.raises(Refused, match=r"125 files cannot be used(?s:.*)and 25 more"):
-        read_pictures([make_folder(tmp_path / "d", GOOD | files)])
+    reasons = dict(data.skipped)
+    assert reasons.keys() == {*bad, *outside}
+    assert {reasons[name] for name in outside} == {"not in cat/ or non-cat/"}
 
 
 def test_a_picture_in_both_classes_is_refused_with_its_names(tmp_path: Path) -> None:
     image = scene(64, 64)
     twice = {"cat/same.png": encode(image), "non-cat/also.bmp": encode(image, "BMP")}
-    path = make_folder(tmp_path / "d", GOOD | twice)
+    path = write_files(tmp_path / "d", GOOD | twice)
     with pytest.raises(Refused, match=r"cat/same\.png in .*: is the same picture as non-cat/also"):
         read_pictures([path])
     assert read_pictures([path], skip_bad=True).names == list(GOOD)
 
 
-@make
-def test_files_in_no_class_are_left_out_and_listed(tmp_path: Path, make: Make) -> None:
-    data = read_pictures([make(tmp_path / "d", GOOD | {"README.txt": b"x", "fox/a.jpg": b"x"})])
-    assert data.names == list(GOOD)
-    reason = "not in cat/ or non-cat/"
-    assert data.skipped == [("README.txt", reason), ("fox/a.jpg", reason)]
-
-
-def test_several_files_are_joined_and_one_may_have_one_class(tmp_path: Path) -> None:
-    one_class = {"non-cat/tiny-7.webp": view(1)}
-    paths = [make_zip(tmp_path / "a", GOOD), make_zip(tmp_path / "b", one_class)]
-    data = read_pictures(paths)
-    assert data.names == [*GOOD, *one_class]
-    assert read_pictures(paths[1:], both_classes=False).labels.tolist() == [0]
-
-
-def test_classes_and_files_may_have_other_names(tmp_path: Path) -> None:
-    files = {"dog/IMG_1.jpg": view(1), "no dog/door-2.jpg": view(2)}
-    data = read_pictures([make_zip(tmp_path / "phone", files)], class_names=("dog", "no dog"))
-    assert data.labels.tolist() == [1, 0]
-    assert data.sources == ["phone", "door"]  # the file's where a name has no dash
-
-
-# --- the course's HDF5 --------------------------------------------------------------------------
+def test_files_are_joined_and_classes_may_have_other_names(tmp_path: Path) -> None:
+    phone = {"dog/IMG_1.jpg": view(1), "no dog/door-2.jpg": view(2)}
+    one_class = {"no dog/tiny-7.webp": view(3)}
+    paths = [make_zip(tmp_path / "phone", phone), make_zip(tmp_path / "b", one_class)]
+    names = ("dog", "no dog")
+    data = read_pictures(paths, class_names=names)
+    assert data.names == [*phone, *one_class]
+    assert data.labels.tolist() == [1, 0, 0]
+    assert data.sources == ["phone", "door", "tiny"]  # the file's where a name has no dash
+    assert len(read_pictures(paths[1:], class_names=names, both_classes=False)) == 1
 
 
 @pytest.mark.parametrize(
@@ -245,17 +179,10 @@ def test_classes_and_files_may_have_other_names(tmp_path: Path) -> None:
     ],
 )
 def test_the_course_s_hdf5_is_read_as_it_is(
-    tmp_path: Path,
-    prefix: str,
-    shape: tuple[int, ...],
-    classes: tuple[bytes, bytes],
-    labels: list[int],
+    tmp_path: Path, prefix: str, shape: tuple[int], classes: tuple[bytes, bytes], labels: list[int]
 ) -> None:
-    datasets = {
-        f"{prefix}_set_x": pixels(3),
-        f"{prefix}_set_y": np.array([0, 1, 0]).reshape(shape),
-        "list_classes": np.array(classes),
-    }
+    y = np.array([0, 1, 0]).reshape(shape)
+    datasets = {f"{prefix}_set_x": pixels(3), f"{prefix}_set_y": y, "list_classes": classes}
     data = read_pictures([make_hdf5(tmp_path / "d.h5", **datasets)])
     assert (data.pictures == pixels(3)).all()
     assert data.labels.tolist() == labels
@@ -270,15 +197,11 @@ def test_the_course_s_own_files_are_read() -> None:
     assert str(test) == "50 pictures (33 cat, 17 non-cat)"
 
 
-# --- what is refused ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
         ({"images": pixels(2)}, "no datasets train_set_x and train_set_y.*it holds: images"),
         ({"train_set_x": pixels(2), "train_set_y": [0, 1, 1]}, "0 or 1 for each of the 2 pictures"),
-        ({"train_set_x": pixels(4), "train_set_y": np.eye(2)}, "0 or 1 for each of the 4 pictures"),
         ({"train_set_x": pixels(2) / 255, "train_set_y": [0, 1]}, "float64; expected .* uint8"),
         ({"train_set_x": pixels(2)[:, 1:], "train_set_y": [0, 1]}, r"shape \(2, 63, 64, 3\)"),
         ({"train_set_x": pixels(0), "train_set_y": np.zeros(0)}, "no pictures"),
@@ -291,9 +214,8 @@ def test_the_course_s_own_files_are_read() -> None:
 def test_an_hdf5_that_is_not_the_course_s_is_refused(
     tmp_path: Path, datasets: dict[str, Any], message: str
 ) -> None:
-    path = make_hdf5(tmp_path / "mine.h5", **datasets)
     with pytest.raises(Refused, match=rf"(?s)mine\.h5.*{message}"):
-        read_pictures([path])
+        read_pictures([make_hdf5(tmp_path / "mine.h5", **datasets)])
 
 
 @make
@@ -304,7 +226,6 @@ def test_an_hdf5_that_is_not_the_course_s_is_refused(
         ({"a.jpg": b"", "b.jpg": b""}, "it contains 2 files, no folders"),
         ({"cats/a.jpg": b"", "dogs/b.jpg": b""}, "it contains folders 'cats', 'dogs'.*--classes"),
         ({"cat/a.jpg": picture()}, "all 1 pictures are 'cat'. Training also needs .*'non-cat'"),
-        ({"x/non-cat/a.jpg": picture()}, "all 1 pictures are 'non-cat'"),
         ({"a/cat/1.jpg": b"", "b/non-cat/1.jpg": b""}, "in several places: a/, b/. Use one of"),
         (GOOD | {"cat/old/non-cat/1.jpg": view(1)}, "in several places: ./, cat/old/"),
     ],
@@ -316,13 +237,20 @@ def test_folders_and_zips_without_one_pair_of_classes_are_refused(
         read_pictures([make(tmp_path / "mine", files)])
 
 
+def zip_with(place: bytes, change: bytes) -> bytes:
+    """A zip of good pictures with one change after the place."""
+    data = zipped(GOOD, zipfile.ZIP_STORED)
+    at = data.index(place) + len(place)
+    return data[:at] + change + data[at + len(change) :]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("labels.csv", b"a,b\n", "is not data for training. Expected: an HDF5"),
-        ("cat.jpg", picture(), "is not data for training"),
-        ("empty", b"", "is not data for training"),
         ("pets.zip", b"<html>404</html>", "damaged or incomplete zip"),
+        ("pets.zip", zip_with(b"JFIF", bytes(9)), "damaged in the zip"),
+        ("pets.zip", zip_with(b"PK\1\2\x14\3\x14\0", b"\1"), "is encrypted .*Unpack it"),
         ("pets.h5", b"<html>404</html>", "not an HDF5 file, or is damaged"),
         ("pets", b"\x89HDF\r\n\x1a\n and no more", "not an HDF5 file, or is damaged"),
         ("nowhere.zip", None, "does not exist"),
@@ -334,28 +262,7 @@ def test_other_files_are_refused(
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(Refused, match=f"{name} .*{message}"):
-        read_pictures([path])
-
-
-@pytest.mark.parametrize(
-    ("place", "change", "message"),
-    [
-        (500, b"\xff", r"cat/pets-cat-1\.jpg in .*damaged in the zip"),  # a checksum fails
-        ("directory + 8", b"\1", r"pets\.zip is encrypted .*Unpack it"),
-        ("directory + 24", (2**31).to_bytes(4, "little"), "has 2147483648 bytes, more than a pict"),
-    ],
-)
-def test_zips_that_are_damaged_encrypted_or_bombs_are_refused(
-    tmp_path: Path, place: int | str, change: bytes, message: str
-) -> None:
-    path = make_zip(tmp_path / "pets", GOOD)
-    content = bytearray(path.read_bytes())
-    if isinstance(place, str):
-        place = content.index(b"PK\1\2") + int(place.split()[-1])
-    content[place : place + len(change)] = change
-    path.write_bytes(content)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(Refused, match=f"{name}.*{message}"):
         read_pictures([path])
 
 
@@ -372,41 +279,23 @@ def test_an_interrupted_reading_stops_at_once() -> None:
     assert len(read) < 10**5
 
 
-# --- what names tell ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "source", "parts"),
     [
         ("cat/pets-cat-09500.jpg", "pets", ("pets", "cat", "things")),
         ("cat/tiny-n02123394_1.jpg", "tiny", ("tiny", "Persian cat", "things")),
         ("non-cat/tiny-n02085620_12.jpg", "tiny", ("tiny", "Chihuahua", "small dogs")),
-        ("non-cat/tiny-n04070727_2.jpg", "tiny", ("tiny", "things", "things")),
-        (
-            "non-cat/tiny-tinymore-red_panda-0001.webp",
-            "tiny",
-            ("tiny", "lesser panda", "bears and pandas", "tinymore"),
-        ),
         (
             "non-cat/wild-llwa-fox-dark-0012.webp",
             "wild",
             ("wild", "fox in low light", "foxes, wolves and raccoons", "llwa"),
         ),
-        (
-            "non-cat/web-mixed-garipov-dogs-0001.webp",
-            "web",
-            ("web", "dog", "dogs of any kind", "mixed"),
-        ),
         ("non-cat/web-places-dining_room-eval-0001.jpg", "web", ("rooms", "dining room", "rooms")),
-        ("cat/course-00001", "course", ("course",)),
         ("cat/IMG-20240301-WA0001.jpg", "IMG", ("IMG",)),
-        ("cat/2024-03-05-0001.jpg", "2024", ("2024",)),
         ("cat/tom.jpg", "mydata", ("mydata",)),
     ],
 )
-def test_a_name_tells_source_kind_group_and_repository(
-    name: str, source: str, parts: tuple[str, ...]
-) -> None:
+def test_a_name_tells_what_the_picture_is(name: str, source: str, parts: tuple[str, ...]) -> None:
     assert name_parts(name, source) == NameParts(*parts)
 
 

@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import tomllib
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from model.classifier import Classifier, InputStatistics
 from model.network import Array, parameters
 from model.preprocessing import Views
 from tests.data_folder import REPOSITORY
+from tests.pictures import encode, write_files, zipped
 from training import Refused
 from training.__main__ import main
 from training.fit import SCRATCH, read_settings
@@ -45,9 +44,7 @@ def blot(rng: np.random.Generator, colour: tuple[int, int, int], side: int) -> b
     pixels = rng.integers(60, 120, (side, side, 3), np.uint8)
     top, left = rng.integers(4, side - 30, 2)
     pixels[top : top + 26, left : left + 26] = colour
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+    return encode(Image.fromarray(pixels))
 
 
 WARM, COLD, GREEN = (230, 120, 60), (60, 120, 230), (60, 230, 90)
@@ -62,12 +59,14 @@ def make_data(
     seed: int = 0,
     side: int = 70,
 ) -> Path:
+    """Folders of two classes, each picture with a square of its class's colour."""
     rng = np.random.default_rng(seed)
-    for name, colour in zip(names, colours, strict=True):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(each):
-            (folder / name / f"pets-{seed}-{i:03}.png").write_bytes(blot(rng, colour, side))
-    return folder
+    files = {
+        f"{name}/pets-{seed}-{i:03}.png": blot(rng, colour, side)
+        for name, colour in zip(names, colours, strict=True)
+        for i in range(each)
+    }
+    return write_files(folder, files)
 
 
 def fit(*arguments: object) -> int:
@@ -95,9 +94,6 @@ def tensors(path: Path) -> Array:
     return np.concatenate([value.ravel() for value in values])
 
 
-# --- what comes out -----------------------------------------------------------------------------
-
-
 def test_the_result_drops_into_the_service_by_one_setting(trained: Path) -> None:
     settings = Settings.from_env({"CAT_WEIGHTS": str(trained)})
     rng = np.random.default_rng(9)
@@ -107,16 +103,13 @@ def test_the_result_drops_into_the_service_by_one_setting(trained: Path) -> None
             assert answer["label"] == label
 
 
-def test_the_weights_file_says_how_it_came_about(trained: Path) -> None:
+def test_the_weights_file_and_the_report_say_how_it_came_about(trained: Path) -> None:
     facts = Classifier.load(trained).metadata
     assert facts["training"]["epochs"] == 6
     assert facts["training"]["stages"] == [4]
-    assert facts["seed"] == 1
     assert facts["data"]["training"]["classes"] == {"cat": 48, "non-cat": 48}
-    assert facts["data"]["validation"]["classes"] == {"cat": 12, "non-cat": 12}
     assert facts["data"]["validation"]["sources"] == {"pets": {"cat": 12, "non-cat": 12}}
     assert [row["epoch"] for row in facts["learning_curve"]] == [1, 2, 3, 4, 5, 6]
-    assert 1 <= facts["best_epoch"] <= 6
     assert facts["metrics"]["validation"]["all"]["balanced_accuracy"] == 1
     usual = InputStatistics.from_metadata(facts)
     assert usual
@@ -126,25 +119,17 @@ def test_the_weights_file_says_how_it_came_about(trained: Path) -> None:
     assert str(trained.parent) not in json.dumps(facts)  # names of files, not where they lay
     values = tensors(trained)
     np.testing.assert_array_equal(values, values.astype(np.float16))
-
-
-def test_the_report_holds_page_figures_and_log(trained: Path) -> None:
     folder = trained.with_name("warm-report")
-    names = {file.name for file in folder.iterdir()}
-    assert names == {"report.html", "metrics.json", "log.jsonl"}
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "log_loss", "balanced_accuracy", "seconds"} <= rows[0].keys()
+    assert {file.name for file in folder.iterdir()} == {"report.html", "metrics.json", "log.jsonl"}
     assert "warm: cat or non-cat?" in (folder / "report.html").read_text()
-    assert json.loads((folder / "metrics.json").read_text())["name"] == "warm"
     assert not trained.with_name("warm-training").exists()  # what an unfinished run leaves
 
 
 def test_a_zip_names_of_one_s_own_other_validation_and_views_will_do(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 20, names=("tom", "other tom"))
-    with zipfile.ZipFile(tmp_path / "toms.zip", "w") as archive:
-        for file in sorted(data.rglob("*.png")):
-            archive.write(file, file.relative_to(data))
+    files = sorted(data.rglob("*.png"))
+    toms = {str(file.relative_to(data)): file.read_bytes() for file in files}
+    write_files(tmp_path, {"toms.zip": zipped(toms)})
     apart = make_data(tmp_path / "apart", 6, names=("tom", "other tom"), seed=1)
     output = tmp_path / "tom.safetensors"
     names = ("--classes", "tom", "other tom", "--name", "tom spotter", "--validation", apart)
@@ -157,23 +142,17 @@ def test_a_zip_names_of_one_s_own_other_validation_and_views_will_do(tmp_path: P
     assert (validation["pictures"], validation["files"]) == (12, ["apart"])
 
 
-def test_a_teacher_softens_the_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_softens_the_labels(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 20)
     names = sorted(str(file.relative_to(data)) for file in data.rglob("*.png"))
     table = tmp_path / "teacher.npz"
     logits = np.array([3.0 if name.startswith("cat") else -3.0 for name in names])
     groups = np.tile([0.2, 0.7, 0.1], (len(names), 1))
     np.savez(table, name=names, logit=logits, group_probability=groups)
-    arguments = (data, "--teacher", table, *RUN, tmp_path / "taught.safetensors")
-    assert fit(*arguments, "--set", "teacher_share=0.3") == 0
-    facts = Classifier.load(tmp_path / "taught.safetensors").metadata["training"]
+    output = tmp_path / "taught.safetensors"
+    assert fit(data, "--teacher", table, *RUN, output, "--set", "teacher_share=0.3") == 0
+    facts = Classifier.load(output).metadata["training"]
     assert (facts["teacher"], facts["teacher_share"]) == ("teacher.npz", 0.3)
-    np.savez(table, name=np.array([], str), logit=np.zeros(0))
-    assert fit(*arguments) == 1
-    assert "has no entry for 30 of 30 training pictures" in capsys.readouterr().err
-
-
-# --- fine-tuning --------------------------------------------------------------------------------
 
 
 def test_fine_tuning_learns_a_camera_of_one_s_own_and_says_so(
@@ -209,19 +188,12 @@ def test_fine_tuning_that_does_not_help_says_so_and_keeps_what_was_there(
 
 
 def test_fine_tuning_keeps_the_views(trained: Path, tmp_path: Path) -> None:
-    boxes = ((0.0, 0.0, 1.0, 1.0), (0.2, 0.2, 0.8, 0.8))
-    views = Views(boxes, (-50.0, 50.0))
-    start = tmp_path / "views.safetensors"
+    views = Views(((0.0, 0.0, 1.0, 1.0), (0.2, 0.2, 0.8, 0.8)), (-50.0, 50.0))
+    start, output = tmp_path / "views.safetensors", tmp_path / "mine.safetensors"
     replace(Classifier.load(trained), views=views).save(start)
     data = make_data(tmp_path / "mine", 16, seed=3, side=120)
-    output = tmp_path / "mine.safetensors"
     assert fit(data, "--from", start, "--output", output, "--epochs", 1, "--threads", 2) == 0
-    after = Classifier.load(output)
-    assert after.views == views
-    assert after.predict(blot(np.random.default_rng(4), WARM, 120)).views == 2
-
-
-# --- stopping and resuming ----------------------------------------------------------------------
+    assert Classifier.load(output).views == views
 
 
 @pytest.fixture(scope="module")
@@ -269,22 +241,16 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_as_an_unbroken_one(
     assert [json.loads(line)["epoch"] for line in log] == [1, 2, 3]
 
 
-# --- what is refused ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--resume",), "There is no unfinished run"),
         (("--from", "{weights}", "--set", "stages=[4]"), "stages can be set only from scratch"),
         (("--from", "{data}/cat/pets-0-000.png"), "cannot be used"),
-        (("--from", "{data}/none.safetensors"), "cannot be used"),
         (("--from", "{weights}", "--classes", "non-cat", "cat"), "Use --classes cat"),
         (("--from", "{weights}", "--output", "{weights}"), "is also the --from file"),
         (("--set", "stages=[4, 4, 4, 4, 4, 4]"), "at most 5"),
-        (("--validation", "{data}/none"), "does not exist"),
         (("--set", "shares.web=2"), "there is no source web. The sources are others"),
-        (("--set", "shares.dog=2"), "there is no source dog"),
         (("--set", "seed=0", "views=some"), "views is 'some'"),
     ],
 )
@@ -298,29 +264,19 @@ def test_what_does_not_go_together_is_refused_before_any_training(
 ) -> None:
     given = [each.format(weights=trained, data=few) for each in arguments]
     assert fit(few, "--output", tmp_path / "x.safetensors", *given) == 1
-    told = capsys.readouterr().err
-    assert message in told
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "x.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    ("cats", "message"),
-    [
-        (0, "all 16 pictures are 'non-cat'. Training also needs pictures of 'cat'"),
-        (14, "(10 to train on and 5 to hold back): 14 of 'cat' and 16 of 'non-cat'"),
-    ],
-)
 def test_too_few_pictures_are_refused(
-    cats: int, message: str, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(few, tmp_path / "data")
-    for file in sorted((data / "cat").iterdir())[cats:]:
+    for file in sorted((data / "cat").iterdir())[14:]:
         file.unlink()
     assert fit(data, *RUN, tmp_path / "x.safetensors") == 1
-    assert message in capsys.readouterr().err
-
-
-# --- settings -----------------------------------------------------------------------------------
+    words = "(10 to train on and 5 to hold back): 14 of 'cat' and 16 of 'non-cat'"
+    assert words in capsys.readouterr().err
 
 
 def test_the_recipe_names_every_setting() -> None:
@@ -344,7 +300,6 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> 
     [
         ("epochs = 0", "mine.toml: epochs is 0: .* greater than or equal to 1"),
         ("epochs = 'many'", "epochs is 'many'"),
-        ("mixup = 1.5", "mixup is 1.5"),
         ("peak_rate = 0.1", "peak_rate is 0.1"),
         ("shares = {web = -1}", r"shares\.web is -1"),
         ("epochs = ", "mine.toml is not TOML"),

@@ -9,24 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.network import Array, Layer, Linear, Scratch, forward, parameters
-from training import Refused
+from model.network import Array, Layer, Linear, Residual, Scratch, forward, parameters
+from training import Refused, loop
 from training.architecture import default_network
 from training.augmentation import whole
-from training.loop import (
-    NUMBERS,
-    Examples,
-    Optimizer,
-    Settings,
-    Trainer,
-    draw,
-    learning_rate,
-    one_blas_thread,
-    resume,
-    sampling_weights,
-    save_checkpoint,
-    score,
-)
+from training.loop import Settings, Trainer, score
 
 CONFIG = Settings(
     epochs=3, batch=8, max_lr=0.02, warm_up=0.5, ema_decay=0.9, norm_pictures=24, seed=5
@@ -35,11 +22,11 @@ CONFIG = Settings(
 
 @pytest.fixture(autouse=True)
 def one_blas() -> Iterator[None]:
-    with one_blas_thread():
+    with loop.one_blas_thread():
         yield
 
 
-def blots(m: int, side: int = 64, seed: int = 0) -> Examples:
+def blots(m: int, side: int = 64, seed: int = 0) -> loop.Examples:
     """Pictures with a bright blot on the left (1) or on the right (0): a mirror image would turn
     one into the other, so the blot is also warm or cold."""
     rng = np.random.default_rng(seed)
@@ -49,36 +36,24 @@ def blots(m: int, side: int = 64, seed: int = 0) -> Examples:
         top, left = rng.integers(8, side - 32, 2)
         colour = (230, 120, 60) if label else (60, 120, 230)
         picture[top : top + 24, left : left + 24] = colour
-    return Examples(pictures, np.full(m, side, np.int16), labels[:, None], np.ones(m))
+    return loop.Examples(pictures, np.full(m, side, np.int16), labels[:, None], np.ones(m))
 
 
-def network(seed: int = 0) -> list[Layer]:
-    return default_network(np.random.default_rng(seed), (4,))
-
-
-def trainer(config: Settings = CONFIG, examples: Examples | None = None) -> Trainer:
-    return Trainer(network(), examples or blots(20), config)
+def trainer(config: Settings = CONFIG, examples: loop.Examples | None = None) -> Trainer:
+    layers = default_network(np.random.default_rng(0), (4,))
+    return Trainer(layers, examples or blots(20), config)
 
 
 def run(trainer: Trainer, epochs: int) -> list[float]:
     return [loss for _ in range(epochs) for loss in trainer.run_epoch()]
 
 
+def flat(values: dict[str, Array]) -> Array:
+    return np.concatenate([value.ravel() for value in values.values()])
+
+
 def weights(trainer: Trainer) -> Array:
-    return np.concatenate([value.ravel() for value in parameters(trainer.folded()).values()])
-
-
-def test_a_small_set_is_learned() -> None:
-    config = replace(
-        CONFIG, epochs=8, batch=16, max_lr=0.1, augmentation_strength=0.3, norm_pictures=64
-    )
-    examples = blots(48)
-    with trainer(config, examples) as t:
-        losses = run(t, 8)
-        layers = t.folded()
-    assert np.mean(losses[-3:]) < 0.2 < np.mean(losses[:3])
-    z = score(layers, examples.pictures, examples.sides)
-    assert ((z > 0) == (examples.targets[:, 0] == 1)).mean() > 0.95
+    return flat(parameters(trainer.folded()))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -95,23 +70,22 @@ def test_the_same_seed_data_and_threads_give_the_same_weights(threads: int) -> N
 
 def test_a_checkpoint_that_cannot_go_on_is_refused_with_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
+    facts = {"seed": 5, "epochs": 3}
     with trainer() as t:
-        save_checkpoint(path, t, {"seed": 5, "epochs": 3})
+        loop.save_checkpoint(path, t, facts)
         with pytest.raises(Refused, match="epochs was 3 and is now 4"):
-            resume(path, t, {"seed": 5, "epochs": 4})
+            loop.resume(path, t, facts | {"epochs": 4})
         with pytest.raises(Refused, match="teacher was 'not set' and is now 'x'"):
-            resume(path, t, {"seed": 5, "epochs": 3, "teacher": "x"})
+            loop.resume(path, t, facts | {"teacher": "x"})
         whole = path.read_bytes()
         for kept in (0, 500, -100):
             path.write_bytes(whole[:kept])
             with pytest.raises(Refused, match="cannot be used"):
-                resume(path, t, {"seed": 5, "epochs": 3})
+                loop.resume(path, t, facts)
 
 
 @pytest.mark.parametrize(
-    ("pictures", "batch", "threads"),
-    [(20, 8, 1), (3, 8, 2), (5, 2, 4), (20, 1, 3), (9, 7, 2)],
-    ids=["one thread", "less than a batch", "more threads than pictures", "batch of 1", "a rest"],
+    ("pictures", "batch", "threads"), [(3, 8, 2), (5, 2, 4), (20, 1, 3), (9, 7, 2)]
 )
 def test_odd_numbers_of_pictures_and_threads_do(pictures: int, batch: int, threads: int) -> None:
     config = replace(CONFIG, batch=batch, threads=threads)
@@ -141,9 +115,7 @@ def test_a_share_of_the_start_keeps_weights_on_the_way_back_to_the_start() -> No
     for name, value in parameters(start).items():
         expected = 0.75 * value + 0.25 * kept[0.0][name]
         np.testing.assert_allclose(kept[0.75][name], expected, atol=1e-6)
-        assert not np.array_equal(kept[0.75][name], value) or not value.any()
-    with pytest.raises(ValueError, match="without normalisation"):
-        trainer(replace(CONFIG, start_share=0.5))
+    assert not np.array_equal(flat(kept[0.75]), flat(parameters(start)))
 
 
 def test_scores_are_those_of_one_picture_at_a_time_on_any_number_of_threads() -> None:
@@ -159,7 +131,7 @@ def test_scores_are_those_of_one_picture_at_a_time_on_any_number_of_threads() ->
 
 def test_each_picture_is_drawn_as_often_as_its_weight_says() -> None:
     weights = np.array([1.0, 2.0, 0.0, 4.5, 0.5])
-    drawn = draw(weights, 80, np.random.default_rng(0))
+    drawn = loop.draw(weights, 80, np.random.default_rng(0))
     expected = 80 * weights / weights.sum()
     counts = np.bincount(drawn, minlength=5)
     assert (np.abs(counts - expected) < 1).all()
@@ -168,14 +140,12 @@ def test_each_picture_is_drawn_as_often_as_its_weight_says() -> None:
 
 def test_sources_are_drawn_equally_often_and_rare_classes_more_than_they_are_there() -> None:
     labels = np.array([1] * 100 + [0] * 400 + [1] * 5 + [0] * 5 + [0] * 30)
-    sources = ["a"] * 500 + ["b"] * 10 + ["c"] * 30
-    weights = sampling_weights(labels, sources)
-    names = np.array(sources)
+    names = np.repeat([*"abc"], [500, 10, 30])
+    weights = loop.sampling_weights(labels, names.tolist())
     for source in "abc":
         assert weights[names == source].sum() == pytest.approx(1)
-    other = sampling_weights(labels, sources, {"b": 1.5})
-    np.testing.assert_allclose(other[names == "b"], 1.5 * weights[names == "b"])
-    np.testing.assert_array_equal(other[names != "b"], weights[names != "b"])
+    other = loop.sampling_weights(labels, names.tolist(), {"b": 1.5})
+    np.testing.assert_allclose(other, weights * np.where(names == "b", 1.5, 1))
     cats = weights[(names == "a") & (labels == 1)].sum()
     assert cats == pytest.approx(10 / (10 + 20))  # roots of 100 and 400, not 100 of 500
 
@@ -184,24 +154,18 @@ def test_look_alikes_are_drawn_by_kind_and_no_source_is_all_of_one_class() -> No
     labels = np.array([1] * 50 + [0] * 50 + [0] * 40 + [0] * 10)
     sources = ["web"] * 100 + ["wild"] * 50
     kinds = [""] * 100 + ["fox"] * 40 + ["puma"] * 10
-    weights = sampling_weights(labels, sources, None, kinds, 1 / 3)
-    np.testing.assert_array_equal(weights[:100], sampling_weights(labels[:100], sources[:100]))
+    weights = loop.sampling_weights(labels, sources, None, kinds, 1 / 3)
+    np.testing.assert_array_equal(weights[:100], loop.sampling_weights(labels[:100], sources[:100]))
     assert weights[100:140].sum() == pytest.approx(weights[140:].sum())
     assert weights[100:].sum() == pytest.approx(weights[labels == 0].sum() / 3)
 
 
-# --- the optimiser and its schedule ---------------------------------------------------------------
-
-
-def flat(values: dict[str, Array]) -> Array:
-    return np.concatenate([value.ravel() for value in values.values()])
-
-
-@pytest.mark.parametrize("n_x", [5, NUMBERS // 2])  # in one piece and in several
+@pytest.mark.parametrize("n_x", [5, loop.NUMBERS // 2])  # in one piece and in several
 def test_a_step_is_nesterov_momentum_with_decay_and_an_average(n_x: int) -> None:
     normal = np.random.default_rng(0).standard_normal
-    layers: list[Layer] = [Linear(normal((n_x, 3)), normal(3)), Linear(normal((3, 1)), normal(1))]
-    optimizer = Optimizer(layers, momentum=0.8, weight_decay=0.01, ema_decay=0.5)
+    inner = Residual([Linear(normal((3, 3)), normal(3))])
+    layers: list[Layer] = [Linear(normal((n_x, 3)), normal(3)), inner]
+    optimizer = loop.Optimizer(layers, momentum=0.8, weight_decay=0.01, ema_decay=0.5)
     theta = flat(parameters(layers)).copy()
     velocity, average = np.zeros_like(theta), theta.copy()
     decay = flat({n: np.full(v.shape, 0.01 * (v.ndim > 1)) for n, v in parameters(layers).items()})
@@ -214,25 +178,13 @@ def test_a_step_is_nesterov_momentum_with_decay_and_an_average(n_x: int) -> None
             velocity = 0.8 * velocity + g
             theta = theta - rate * (g + 0.8 * velocity)
             average += (1 - beta) * (theta - average)
-    np.testing.assert_allclose(optimizer.theta, theta, atol=1e-12)
-    np.testing.assert_allclose(optimizer.velocity, velocity, atol=1e-12)
+    np.testing.assert_allclose(flat(parameters(layers)), theta, atol=1e-12)
     np.testing.assert_allclose(optimizer.average, average, atol=1e-12)
-    # The layers see the new numbers: their parameters are views.
-    np.testing.assert_array_equal(flat(parameters(layers)), optimizer.theta)
-
-
-def test_the_vector_of_an_optimiser_reaches_layers_within_layers() -> None:
-    layers = network()
-    before = flat(parameters(layers))
-    optimizer = Optimizer(layers)
-    np.testing.assert_array_equal(flat(parameters(layers)), before)
-    optimizer.theta[...] = 7
-    assert all((value == 7).all() for value in parameters(layers).values())
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     config = Settings(epochs=10, max_lr=0.2, warm_up=2, decay=0.3)
-    rates = [learning_rate(i / 10, config) for i in range(100)]
+    rates = [loop.learning_rate(i / 10, config) for i in range(100)]
     assert (np.diff(rates[:20]) > 0).all()
     assert rates[20:71] == [0.2] * 51
     assert (np.diff(rates[70:]) < 0).all()

@@ -5,12 +5,9 @@ import io
 import random
 import re
 import struct
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -26,6 +23,7 @@ from model.preprocessing import (
     Filter,
     InvalidImage,
     Limits,
+    PictureReader,
     Preprocessing,
     Reason,
     read_picture,
@@ -33,9 +31,9 @@ from model.preprocessing import (
     to_vector,
 )
 from tests import pictures
-from tests.pictures import encode, kinds, picture, scene, see_through
+from tests.pictures import SIX, encode, kinds, picture, scene, see_through
+from tests.test_fuzz_decoding import limited_memory, noisy_libraries
 
-ROOT = Path(__file__).parent.parent
 PHOTO = scene(320, 240).resize((640, 480), Image.Resampling.NEAREST)
 END = b"\xff\xd9"  # of a JPEG
 ON_WHITE = "its transparent parts were filled with white"
@@ -95,33 +93,25 @@ def test_a_vector_is_the_rows_of_the_pixels_over_255() -> None:
     np.testing.assert_array_equal(to_vector(values[0]), vectors[0])
 
 
-# --- What is stored of an upload ------------------------------------------------------------------
-
-PHOTO_OF_A_CAT = Image.open(ROOT / "examples/cat.jpg").convert("RGB").resize((902, 600))
-HALF_THERE = PHOTO_OF_A_CAT.copy()
-HALF_THERE.putalpha(Image.linear_gradient("L").resize(HALF_THERE.size))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        encode(PHOTO_OF_A_CAT.rotate(90, expand=True), "JPEG", exif=pictures.exif(6), comment=b"x"),
-        encode(HALF_THERE, "PNG", icc_profile=b"profile"),
-        encode(PHOTO_OF_A_CAT.convert("CMYK"), "JPEG"),
-        encode(PHOTO_OF_A_CAT.convert("L"), "TIFF"),
-        encode(PHOTO_OF_A_CAT.resize((1804, 1200)), "JPEG", progressive=True),
-    ],
-    ids=["turned JPEG", "PNG with alpha", "JPEG of inks", "grey TIFF", "large JPEG"],
-)
-def test_a_stored_jpeg_is_upright_and_gets_the_answer_of_the_upload(data: bytes) -> None:
-    stored = stored_jpeg(data)
-    image = pictures.decode(stored)
-    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (512, 341))
-    assert image.info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-    assert np.abs(pixels(stored) - pixels(data)).mean() < 1.5
+def test_a_stored_jpeg_is_upright_and_gets_the_answer_of_the_upload(cat_picture: bytes) -> None:
+    cat = pictures.decode(cat_picture).convert("RGB").resize((902, 600))
+    half_there = cat.copy()
+    half_there.putalpha(Image.linear_gradient("L").resize(cat.size))
     classifier = Classifier.load(default_weights())
-    answers = [classifier.predict(each).cat_probability for each in (stored, data)]
-    assert answers[0] == pytest.approx(answers[1], abs=0.02)
+    for data in (
+        encode(cat.rotate(90, expand=True), "JPEG", exif=pictures.exif(6), comment=b"x"),
+        encode(half_there, "PNG", icc_profile=b"profile"),
+        encode(cat.convert("CMYK"), "JPEG"),
+        encode(cat.convert("L"), "TIFF"),
+        encode(cat.resize((1804, 1200)), "JPEG", progressive=True),
+    ):
+        stored = stored_jpeg(data)
+        image = pictures.decode(stored)
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (512, 341))
+        assert image.info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        assert np.abs(pixels(stored) - pixels(data)).mean() < 1.5
+        answers = [classifier.predict(each).cat_probability for each in (stored, data)]
+        assert answers[0] == pytest.approx(answers[1], abs=0.02)
 
 
 def test_a_stored_jpeg_is_never_enlarged_and_what_is_refused_is_not_stored() -> None:
@@ -129,9 +119,6 @@ def test_a_stored_jpeg_is_never_enlarged_and_what_is_refused_is_not_stored() -> 
         assert pictures.decode(stored_jpeg(picture("JPEG", *size))).size == expected
     with pytest.raises(InvalidImage, match="100 pixels per side"):
         stored_jpeg(picture("PNG"), Limits(max_side=100))
-
-
-# --- Upright -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -157,14 +144,6 @@ def test_broken_exif_refuses_no_good_picture() -> None:
             encode(scene(), "WEBP", exif=exif),
         ):
             assert read_picture(data).warnings == ()
-
-
-# --- Kinds of pixels -----------------------------------------------------------------------------
-
-
-def test_12_bits_in_a_tiff_are_scaled_by_their_own_white() -> None:
-    data = pictures.tiff(80, 60, b"\xff" * (80 * 60 * 3 // 2), tags=[(258, "H", [12])])
-    assert pixels(data).min() == 255
 
 
 # --- Layouts of TIFFs -----------------------------------------------------------------------------
@@ -244,20 +223,14 @@ def test_every_tiff_layout_is_read_right_or_refused_by_name() -> None:
     }
 
 
-NUMBERS = [  # and their sample format: those without a known white
-    *product(("<u4", ">u4"), [1]),
-    *product(("<i4", ">i4", "<i2", ">i2", "<i1", ">i1"), [2]),
-    *product(("<f4", ">f4"), [3]),
-]
-
-
 def test_numbers_without_a_known_white_and_what_pillow_misreads_are_refused() -> None:
     subsampled = [(258, "H", [8, 8, 8]), (262, "H", [6]), (277, "H", [3]), (530, "H", [2, 2])]
     samples = [
         (layout("RGB", 16, planar=True)[0], "separate planes"),
         (pictures.tiff(160, 120, bytes(160 * 120 * 3 // 2), tags=subsampled), "subsampled"),
     ]
-    for kind, sample_format in NUMBERS:
+    for kind in ("<u4", ">u4", "<i4", ">i2", "<i1", "<f4", ">f4"):
+        sample_format = {"u": 1, "i": 2, "f": 3}[kind[1]]
         values = np.full((80, 80), 100, kind)
         tags = [(258, "H", [8 * values.itemsize]), (339, "H", [sample_format])]
         data = pictures.tiff(80, 80, values.tobytes(), order=kind[0], tags=tags)
@@ -268,7 +241,9 @@ def test_numbers_without_a_known_white_and_what_pillow_misreads_are_refused() ->
         assert words in str(error)
 
 
-def test_a_palette_of_8_bits_in_a_tiff_is_looked_up() -> None:
+def test_12_bits_and_palettes_of_8_bits_in_a_tiff_are_scaled_by_their_own_white() -> None:
+    deep = pictures.tiff(80, 60, b"\xff" * (80 * 60 * 3 // 2), tags=[(258, "H", [12])])
+    assert pixels(deep).min() == 255
     few = scene().quantize(32)
     palette = np.zeros((256, 3), np.uint16)
     palette[:32] = np.reshape(few.getpalette() or [], (-1, 3))[:32]
@@ -279,19 +254,14 @@ def test_a_palette_of_8_bits_in_a_tiff_is_looked_up() -> None:
 
 @pytest.mark.parametrize(
     ("maker", "name"),
-    [
-        *(("NIKON CORPORATION", "(NEF)"), ("SONY", "(ARW)"), ("PENTAX Corporation", "(PEF)")),
-        *(("SAMSUNG", "(SRW)"), ("Nobody", "or similar")),
-    ],
+    [("NIKON CORPORATION", "(NEF)"), ("SONY", "(ARW)"), ("Nobody", "or similar")],
 )
 def test_a_camera_raw_is_never_answered_from_its_thumbnail(maker: str, name: str) -> None:
     tags = [(258, "H", [8, 8, 8]), (262, "H", [2]), (277, "H", [3])]
     tags.append((271, "b", list(maker.encode() + b"\0")))
     sensor = pictures.tiff(80, 60, b"", tags=[(262, "H", [32803])])
-    for tag in (
-        (254, "I", [1]),  # says that it is a preview
-        (330, "I", [20_000]),  # or keeps a larger picture apart
-    ):
+    is_a_preview, keeps_a_larger_picture_apart = (254, "I", [1]), (330, "I", [20_000])
+    for tag in (is_a_preview, keeps_a_larger_picture_apart):
         data = pictures.tiff(80, 60, scene(80, 60).tobytes(), tags=[*tags, tag])
         error = refusal(data.ljust(20_000, b"\0") + sensor[8:])
         assert error.reason == Reason.FORMAT_NOT_ALLOWED
@@ -308,23 +278,16 @@ def test_a_tiff_of_half_a_directory_is_refused() -> None:
     assert "cut off" in str(refusal(half))
 
 
-def bmp_with_alpha(alpha: int) -> bytes:
-    image = scene(mode="RGBA")
-    image.putalpha(alpha)
-    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + bytes(68)
-    numbers = (0, 0, 138, 124, 160, -120, 1, 32, 3, 0, 0, 0, 0, 0)
-    rows = image.tobytes("raw", "BGRA")
-    return b"BM" + struct.pack("<IIIIiiHHIIIIII", *numbers) + masks + rows
-
-
 def test_a_bmp_that_is_transparent_everywhere_is_opaque() -> None:
     """Programs that know nothing of alpha leave it 0; viewers show such pictures."""
-    result = read_picture(bmp_with_alpha(0))
-    np.testing.assert_array_equal(result.pixels, squeezed(scene()))
-    assert (result.warnings, read_picture(bmp_with_alpha(128)).warnings) == ((), (ON_WHITE,))
-
-
-# --- Transparency --------------------------------------------------------------------------------
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + bytes(68)
+    head = struct.pack("<IIIIiiHHIIIIII", 0, 0, 138, 124, 160, -120, 1, 32, 3, 0, 0, 0, 0, 0)
+    image = scene(mode="RGBA")
+    for alpha, warnings in ((0, ()), (128, (ON_WHITE,))):
+        image.putalpha(alpha)
+        result = read_picture(b"BM" + head + masks + image.tobytes("raw", "BGRA"))
+        assert result.warnings == warnings
+        assert alpha or (result.pixels == squeezed(scene())).all()
 
 
 def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_through() -> None:
@@ -338,11 +301,8 @@ def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_thro
     ("depth", "colour", "key", "row", "found"),
     [
         (1, 0, [1], b"\xf0" * 10, True),
-        (2, 0, [3], b"\xff\xff\0\0" * 5, True),
         (4, 0, [15], b"\xff\xff\0\0" * 10, True),
         (8, 0, [200], b"\xc8" * 40 + b"\0" * 40, True),
-        (8, 0, [200], b"\xc9" * 80, False),
-        (16, 0, [0x1234], b"\x12\x34" * 40 + b"\0\0" * 40, True),
         (16, 0, [0x1234], b"\x12\x35" * 80, False),
         (8, 2, [9, 8, 7], b"\x09\x08\x07" * 40 + b"\0" * 120, True),
         (8, 2, [9, 8, 7], b"\x09\x08\x06" * 80, False),
@@ -360,9 +320,6 @@ def test_the_transparent_colour_of_a_png_is_found_at_every_depth(
     assert (ON_WHITE in result.warnings) == found
     assert (result.pixels.max() == 255) == found
     assert result.pixels.min() == 0 or depth == 1 or not found
-
-
-# --- Remarks -------------------------------------------------------------------------------------
 
 
 def test_a_picture_smaller_than_the_network_sees_is_mentioned() -> None:
@@ -412,82 +369,6 @@ def test_the_decoders_own_limits_do_not_hold() -> None:
     assert read_picture(flat, limits=Limits(max_pixels=100_000_000)).width == 9_700
 
 
-def test_a_webp_whose_picture_is_larger_than_its_canvas_is_refused() -> None:
-    large = encode(Image.new("RGB", (3000, 2000)), "WEBP")
-    small = pictures.webp_header(64, 64)
-    body = small[8:] + large[12:]
-    data = b"RIFF" + struct.pack("<I", len(body)) + body
-    assert refusal(data, Limits(max_pixels=100_000)).reason == Reason.DAMAGED
-
-
-# --- In a process that is limited -----------------------------------------------------------------
-
-
-def in_another_process(code: str, samples: Sequence[bytes]) -> list[str]:
-    """Run code that reads one picture after the other; what it printed."""
-    framed = b"".join(len(each).to_bytes(4, "big") + each for each in samples)
-    command = [sys.executable, "-W", "error", "-c", READ_SAMPLES + code]
-    run = subprocess.run(command, input=framed, capture_output=True, cwd=ROOT, check=False)
-    assert not run.returncode, run.stderr.decode()
-    assert b"Warning" not in run.stderr
-    return run.stdout.decode().splitlines()
-
-
-READ_SAMPLES = """
-import io, re, resource, sys
-from dataclasses import replace
-from pathlib import Path
-from model.classifier import Classifier, default_weights
-from model.explanation import explain_views, overlay
-from model.preprocessing import *
-from model.preprocessing import Image
-from tests.pictures import SIX
-def next_sample():
-    return sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(4), "big"))
-preload()
-"""
-
-ANSWER_WITHOUT_FILES = """
-classifier = replace(Classifier.load(default_weights()), views=Views(SIX.boxes, (-1e9, 1e9)))
-resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-before = set(sys.modules)
-while data := next_sample():
-    prediction = classifier.predict(data)
-    assert 0 <= prediction.cat_probability <= 1
-    assert stored_jpeg(data)
-views = prediction.view_pixels
-over, _ = overlay(views[0], explain_views(classifier.layers, views, SIX.boxes).heat)
-Image.fromarray(over).save(io.BytesIO(), "PNG")
-print(sorted(set(sys.modules) - before))
-"""
-
-
-def test_a_process_that_may_open_nothing_answers_every_kind_of_picture() -> None:
-    jpeg_in_tiff, _ = layout("RGB", compression="jpeg")
-    samples = [*kinds().values(), jpeg_in_tiff]
-    samples += [encode(PHOTO, "JPEG", progressive=True), encode(PHOTO.quantize(9), "PNG")]
-    assert in_another_process(ANSWER_WITHOUT_FILES, samples) == ["[]"]
-
-
-DECODE_IN_LITTLE_MEMORY = """
-def held():
-    return int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-unlimited = resource.getrlimit(resource.RLIMIT_DATA)
-while data := next_sample():
-    for mebibytes in range(0, 33, 4):
-        resource.setrlimit(resource.RLIMIT_DATA, (held() + mebibytes * 2**20, unlimited[1]))
-        try:
-            PictureReader(data, views=SIX).other_views()
-            print(mebibytes)
-            break
-        except MemoryError:
-            pass
-        finally:
-            resource.setrlimit(resource.RLIMIT_DATA, unlimited)
-    else:
-        print("more")
-"""
-
 _LARGE = (1600, 1250)  # 2 million pixels: 8 MB in Pillow's memory
 
 HEAVY = {  # and how many MiB are enough
@@ -502,14 +383,14 @@ HEAVY = {  # and how many MiB are enough
 }
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-def test_memory_that_is_refused_is_never_taken_for_damage_of_the_picture() -> None:
-    enough = in_another_process(DECODE_IN_LITTLE_MEMORY, [data for data, _ in HEAVY.values()])
-    for name, taken, (_, most) in zip(HEAVY, enough, HEAVY.values(), strict=True):
-        assert int(taken) <= most, name
-
-
-# --- Metadata that costs more than the picture ----------------------------------------------------
+@pytest.mark.parametrize("name", HEAVY)
+def test_memory_that_is_refused_is_never_taken_for_damage_of_the_picture(name: str) -> None:
+    data, enough = HEAVY[name]
+    for mebibytes in range(0, enough, 4):
+        with limited_memory(mebibytes * 2**20), contextlib.suppress(MemoryError):
+            PictureReader(data, views=SIX).other_views()
+    with limited_memory(enough * 2**20):
+        PictureReader(data, views=SIX).other_views()
 
 
 @pytest.mark.parametrize("bomb", [pictures.png_text_bomb, pictures.jpeg_of_many_exif_segments])
@@ -520,7 +401,8 @@ def test_metadata_bombs_are_never_opened(bomb: Callable[[], bytes]) -> None:
     assert time.process_time() - start < 2
 
 
-def test_odd_metadata_refuse_no_good_picture_and_are_nobodys_warnings() -> None:
+@noisy_libraries
+def test_odd_metadata_refuse_no_good_picture() -> None:
     png = pictures.with_chunks(
         picture("PNG"),
         *((b"gAMA", b"\0"), (b"iCCP", b"x\0\7"), (b"zTXt", b"k\0\0not compressed")),
@@ -538,13 +420,7 @@ def test_odd_metadata_refuse_no_good_picture_and_are_nobodys_warnings() -> None:
     tiff = pictures.tiff(160, 120, scene().tobytes(), tags=[*colours, *odd])
     for data in (png, jpeg, padded, tiff):
         np.testing.assert_allclose(pixels(data), squeezed(scene()), atol=12)
-    assert in_another_process(WITH_WARNINGS, [png, jpeg, padded, tiff]) == ["()"] * 4
-
-
-WITH_WARNINGS = """
-while data := next_sample():
-    print(read_picture(data).warnings)
-"""
+        assert read_picture(data).warnings == ()
 
 
 # --- What is no picture --------------------------------------------------------------------------
@@ -559,7 +435,6 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
     [
         (Reason.EMPTY, b"", "The picture is empty. Send"),
         (NOT_A_PICTURE, b"\xfe", "The file (1 byte) is not a picture;"),
-        (NOT_A_PICTURE, b"\xfe" * 2000, "The file (2,000 bytes) is not"),
         (NOT_A_PICTURE, b"\n <html><body>404", "HTML"),
         (NOT_A_PICTURE, b'{"error": "not found"}', "JSON"),
         (NOT_A_PICTURE, "Plain wörds".encode(), "text"),
@@ -569,26 +444,18 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
         (NOT_A_PICTURE, b"--x\r\nContent-Disposition: form-data", "multipart"),
         (NOT_A_PICTURE, encode(scene(), "PCX"), "JPEG"),
         (NOT_A_PICTURE, MJPEG_PART + picture(), "(JPEG) begins after 37 bytes"),
-        (NOT_A_PICTURE, b"\r\n" + picture(), "(JPEG) begins after 2 bytes"),
-        (NOT_A_PICTURE, MJPEG_PART + picture("WEBP"), "(WebP) begins after 37 bytes"),
         (NOT_A_PICTURE, b"\xef\xbb\xbf" + picture("PNG"), "(PNG) begins after 3 bytes"),
         (NOT_ALLOWED, b"\0\0\1\0\1\0\x10\x10", "ICO"),
-        (NOT_ALLOWED, b"\0\0\2\0\1\0\x10\x10", "CUR"),
         (NOT_ALLOWED, encode(scene(), "TGA"), "TGA"),
         (NOT_ALLOWED, encode(scene(), "EPS"), "EPS"),
         (NOT_ALLOWED, encode(scene(), "JPEG2000"), "JPEG 2000"),
-        (NOT_ALLOWED, encode(scene(), "PPM"), "PNM"),
-        (NOT_ALLOWED, b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (NOT_ALLOWED, b"<?xml version='1.0'?>\n<svg/>", "SVG"),
         (NOT_ALLOWED, b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "MP4"),
         (NOT_ALLOWED, b"II*\0\x10\0\0\0CR\2\0", "CR2"),
         (NOT_ALLOWED, pictures.tiff(8, 8, bytes(64), tags=[(50706, "B", [1, 4, 0, 0])]), "DNG"),
-        (NOT_ALLOWED, b"IIRO\x08\0\0\0", "ORF"),
     ],
 )
-def test_what_is_not_decoded_is_named_with_what_would_be(
-    reason: Reason, data: bytes, what: str
-) -> None:
+def test_what_is_not_decoded_is_named(reason: Reason, data: bytes, what: str) -> None:
     error = refusal(data)
     assert error.reason == reason
     assert what in str(error)
@@ -599,13 +466,11 @@ def test_what_is_not_decoded_is_named_with_what_would_be(
     ("change", "what"),
     [
         (lambda data: data.decode("utf-8", "replace").encode(), "UTF-8"),
-        (lambda data: data.decode("latin-1", "replace").encode(), "UTF-8"),
-        (lambda data: data.decode("cp1252", "replace").encode(), "UTF-8"),
         (lambda data: ("\ufeff" + data.decode("latin-1", "replace")).encode("utf-16-le"), "UTF-16"),
         (lambda data: re.sub(rb"[\r\n\0]", b"", data), "--data-binary"),
         (lambda data: data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"), "binary mode"),
     ],
-    ids=["UTF-8", "Latin 1", "Windows", "UTF-16", "curl -d", "FTP"],
+    ids=["UTF-8", "UTF-16", "curl -d", "FTP"],
 )
 @pytest.mark.parametrize("name", ["JPEG", "PNG"])
 def test_what_was_done_to_a_picture_on_its_way_is_named(
@@ -615,12 +480,6 @@ def test_what_was_done_to_a_picture_on_its_way_is_named(
     error = refusal(change(encode(Image.fromarray(noise), name)))
     assert error.reason in (Reason.NOT_A_PICTURE, Reason.DAMAGED)
     assert what in str(error)
-
-
-@pytest.mark.parametrize("name", ["BMP", "WEBP", "GIF", "TIFF", "AVIF"])
-def test_ftp_in_text_mode_is_named_for_every_format(name: str) -> None:
-    data = encode(PHOTO, name)
-    assert "binary mode" in str(refusal(data.replace(b"\n", b"\r\n")))
 
 
 def test_heif_is_accepted_with_its_decoder_and_named_without() -> None:
@@ -649,25 +508,11 @@ def test_heic_is_decoded_and_turned_once() -> None:
 @pytest.mark.parametrize("name", sorted(kinds()))
 def test_no_answer_rests_on_pixels_that_were_cut_off(name: str) -> None:
     data = kinds()[name]
-    whole = read_picture(data)
-    cuts = {*range(max(1, len(data) - 20), len(data))}
-    cuts |= {random.Random(1).randrange(1, len(data)) for _ in range(40)}
-    for length in cuts:
+    whole = pixels(data)
+    cuts = {random.Random(1).randrange(1, len(data)) for _ in range(40)}
+    for length in cuts.union(range(max(1, len(data) - 20), len(data))):
         with contextlib.suppress(InvalidImage):
-            cut = read_picture(data[:length])
-            np.testing.assert_array_equal(cut.pixels, whole.pixels, str(length))
-
-
-def test_a_checksum_that_does_not_match_is_refused() -> None:
-    data = bytearray(picture("PNG"))
-    data[data.index(b"IDAT") + 40] ^= 1
-    assert "checksum" in str(refusal(bytes(data)))
-
-
-def with_a_hole(data: bytes) -> bytes:
-    """The JPEG without some bytes in the middle of its pixels."""
-    middle = (data.rindex(b"\xff\xda") + len(data)) // 2
-    return data[:middle] + data[middle + 200 :]
+            np.testing.assert_array_equal(pixels(data[:length]), whole, str(length))
 
 
 JPEGS = {
@@ -677,16 +522,16 @@ JPEGS = {
 } | {"subsampled": encode(PHOTO, "JPEG", subsampling=2, restart_marker_blocks=4)}
 
 
-@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS.keys())
-def test_a_jpeg_with_a_hole_is_refused_and_one_that_lacks_its_end_marker_is_answered(
-    data: bytes,
-) -> None:
+def with_a_hole(data: bytes) -> bytes:
+    """The JPEG without some bytes in the middle of its pixels."""
     middle = (data.rindex(b"\xff\xda") + len(data)) // 2
-    for holed in (
-        data[:middle] + data[middle + 200 :],
-        data[: len(data) * 9 // 10] + END,  # the end marker says nothing of what came before it
-        data[: len(data) // 3] + END,
-    ):
+    return data[:middle] + data[middle + 200 :]
+
+
+@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS.keys())
+def test_a_jpeg_with_a_hole_is_refused_and_one_without_end_marker_answered(data: bytes) -> None:
+    """The end marker says nothing of what came before it."""
+    for holed in (with_a_hole(data), data[: len(data) * 9 // 10] + END, data[: len(data) // 3]):
         assert refusal(holed).reason == Reason.DAMAGED
     result = read_picture(data[:-2])
     np.testing.assert_array_equal(result.pixels, read_picture(data).pixels)
@@ -716,7 +561,7 @@ def test_a_progressive_jpeg_without_some_of_its_scans_is_refused() -> None:
         assert "cut off" in str(refusal(cut))
 
 
-def test_a_tiff_with_missing_strips_is_refused() -> None:
+def test_missing_strips_of_a_tiff_and_a_wrong_checksum_of_a_png_are_refused() -> None:
     data, _ = layout("RGB")
     with TiffImageFile(io.BytesIO(data)) as image:
         sizes = image.tag_v2[279]
@@ -725,3 +570,6 @@ def test_a_tiff_with_missing_strips_is_refused() -> None:
     jpeg, _ = layout("RGB", compression="jpeg")
     hole = len(jpeg) // 2  # in one strip of several
     assert refusal(jpeg[:hole] + END + bytes(398) + jpeg[hole + 400 :]).reason == Reason.DAMAGED
+    png = bytearray(picture("PNG"))
+    png[png.index(b"IDAT") + 40] ^= 1
+    assert "checksum" in str(refusal(bytes(png)))

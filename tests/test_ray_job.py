@@ -18,7 +18,8 @@ from model.archive import Row
 from model.classifier import Classifier
 from tests import pictures
 from tests.data_folder import REPOSITORY
-from tests.test_archive import PNG, expected, zipped
+from tests.pictures import zipped
+from tests.test_archive import PNG, expected
 
 pytest.importorskip("ray", reason="needs requirements/ray.txt: `make test-ray` has it")
 pytest.importorskip("pyarrow", reason="needs requirements/ray.txt: `make test-ray` has it")
