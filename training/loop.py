@@ -61,7 +61,6 @@ class Settings:
     max_lr: Positive = 0.1  # the learning rate between warm-up and decay
     warm_up: NotNegative = 1.0  # epochs over which it rises
     decay: Share = 0.3  # of the run, at its end, over which it falls to 0
-    restart: Annotated[int, Field(ge=0)] = 0  # the epoch after which both schedules begin again
     momentum: Share = 0.9
     weight_decay: NotNegative = 5e-4
     ema_decay: Share = 0.999  # of the running average of the weights, which is what is kept
@@ -171,19 +170,11 @@ def bind(layers: Sequence[Layer], vector: Array) -> None:
 def learning_rate(epoch: float, config: Settings) -> float:
     """The learning rate after so many epochs, which need not be whole: up in a straight line,
     constant, down in a straight line to 0 (Hägele et al. 2024, Scaling Laws and Compute-Optimal
-    Training Beyond Fixed Training Durations). With `restart`, all of it twice (Loshchilov and
-    Hutter 2017, SGDR)."""
-    epoch, length = cycle(epoch, config)
+    Training Beyond Fixed Training Durations). Runs of any length are the
+    same up to the decay."""
     rising = (epoch + 0.05) / config.warm_up if config.warm_up else 1.0
-    falling = (1 - epoch / length) / config.decay if config.decay else 1.0
+    falling = (1 - epoch / config.epochs) / config.decay if config.decay else 1.0
     return config.max_lr * min(1.0, rising, falling)
-
-
-def cycle(epoch: float, config: Settings) -> tuple[float, int]:
-    """How many epochs ago the schedules began, and over how many epochs they go."""
-    if epoch < config.restart:
-        return epoch, min(config.restart, config.epochs)
-    return epoch - config.restart, config.epochs - config.restart
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -297,8 +288,7 @@ class Trainer:
     def _strength(self, epoch: float) -> float:
         """Of the variations, after so many epochs."""
         config, share = self.config, self.config.augmentation_fade
-        since, length = cycle(epoch, config)
-        faded = max(0.0, (since / length - (1 - share)) / share) if share else 0.0
+        faded = max(0.0, (epoch / config.epochs - (1 - share)) / share) if share else 0.0
         return config.augmentation_strength * (1 - faded * (1 - config.augmentation_end))
 
     def _prepare(self, layers: Sequence[Layer]) -> None:
