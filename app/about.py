@@ -49,7 +49,7 @@ def about(classifier: Classifier) -> dict[str, Any]:
             *(each for each in (limits if isinstance(limits, list) else []) if type(each) is str),
         ],
         "learning_curve": _or_none(_curve, facts),
-        "weights_png": None if weights is None else base64.b64encode(png(weights)).decode(),
+        "weights_png": None if weights is None else png_text(weights),
     }
 
 
@@ -58,6 +58,11 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     out = BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def png_text(pixels: NDArray[np.uint8]) -> str:
+    """The same in base64."""
+    return base64.b64encode(png(pixels)).decode()
 
 
 def summary(layers: Sequence[Layer]) -> str:

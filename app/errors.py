@@ -74,16 +74,6 @@ class Problem(Exception):
         self.headers = headers
         self.members = members
 
-    def content(self) -> dict[str, Any]:
-        """The values of the answer."""
-        return {
-            "type": self.type.uri,
-            "title": self.type.title,
-            "status": self.type.status,
-            "detail": self.detail,
-            **self.members,
-        }
-
 
 def _documented(kind: str, description: str, **more: Any) -> dict[str, Any]:
     return {"type": kind, "description": description, **more}
@@ -99,6 +89,7 @@ SCHEMA: dict[str, Any] = {
         "title": _documented("string", "The error type in words."),
         "status": _documented("integer", "The HTTP status."),
         "detail": _documented("string", "What arrived, what the limit is, what to do."),
+        "error": _documented("string", "Under /v2: the detail."),
         "request_id": _documented("string", "The answer's X-Request-ID."),
         "limit_bytes": _documented("integer", "With too-large: the upload limit."),
         "limit_pixels": _documented("integer", "With too-many-pixels: the limit."),
@@ -120,22 +111,13 @@ HEADERS: dict[int, dict[str, Any]] = {
 }
 
 
-def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
+def responses(*slugs: str, media_type: str = MEDIA_TYPE) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries for an operation that may answer with these problems."""
     documented: dict[int | str, dict[str, Any]] = {}
     for each in map(TYPES.__getitem__, slugs):
-        media = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
         headers = REQUEST_ID | HEADERS.get(each.status, {})
-        empty = {"description": "", "headers": headers, "content": {MEDIA_TYPE: media}}
+        content = {media_type: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        empty = {"description": "", "headers": headers, "content": content}
         entry = documented.setdefault(each.status, empty)
-        line = f"`{each.uri}`: {each.title}."
-        entry["description"] = f"{entry['description']}\n\n{line}".strip()
-        entry["content"][MEDIA_TYPE]["examples"][each.slug] = {
-            "value": {
-                "type": each.uri,
-                "title": each.title,
-                "status": each.status,
-                "detail": "What arrived, what was expected, and what to do.",
-            }
-        }
+        entry["description"] += f"`{each.uri}`: {each.title}.\n\n"
     return documented

@@ -48,7 +48,7 @@ class Collection:
             (folder / ".probe").unlink()
         except OSError as error:
             raise CannotStart(
-                f"CAT_COLLECT is {folder}, which cannot be written: {error.strerror or error}. "
+                f"CAT_COLLECT is {folder}, which cannot be used: {error.strerror or error}. "
                 "Name a folder that this user may write to, or unset CAT_COLLECT."
             ) from None
         self._count()
@@ -93,7 +93,7 @@ class Collection:
                 "collection-full",
                 f"The feedback folder has {self.pictures:,} pictures ({self.bytes:,} bytes). It "
                 f"may hold at most {self._most:,} pictures (CAT_COLLECT_PICTURES) and "
-                f"{self._most_bytes:,} bytes (CAT_COLLECT_BYTES) . Ask the operator to remove "
+                f"{self._most_bytes:,} bytes (CAT_COLLECT_BYTES). Ask the operator to remove "
                 "some.",
             )
 

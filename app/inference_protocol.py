@@ -7,9 +7,10 @@ one gives; and `vector`, what the network gets. One picture that is refused refu
 the protocol has no errors for single rows.
 """
 
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Header, Path, Request
 from starlette.responses import Response
 
 from app import HEADER_LENGTH, MAX_PICTURES, MODEL, __version__, errors
@@ -26,10 +27,12 @@ def body_limit(max_upload_bytes: int) -> int:
     return max_upload_bytes * 4 // 3 + JSON_ALLOWANCE_BYTES
 
 
-async def check_version(request: Request) -> None:
-    """Raise the Problem not-found where the path names another version than the one served."""
+async def check_version(
+    request: Request,
+    version: Annotated[str, Path(description="The current version, as in the model's metadata.")],
+) -> None:
+    """Raise the Problem not-found for another version than the one served."""
     served = request.app.state.model["version"]
-    version = request.path_params.get("version", served)
     if version != served:
         raise Problem(
             "not-found",
@@ -38,65 +41,29 @@ async def check_version(request: Request) -> None:
         )
 
 
-def _problems(*slugs: str) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's entries for problems as they are sent here: plain JSON with `error`."""
-    documented = errors.responses(*slugs)
-    for entry in documented.values():
-        media = entry["content"].pop(errors.MEDIA_TYPE)
-        for example in media["examples"].values():
-            example["value"] = {"error": example["value"]["detail"], **example["value"]}
-        named = {"required": ["error"], "properties": {"error": {"type": "string"}}}
-        media["schema"] = {"allOf": [media["schema"], named]}
-        entry["content"]["application/json"] = media
-    return documented
+_problems = partial(errors.responses, media_type="application/json")
 
-
-# The protocol has the shapes of the messages, and the model's metadata its tensors: examples say
-# enough. Requests are no parameter of a function: binary tensors follow the JSON.
-BINARY = {"schema": {"type": "string", "format": "binary"}}
+# The protocol has the shapes of the messages, and the model's metadata its tensors: an example
+# says enough. Requests are no parameter of a function: binary tensors follow the JSON.
 IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["a picture in base64"]}
+JSON: dict[str, Any] = {"schema": {"type": "object"}}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 INFER = {
     "required": True,
     "content": {
-        "application/json": {"schema": {"type": "object"}, "example": {"inputs": [IMAGE]}},
+        "application/json": JSON | {"example": {"inputs": [IMAGE]}},
         "application/octet-stream": BINARY,
     },
-}
-ANSWER = {
-    "model_name": MODEL,
-    "model_version": "5d21ad618caf",
-    "outputs": [
-        {"name": "cat_probability", "datatype": "FP32", "shape": [1, 1], "data": [0.98]},
-        {"name": "label", "datatype": "BYTES", "shape": [1, 1], "data": ["cat"]},
-    ],
-}
-HEADER = {
-    "name": HEADER_LENGTH,
-    "in": "header",
-    "description": "The length of the JSON before the binary tensors, in bytes; 0 if the body "
-    "is one picture.",
-    "schema": {"type": "integer", "minimum": 0},
-}
-VERSION = {
-    "name": "version",
-    "in": "path",
-    "required": True,
-    "description": "The current version, as in the model's metadata.",
-    "schema": {"type": "string"},
 }
 INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The pictures were classified. Outputs requested in binary follow the JSON.",
-        "content": {
-            "application/json": {"schema": {"type": "object"}, "example": ANSWER},
-            "application/octet-stream": BINARY,
-        },
+        "content": {"application/json": JSON, "application/octet-stream": BINARY},
     },
     **_problems("invalid-inference", "unauthorized", "not-found", *UPLOAD_PROBLEMS),
 }
 
 router = APIRouter(tags=["Open Inference Protocol"])
-model_router = APIRouter(tags=router.tags, dependencies=[Depends(check_version)])
 
 
 @router.get("/v2/", include_in_schema=False)
@@ -131,21 +98,12 @@ async def model_metadata(request: Request) -> dict[str, Any]:
     model = request.app.state.model
     settings: Settings = request.app.state.settings
 
-    def described(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            {
-                **{name: each[name] for name in ("name", "datatype", "shape")},
-                "parameters": {"description": each["meaning"]},
-            }
-            for each in tensors
-        ]
-
     return {
         "name": MODEL,
         "versions": [model["version"]],
         "platform": "numpy",
-        "inputs": described(model["inputs"]),
-        "outputs": described(model["outputs"]),
+        "inputs": model["inputs"],
+        "outputs": model["outputs"],
         "parameters": {
             "inputs_a_request": 1,
             "max_pictures": MAX_PICTURES,
@@ -156,7 +114,17 @@ async def model_metadata(request: Request) -> dict[str, Any]:
     }
 
 
-async def infer(request: Request) -> Response:
+async def infer(
+    request: Request,
+    header_length: Annotated[
+        str | None,
+        Header(
+            alias=HEADER_LENGTH,
+            description="The length of the JSON before the binary tensors, in bytes; 0 if the body "
+            "is one picture.",
+        ),
+    ] = None,
+) -> Response:
     """Classify the pictures of one input: `image`, `pixels` or `vector`.
 
     The body is JSON, or JSON followed by binary tensors. The header Inference-Header-Content-Length
@@ -168,44 +136,41 @@ async def infer(request: Request) -> Response:
         request,
         "infer",
         most,
-        header_length=request.headers.get(HEADER_LENGTH),
+        header_length=header_length,
         encoding=request.headers.get("content-encoding", "").strip().lower(),
         max_body_bytes=most,
     )
     return Response(reply.body, headers=reply.head["headers"])
 
 
-def _add_model_routes(prefix: str, end: str, which: str, parameters: list[Any]) -> None:
+def _add_model_routes(path: str, end: str, dependencies: list[Any]) -> None:
     """The addresses of the model; the version may be named or left out."""
-    add = model_router.add_api_route
+    add = partial(router.add_api_route, dependencies=dependencies)
     add(
-        prefix,
+        path,
         model_metadata,
         operation_id=f"v2_model{end}",
-        summary=f"Describe {which}: its version, inputs and outputs",
+        summary="Describe the model: its version, inputs and outputs",
         responses=_problems("unauthorized", "not-found"),
-        openapi_extra={"parameters": parameters},
     )
     add(
-        f"{prefix}/ready",
+        f"{path}/ready",
         model_ready,
         operation_id=f"v2_model{end}_ready",
-        summary=f"Say that {which} is ready",
+        summary="Say that the model is ready",
         responses=_problems("unauthorized", "not-found", "not-ready"),
-        openapi_extra={"parameters": parameters},
     )
     add(
-        f"{prefix}/infer",
+        f"{path}/infer",
         infer,
         methods=["POST"],
         operation_id=f"v2_infer{end}",
-        summary=f"Classify pictures with {which}",
         response_class=Response,
         responses=INFER_RESPONSES,
-        openapi_extra={"requestBody": INFER, "parameters": [HEADER, *parameters]},
+        openapi_extra={"requestBody": INFER},
+        summary="Classify pictures",
     )
 
 
-_add_model_routes(f"/v2/models/{MODEL}", "", "the model", [])
-_add_model_routes(f"/v2/models/{MODEL}/versions/{{version}}", "_version", "this version", [VERSION])
-router.include_router(model_router)
+_add_model_routes(f"/v2/models/{MODEL}", "", [])
+_add_model_routes(f"/v2/models/{MODEL}/versions/{{version}}", "_version", [Depends(check_version)])

@@ -17,8 +17,6 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from uvicorn.config import STARTUP_FAILURE
 
 from app import (
     __version__,
@@ -67,32 +65,23 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     most = min(settings.max_upload_bytes, capacity.largest_upload_bytes)
     state = app.state
     state.settings, state.capacity = replace(settings, max_upload_bytes=most), capacity
-    state.workers, state.metrics, state.ready = workers, Metrics(), False
-    state.collection = None
-    app.include_router(routes.plain_router)
+    state.workers, state.metrics, state.ready, state.collection = workers, Metrics(), False, None
+    app.router.routes.extend(routes.plain_router.routes)  # an included router takes longer
     for module in (routes, feedback, inference_protocol, pages):
         app.include_router(module.router)
     if settings.metrics != "off":
         app.include_router(observation.router)
     middleware.install_handlers(app)
-    _add_middleware(app)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    return app
-
-
-def _add_middleware(app: FastAPI) -> None:
-    """Put what surrounds every request round the application, from the innermost on."""
-    settings: Settings = app.state.settings
-    app.add_middleware(middleware.HeadAndOptions)
+    # What surrounds every request, from the innermost on
     if settings.keys:
         open_metrics = settings.metrics == "open"
         app.add_middleware(middleware.KeysRequired, keys=settings.keys, metrics_open=open_metrics)
-    app.add_middleware(middleware.DrainUnreadBody)
     app.add_middleware(middleware.FailedRequests)
     app.add_middleware(middleware.Cors, origins=settings.cors_origins)
-    counted = app.state.metrics if settings.metrics != "off" else None
-    app.add_middleware(observation.ObservationMiddleware, log_form=settings.log, metrics=counted)
-    app.add_middleware(middleware.PlainStartupFailure)
+    counted = state.metrics if settings.metrics != "off" else None
+    app.add_middleware(middleware.RequestMiddleware, log_form=settings.log, metrics=counted)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
 
 
 @asynccontextmanager
@@ -159,7 +148,7 @@ def _log_startup(app: FastAPI) -> None:
         logger.info("Feedback is saved in %s, which holds %d pictures", kept.folder, kept.pictures)
     for missing in state.workers.missing_limits:
         logger.warning(
-            "Workers are not kept from %s: this system or user does not allow that limit", missing
+            "Workers are not prevented from %s: this system or user does not allow it", missing
         )
 
 
@@ -199,27 +188,17 @@ async def reload(app: FastAPI) -> None:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the schema that all problems share."""
     if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
-        )
+        document = FastAPI.openapi(app)
         document["components"]["schemas"]["Problem"] = errors.SCHEMA
         settings: Settings = app.state.settings
         if settings.keys:
             middleware.document_keys(document, metrics_open=settings.metrics == "open")
-        app.openapi_schema = document
-    return app.openapi_schema
+    return FastAPI.openapi(app)
 
 
-def _app_from_environment() -> FastAPI:
-    try:
-        return create_app()
-    except BadSettings as error:
-        # Servers import this module: a traceback would bury the one line that helps.
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(STARTUP_FAILURE) from None
-
-
-app = _app_from_environment()
+try:
+    app = create_app()
+except (
+    BadSettings
+) as error:  # servers import this module: a traceback would bury the line that helps
+    sys.exit(str(error))

@@ -3,15 +3,19 @@
 import asyncio
 import hmac
 import json
-from collections.abc import Iterator, Sequence
+import re
+import secrets
+import time
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -20,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import HEADER_LENGTH, MODEL, errors
 from app.errors import FAILED, Problem
-from app.observation import LONGEST, RequestInfo
+from app.observation import LONGEST, OTHER, Metrics, RequestInfo, record
 from model.workers import CannotStart
 
 KEY_HEADER = "X-API-Key"
@@ -29,6 +33,7 @@ KEY_HEADER = "X-API-Key"
 OPEN = ("/", "*", "/docs", "/openapi.json", errors.PAGE, "/health")
 OPEN_FOLDERS = ("/docs/", "/static/", "/health/", "/v2/health/")
 METRICS = "/metrics"
+METHODS = "GET, HEAD, POST, DELETE"
 PREFLIGHT_SECONDS = 600
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -37,6 +42,18 @@ SCHEMES = {
 # How much of an upload is still taken in after it was answered, and for how long.
 DRAIN_BYTES = 64 * 2**20
 DRAIN_SECONDS = 5.0
+REQUEST_ID = b"x-request-id"
+HARMLESS_ID = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,128}")
+CLIENT_GONE = 499  # nginx's number for a client that left before its answer: HTTP has none
+# Nothing here is meant to be framed, embedded by other sites, kept in a cache, or run: the pages
+# that load something state a policy of their own.
+SAFE_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
 
 
 class ProblemResponse(Response):
@@ -48,10 +65,12 @@ class ProblemResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         facts: RequestInfo = scope["facts"]
-        facts.problem = self.problem.type.slug
-        content = {**self.problem.content(), "request_id": facts.request_id}
+        problem, kind = self.problem, self.problem.type
+        facts.problem = kind.slug
+        content = {"type": kind.uri, "title": kind.title, "status": kind.status}
+        content |= {"detail": problem.detail, **problem.members, "request_id": facts.request_id}
         if f"{scope['path']}/".startswith("/v2/"):
-            content = {"error": content["detail"], **content}
+            content = {"error": problem.detail, **content}
             self.headers["Content-Type"] = "application/json"
         self.body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
         self.headers["Content-Length"] = str(len(self.body))
@@ -73,12 +92,15 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_exception(request: Request, error: HTTPException) -> Response:
-        # Of all that the framework raises, only these two come up here.
+        # Of all that the framework raises, only 405 and 404 come up here.
         path = request.scope["path"][:LONGEST]
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
             allowed = error.headers["Allow"]
             detail = f"{path} answers to {allowed}, not to {request.method[:20]}."
             return ProblemResponse(Problem("method-not-allowed", detail, error.headers))
+        if (request.method, path) == ("OPTIONS", "*"):  # the whole service: RFC 9110, section 9.3.7
+            text = f"This service accepts {METHODS}. Send a picture to POST /predict.\n"
+            return PlainTextResponse(text, headers={"Allow": METHODS})
         detail = f"There is nothing at {path}. Send a picture to POST /predict, or see /docs."
         model = path.partition("/v2/models/")[2].partition("/")[0]
         if model not in ("", MODEL):
@@ -102,25 +124,23 @@ class KeysRequired:
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], *, metrics_open: bool) -> None:
         self.app, self.metrics_open = app, metrics_open
-        self._digests = [_digest(key.encode()) for key in keys]
+        self._digests = [*map(_digest, keys)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A proxy's own path before ours does not count.
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        brought = [] if scope["type"] != "http" else [*_keys_sent(scope)]
-        # Hashed, keys are of one length; every key is compared, whichever fits.
-        fits = [
-            hmac.compare_digest(_digest(key), each) for key in brought for each in self._digests
-        ]
-        if scope["type"] != "http" or is_open(path, metrics_open=self.metrics_open) or any(fits):
+        if scope["type"] != "http" or is_open(path, metrics_open=self.metrics_open):
             await self.app(scope, receive, send)
             return
-        what = "This service needs a key, and the request has none"
-        if brought:
-            what = "The key in the request is not valid"
+        keys = _keys_sent(Headers(scope=scope))
+        # Hashed, keys are of one length; every key is compared, whichever fits.
+        fits = [hmac.compare_digest(_digest(key), each) for key in keys for each in self._digests]
+        what = "The key in the request is not valid"
+        if not keys:
+            what = "This service needs a key, and the request has none"
         detail = f"{what}. Send {KEY_HEADER}: KEY, or Authorization: Bearer KEY."
         refusal = Problem("unauthorized", detail, {"WWW-Authenticate": "Bearer"})
-        await ProblemResponse(refusal)(scope, receive, send)
+        await (self.app if any(fits) else ProblemResponse(refusal))(scope, receive, send)
 
 
 def is_open(path: str, *, metrics_open: bool) -> bool:
@@ -128,18 +148,15 @@ def is_open(path: str, *, metrics_open: bool) -> bool:
     return path in OPEN or path.startswith(OPEN_FOLDERS) or (path == METRICS and metrics_open)
 
 
-def _digest(key: bytes) -> bytes:
-    return sha256(key).digest()
+def _digest(key: str) -> bytes:
+    return sha256(key.encode()).digest()
 
 
-def _keys_sent(scope: Scope) -> Iterator[bytes]:
+def _keys_sent(headers: Headers) -> list[str]:
     """The keys that a request brings: two at most."""
-    headers = Headers(scope=scope)
-    if key := headers.get(KEY_HEADER):
-        yield key.encode("latin-1")
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and key:
-        yield key.strip().encode("latin-1")
+    keys = headers.get(KEY_HEADER, ""), key.strip() if scheme.lower() == "bearer" else ""
+    return [*filter(None, keys)]
 
 
 def document_keys(openapi: dict[str, Any], *, metrics_open: bool) -> None:
@@ -190,123 +207,73 @@ class Cors(CORSMiddleware):
         return ProblemResponse(Problem("origin-not-allowed", detail, kept))
 
 
-# --- answers that the application does not give -------------------------------------------------
+# --- every request ------------------------------------------------------------------------------
 
 
-class HeadAndOptions:
-    """Answers HEAD wherever GET is answered, and OPTIONS for the service as a whole."""
+class RequestMiddleware:
+    """Gives each request an id, adds what every answer has, counts the request and logs it.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    The outermost wrapper. The id is the client's own X-Request-ID if that is harmless to print,
+    else a new one. HEAD is answered as GET. log_form: "text", "json" or "off"; metrics: None where
+    none are kept.
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method = scope.get("method")
-        if method == "OPTIONS" and scope["path"] == "*":  # RFC 9110, section 9.3.7
-            text = (
-                "This service accepts GET, HEAD, POST and DELETE. Send a picture to POST "
-                "/predict.\n"
-            )
-            whole = PlainTextResponse(text, headers={"Allow": "GET, HEAD, POST, DELETE"})
-            await whole(scope, receive, send)
-        elif method == "HEAD":
-            as_get = {**scope, "method": "GET"}  # a copy: the server still has to know
-            await self.app(as_get, receive, send)  # the server leaves out the body
-            scope["route"] = as_get.get("route")  # for the log and the metrics
-        else:
-            await self.app(scope, receive, send)
-
-
-class PlainStartupFailure:
-    """Shows why the workers cannot start as that one sentence, without a traceback before it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_plain(message: Message) -> None:
-            if message["type"] == "lifespan.startup.failed":
-                why = message["message"].rpartition(f"{CannotStart.__name__}: ")[2]
-                message = {**message, "message": why.strip()}
-            await send(message)
-
-        await self.app(scope, receive, send_plain if scope["type"] == "lifespan" else send)
-
-
-class FailedRequests:
-    """Answers a request that nothing inside answers any more: one that failed, or that a stopping
-    server gives up.
-
-    uvicorn cancels what is not done when its time to stop is over: slow uploads, mostly. Failures
-    are answered here, below the other wrappers, so that the answer gets what they add; then the
-    exception goes on, to the server's log.
+    A server that answers before an upload is through, as refusals do, and then closes, makes the
+    client's system reset the connection, and the answer may be lost with it. So the answer goes
+    out at once and says that the connection closes; what still arrives is dropped, within bounds.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, log_form: str, metrics: Metrics | None) -> None:
+        self.app, self.log_form, self.metrics = app, log_form, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answered = scope["type"] != "http"
-
-        async def note_answer(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, note_answer)
-        except asyncio.CancelledError:
-            if answered:
-                raise
-            detail = "The service stopped before it finished the request. Send it again later."
-            await ProblemResponse(Problem("stopping", detail, {"Retry-After": "5"}))(
-                scope, receive, send
-            )
-        except Exception:
-            if not answered:
-                await ProblemResponse(Problem("internal-error", FAILED))(scope, receive, send)
-            raise
-
-
-class DrainUnreadBody:
-    """Lets a client read an answer that comes before its upload is through, as a refusal does.
-
-    A server that answers, stops reading and closes makes the client's system reset the
-    connection, and the answer may be lost with it. So the answer goes out at once and says that
-    the connection closes, then what is still arriving is read and dropped, within bounds, and
-    only then the connection is closed.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _has_body(scope):
-            await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, partial(_send_plainly, send))
             return
-        unread = True
+        began = ended = time.perf_counter()
+        identity, unread, gone = _request_id(scope), _has_body(scope), False
+        facts = scope["facts"] = RequestInfo(identity.decode())
 
-        async def note_end() -> Message:
-            nonlocal unread
+        async def receive_counted() -> Message:
+            nonlocal unread, gone
             message = await receive()
             unread = message["type"] == "http.request" and message.get("more_body", False)
+            gone = gone or (message["type"] != "http.request" and not facts.status)
+            facts.received_bytes += len(message.get("body", b""))
             return message
 
-        async def send_then_drain(message: Message) -> None:
-            if message["type"] == "http.response.start" and unread:
-                MutableHeaders(scope=message)["Connection"] = "close"
-            last = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if not (last and unread):
+        async def send_and_drain(message: Message) -> None:
+            nonlocal ended
+            if message["type"] == "http.response.start":
+                facts.status = message["status"]
+                message = {**message, "headers": _headers(message, identity, closes=unread)}
+            ended = time.perf_counter()
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            if not (last and unread) or facts.problem == "stopping":  # which has no time for it
                 await send(message)
                 return
             await send({**message, "more_body": True})
-            left = DRAIN_BYTES
+            most = facts.received_bytes + DRAIN_BYTES
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_SECONDS):
-                    while unread and left > 0:
-                        left -= len((await note_end()).get("body", b""))
+                    while unread and facts.received_bytes < most:
+                        await receive_counted()
             await send({"type": "http.response.body"})
 
-        await self.app(scope, note_end, send_then_drain)
+        # A copy for HEAD: the server, which leaves out the body, still has to know.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        try:
+            await self.app(asked, receive_counted, send_and_drain)
+        finally:
+            facts.status = CLIENT_GONE if gone else facts.status or 500
+            facts.seconds = ended - began
+            # Few values: the template of the route, where one answered.
+            route = asked["route"].path if "route" in asked else OTHER
+            record(facts, scope, route, self.log_form, self.metrics)
+
+
+def _request_id(scope: Scope) -> bytes:
+    named = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
+    return bytes(named) if HARMLESS_ID.fullmatch(named) else secrets.token_hex(16).encode()
 
 
 def _has_body(scope: Scope) -> bool:
@@ -314,3 +281,44 @@ def _has_body(scope: Scope) -> bool:
         (name == b"content-length" and value != b"0") or name == b"transfer-encoding"
         for name, value in scope["headers"]
     )
+
+
+def _headers(message: Message, identity: bytes, *, closes: bool) -> list[tuple[bytes, bytes]]:
+    """An answer's headers, with those that every answer has."""
+    headers = list(message["headers"])
+    names = {name for name, _ in headers}
+    headers += [header for header in SAFE_HEADERS if header[0] not in names]
+    return [*headers, (REQUEST_ID, identity), *([(b"connection", b"close")] if closes else ())]
+
+
+async def _send_plainly(send: Send, message: Message) -> None:
+    """Show why the workers cannot start as that one sentence, without a traceback before it."""
+    if message["type"] == "lifespan.startup.failed":
+        why = message["message"].rpartition(f"{CannotStart.__name__}: ")[2]
+        message = {**message, "message": why.strip()}
+    await send(message)
+
+
+class FailedRequests:
+    """Answers a request that failed, or that a stopping server gives up: slow uploads, mostly.
+
+    A failure is answered inside `Cors`, so that web pages can read it; then the exception goes on,
+    to the server's log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except (Exception, asyncio.CancelledError) as error:
+            if scope["type"] != "http" or scope["facts"].status:
+                raise
+            problem, failed = Problem("internal-error", FAILED), isinstance(error, Exception)
+            if not failed:
+                detail = "The service stopped before it finished the request. Send it again later."
+                problem = Problem("stopping", detail, {"Retry-After": "5"})
+            await ProblemResponse(problem)(scope, receive, send)
+            if failed:
+                raise

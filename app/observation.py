@@ -8,10 +8,8 @@ import json
 import logging
 import os
 import re
-import secrets
 import select
 import sys
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -22,28 +20,15 @@ import prometheus_client
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
-REQUEST_ID = b"x-request-id"
-HARMLESS_ID = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,128}")
-CLIENT_GONE = 499  # nginx's number for a client that left before its answer: HTTP has none
 LONGEST = 100  # characters of what a client wrote
 # Asked every few seconds: at 200 their lines would bury the others.
 ROUTINE = ("/health", "/v2/health", "/metrics")
-UNTEMPLATED = ("/openapi.json",)  # FastAPI's own route, which leaves no template behind
 OTHER = "other"  # unknown paths and methods
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 OPENMETRICS = "application/openmetrics-text"
 STDOUT = 1
-# Nothing here is meant to be framed, embedded by other sites, kept in a cache, or run: the pages
-# that load something state a policy of their own.
-SAFE_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cache-control", b"no-store"),
-)
 _is_plain = re.compile(r"[!#-~]+").fullmatch  # visible ASCII but the quotation mark
 
 prometheus_client.disable_created_metrics()
@@ -53,7 +38,10 @@ prometheus_client.disable_created_metrics()
 class RequestInfo:
     """What is known of one request, for its log line and the metrics: `scope["facts"]`."""
 
-    request_id: str = ""
+    request_id: str
+    status: int = 0  # of its answer, as far as that has begun
+    seconds: float = 0.0  # from its headers to the end of its answer
+    received_bytes: int = 0
     problem: str | None = None  # the slug of the answer, where that is a problem
     model_version: str | None = None
     answers: list[tuple[str, float]] = field(default_factory=list)  # label, probability a picture
@@ -112,7 +100,11 @@ class Metrics:
             "those that the model was measured on.",
             buckets=(0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6, 10),
         )
-        self.feedback = counter("cat_feedback", "Pictures saved as feedback, by class.", ("label",))
+        self.feedback = counter(
+            "cat_feedback",
+            "Accepted feedback, by class; a repeated picture counts again.",
+            ("label",),
+        )
         self.lost_lines = counter(
             "cat_log_lines_lost", "Log lines dropped because nobody read standard output."
         )
@@ -128,12 +120,10 @@ class Metrics:
         self.model.clear()
         self.model.labels(name, version).set(1)
 
-    def count(
-        self, facts: RequestInfo, route: str, method: str, status: int, seconds: float
-    ) -> None:
-        """Count a request that is over. route: a template, or OTHER; method: as it was sent."""
-        self.requests.labels(route, method if method in METHODS else OTHER, status).inc()
-        self.seconds.labels(route).observe(seconds)
+    def count(self, facts: RequestInfo, route: str, method: str) -> None:
+        """Count a request that is over. route: a template, or OTHER; method: any text."""
+        self.requests.labels(route, method if method in METHODS else OTHER, facts.status).inc()
+        self.seconds.labels(route).observe(facts.seconds)
         if facts.problem is not None:
             self.rejections.labels(facts.problem).inc()
         if facts.queue_seconds is not None:
@@ -173,6 +163,14 @@ def timestamp(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
+class WithoutStartup(logging.Filter):
+    """Leaves out uvicorn's own steps of starting: the service says when it is ready."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        own = ("Started server process", "Waiting for application", "Application startup complete")
+        return not record.getMessage().startswith(own)
+
+
 class Formatter(logging.Formatter):
     """The server's own lines, in the same form as those about requests: "json" or text."""
 
@@ -194,7 +192,14 @@ def log_configuration(form: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"ours": {"()": Formatter, "form": form}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours"}},
+        "filters": {"steps": {"()": WithoutStartup}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": "ours",
+                "filters": ["steps"],
+            }
+        },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {"uvicorn": {"level": "INFO"}},
     }
@@ -228,101 +233,36 @@ def write(line: bytes) -> bool:
     return True
 
 
-# --- every request ------------------------------------------------------------------------------
-
-
-class ObservationMiddleware:
-    """Gives each request an id, adds what every answer has, counts the request and logs it.
-
-    The outermost wrapper. The id is the client's own X-Request-ID if that is harmless to print,
-    else a new one. log_form: "text", "json" or "off"; metrics: None where none are kept.
-    """
-
-    def __init__(self, app: ASGIApp, log_form: str, metrics: Metrics | None) -> None:
-        self.app, self.log_form, self.metrics = app, log_form, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began = ended = time.perf_counter()
-        status = received = 0
-        gone = False
-        identity = _request_id(scope)
-        facts = scope["facts"] = RequestInfo(identity.decode())
-
-        async def receive_counted() -> Message:
-            nonlocal received, gone
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-            elif not status:
-                gone = True
-            return message
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status, ended
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                own = list(message.get("headers", ()))
-                names = {name for name, _ in own}
-                added = [header for header in SAFE_HEADERS if header[0] not in names]
-                message = {**message, "headers": [*own, *added, (REQUEST_ID, identity)]}
-                ended = time.perf_counter()
-            elif message.get("body"):
-                ended = time.perf_counter()  # what follows may be an upload that is dropped
-            await send(message)
-
-        try:
-            await self.app(scope, receive_counted, send_with_headers)
-        finally:
-            outcome = CLIENT_GONE if gone else status or 500
-            self._record(scope, facts, outcome, ended - began, received)
-
-    def _record(
-        self, scope: Scope, facts: RequestInfo, status: int, seconds: float, received: int
-    ) -> None:
-        route = _route(scope)
-        if self.metrics:
-            self.metrics.count(facts, route, scope["method"], status, seconds)
-        if self.log_form == "off" or (status == HTTPStatus.OK and route.startswith(ROUTINE)):
-            return
-        client = scope.get("client")
-        level = "info" if status < 500 else "error" if status == 500 else "warning"
-        values = {
-            "request_id": facts.request_id,
-            "client": client[0][:LONGEST] if client else None,
-            "method": scope["method"][:20],
-            "path": scope["path"][:LONGEST] if route == OTHER else route,
-            "status": status,
-            "duration_ms": _milliseconds(seconds),
-            "received_bytes": received,
-            "queue_ms": _milliseconds(facts.queue_seconds),
-            "decode_ms": _milliseconds(facts.decode_seconds),
-            "model": facts.model_version,
-            "problem": facts.problem,
-        }
-        if len(facts.answers) == 1:
-            values["label"], probability = facts.answers[0]
-            values["probability"] = round(probability, 4)
-        elif facts.answers:
-            values["pictures"] = len(facts.answers)
-        written = write(request_line(self.log_form, level, values))
-        if self.metrics and not written:
-            self.metrics.lost_lines.inc()
-
-
-def _request_id(scope: Scope) -> bytes:
-    named = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
-    return bytes(named) if HARMLESS_ID.fullmatch(named) else secrets.token_hex(16).encode()
-
-
-def _route(scope: Scope) -> str:
-    """The template of the route that answered, one of few; "other" where none did."""
-    route = scope.get("route")
-    if route is not None:
-        return str(route.path)
-    return scope["path"] if scope["path"] in UNTEMPLATED else OTHER
+def record(
+    facts: RequestInfo, scope: Scope, route: str, log_form: str, metrics: Metrics | None
+) -> None:
+    """Count a request that is over, and log it. route: a template, or OTHER."""
+    status, client = facts.status, scope.get("client")
+    if metrics:
+        metrics.count(facts, route, scope["method"])
+    if log_form == "off" or (status == HTTPStatus.OK and route.startswith(ROUTINE)):
+        return
+    values = {
+        "request_id": facts.request_id,
+        "client": client[0][:LONGEST] if client else None,
+        "method": scope["method"][:20],
+        "path": scope["path"][:LONGEST] if route == OTHER else route,
+        "status": status,
+        "duration_ms": _milliseconds(facts.seconds),
+        "received_bytes": facts.received_bytes,
+        "queue_ms": _milliseconds(facts.queue_seconds),
+        "decode_ms": _milliseconds(facts.decode_seconds),
+        "model": facts.model_version,
+        "problem": facts.problem,
+    }
+    if len(facts.answers) == 1:
+        values["label"], probability = facts.answers[0]
+        values["probability"] = round(probability, 4)
+    elif facts.answers:
+        values["pictures"] = len(facts.answers)
+    level = "info" if status < 500 else "error" if status == 500 else "warning"
+    if not write(request_line(log_form, level, values)) and metrics:
+        metrics.lost_lines.inc()
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -54,9 +54,7 @@ class Queue:
             self.in_progress -= 1
             self.held_bytes -= body.held
 
-    async def work(
-        self, request: Request, head: dict[str, Any], body: bytes, *, quick: bool = False
-    ) -> Reply:
+    async def work(self, request: Request, head: dict[str, Any], body: bytes) -> Reply:
         """Have a worker do a job for a request.
 
         Raises Problem: deadline-passed, too-many-pixels, takes-too-long, crashes-decoder,
@@ -65,7 +63,7 @@ class Queue:
         facts: RequestInfo = request.scope["facts"]
         loop = asyncio.get_running_loop()
         arrived = loop.time()
-        job = self._workers.submit(head, body, quick=quick)
+        job = self._workers.submit(head, body, quick=head["kind"] == "predict")
         try:
             async with asyncio.timeout_at(arrived + self._deadline_seconds):
                 if job.is_waiting:
@@ -89,9 +87,8 @@ class Queue:
             logger.error("A worker failed:\n%s", reply.head["fault"])
             raise Problem("internal-error", FAILED)
         if "problem" in reply.head:
-            refusal = reply.head
-            slug, detail = refusal["problem"], refusal["detail"]
-            raise Problem(slug, detail, refusal["headers"], **refusal["members"])
+            said = reply.head
+            raise Problem(said["problem"], said["detail"], said["headers"], **said["members"])
         facts.answers = reply.head.get("answers", [])
         facts.distances = reply.head.get("distances", [])
         return reply
@@ -170,7 +167,6 @@ async def read_body(
             f"Only {room.held:,} bytes arrived in {clock() - began:.0f} s. An upload may take "
             f"{seconds:g} s, plus 1 s for each {LEAST_BYTES_A_SECOND:,} bytes. Use a faster "
             "connection or send a smaller picture.",
-            {"Connection": "close"},
         ) from None
     return rest.getvalue() or bytes(chunk)
 
@@ -198,19 +194,14 @@ def _refusal(end: Failure, head: dict[str, Any]) -> Problem:
     """What to say of a job that no worker could do."""
     what = "request" if head["kind"] == "infer" else "picture"
     if end is Failure.TIME:
-        detail = f"The {what} takes too much processor time."
-        return Problem(
-            "takes-too-long", f"{detail} Make it smaller, or save it again as JPEG or PNG."
-        )
+        detail = "takes too much processor time. Make it smaller, or save it again as JPEG or PNG."
+        return Problem("takes-too-long", f"The {what} {detail}")
     if end is Failure.CRASH:
-        detail = f"The {what} crashed its decoder twice."
-        return Problem("crashes-decoder", f"{detail} Save it again as JPEG or PNG.")
+        detail = "crashed its decoder twice. Save it again as JPEG or PNG."
+        return Problem("crashes-decoder", f"The {what} {detail}")
+    detail = f"The {what} needs more memory than is available."
     if what == "request":
-        detail = "The request needs more memory than is available."
-        return Problem(
-            "too-large", f"{detail} Send fewer pictures per request, or send them in binary."
-        )
-    detail = "The picture needs more memory than is available."
-    limit = head.get("max_pixels", 0)
+        advice = "Send fewer pictures per request, or send them in binary."
+        return Problem("too-large", f"{detail} {advice}")
     advice = "Make it smaller, or save it as a baseline JPEG."
-    return Problem("too-many-pixels", f"{detail} {advice}", limit_pixels=limit)
+    return Problem("too-many-pixels", f"{detail} {advice}", limit_pixels=head.get("max_pixels", 0))

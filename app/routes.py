@@ -165,6 +165,7 @@ plain_router = APIRouter(route_class=PlainRoute)
 
 @plain_router.post(
     "/predict",
+    operation_id="predict",
     response_model=PredictionAnswer,
     summary="Say whether a picture shows a cat",
     openapi_extra={"requestBody": PICTURE_BODY},
@@ -172,7 +173,7 @@ plain_router = APIRouter(route_class=PlainRoute)
 )
 async def predict(request: Request) -> Response:
     """Send the picture as the request's body, or as the field `file` of a form."""
-    reply = await work_on_picture(request, "predict", quick=True)
+    reply = await work_on_picture(request, "predict")
     return Response(reply.body, media_type="application/json")
 
 
@@ -264,9 +265,7 @@ def check_ready(request: Request, **members: Any) -> None:
         raise Problem("not-ready", detail, {"Retry-After": "5"}, **members)
 
 
-async def work(
-    request: Request, kind: str, body: bytes, *, quick: bool = False, **options: Any
-) -> Reply:
+async def work(request: Request, kind: str, body: bytes, **options: Any) -> Reply:
     """Have a worker do this with a body. Raises Problem, and ClientDisconnect."""
     state = request.app.state
     queue: Queue = state.queue
@@ -281,12 +280,10 @@ async def work(
         "max_bytes": settings.max_upload_bytes,
         **options,
     }
-    return await queue.work(request, head, body, quick=quick)
+    return await queue.work(request, head, body)
 
 
-async def work_on_picture(
-    request: Request, kind: str, *, quick: bool = False, **options: Any
-) -> Reply:
+async def work_on_picture(request: Request, kind: str, **options: Any) -> Reply:
     """Read the picture that a request sends, and have a worker answer it."""
     content_type = request.headers.get("content-type", "")
     encoding = request.headers.get("content-encoding", "").strip().lower()
@@ -299,23 +296,15 @@ async def work_on_picture(
         )
     limit: int = request.app.state.settings.max_upload_bytes
     allowance = FORM_ALLOWANCE_BYTES if content_type.lower().startswith("multipart/") else 0
-    return await work_on_body(
-        request, kind, limit, allowance, quick=quick, content_type=content_type, **options
-    )
+    return await work_on_body(request, kind, limit, allowance, content_type=content_type, **options)
 
 
 async def work_on_body(
-    request: Request,
-    kind: str,
-    limit: int,
-    allowance: int = 0,
-    *,
-    quick: bool = False,
-    **options: Any,
+    request: Request, kind: str, limit: int, allowance: int = 0, **options: Any
 ) -> Reply:
     """Read a body of at most `limit` bytes and so many more, and have a worker answer it."""
     queue: Queue = request.app.state.queue
     seconds: float = request.app.state.settings.upload_seconds
     with queue.enter() as room:
         body = await read_body(request, room, most=limit + allowance, limit=limit, seconds=seconds)
-        return await work(request, kind, body, quick=quick, **options)
+        return await work(request, kind, body, **options)

@@ -13,24 +13,21 @@ import errno
 import logging
 import os
 import resource
-import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from math import ceil
+from math import ceil, inf
+from types import FrameType
 from typing import Any, cast
 
 import httptools
 import uvicorn
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import Problem
-from app.middleware import ProblemResponse
-from app.observation import ObservationMiddleware, log_configuration
+from app.middleware import ProblemResponse, RequestMiddleware
+from app.observation import log_configuration
 
 # While it stops, a client that has still to send or to read gets this long. Docker kills ten
 # seconds after it asked to stop: a client alone can never bring that about.
@@ -65,7 +62,7 @@ def run(app: FastAPI) -> int:
     the address or enough connections cannot be had."""
     settings = app.state.settings
     listening = _listen(settings.bind_host, settings.bind_port)
-    host, port = listening[0].getsockname()[:2]
+    host, port = listening.getsockname()[:2]
     app.state.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     config = uvicorn.Config(
         app,
@@ -86,7 +83,7 @@ def run(app: FastAPI) -> int:
     config.limit_concurrency = most + 1  # `StrictHttp` closes those beyond
     server = Server(config, app)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run(listening)
+        server.run([listening])
     return 0 if server.started else STARTUP_FAILURE
 
 
@@ -107,36 +104,22 @@ def _most_connections(others: int) -> int:
     return files - others
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """A listening socket for each address of the host, all with the same port; 0 is any free one.
-    Raises SystemExit."""
-    opened: list[socket.socket] = []
-    missing: OSError | None = None
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on this host, its IPv4 address if it has one. Raises SystemExit."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, (name, _, *rest) in found:
-            both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-            try:
-                opened.append(
-                    socket.create_server(
-                        (name, port, *rest), family=family, backlog=BACKLOG, dualstack_ipv6=both
-                    )
-                )
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                missing = error  # "localhost" is an IPv6 address too, also where there is no IPv6
-            else:
-                opened[-1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
-                port = opened[0].getsockname()[1]
-        if missing and not opened:
-            raise missing
+        family, _, _, _, address = min(found)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        listening = socket.create_server(
+            address, family=family, backlog=BACKLOG, dualstack_ipv6=both
+        )
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         advice = "Stop what listens there, or set CAT_BIND_PORT." if taken else "Set CAT_BIND_HOST."
         why = (error.strerror or str(error)).partition(" (")[0]
         raise SystemExit(f"Cannot listen on {host}, port {port}: {why}. {advice}") from error
-    return opened
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+    return listening
 
 
 class Server(uvicorn.Server):
@@ -146,22 +129,11 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.app = app
         self.closes_at: float | None = None
-        self.waits: dict[Any, tuple[Any, float]] = {}  # connection → what it waits for, since when
         self.is_full = False
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C stop the service, a second signal at once; the exit status is 0."""
-        signals = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(number, lambda *_: self.drain()) for number in signals]
-        try:
-            yield
-        finally:
-            for number, handler in zip(signals, before, strict=True):
-                signal.signal(number, handler)
-
-    def drain(self) -> None:
-        """Be no longer ready, and close when the time for clients to go elsewhere is over."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM and Ctrl-C: be no longer ready, and close when the time for clients to go
+        elsewhere is over. A second signal stops the service at once. The exit status is 0."""
         if self.closes_at is not None:
             self.should_exit = self.force_exit = True
             return
@@ -190,21 +162,15 @@ class Server(uvicorn.Server):
         uvicorn limits the time between requests only; without this, a thousand connections that
         send nothing, or read nothing, would keep everybody else out.
         """
-        waits = {}
         for connection in self._connections():
-            cycle, unread = connection.cycle, connection.transport.get_write_buffer_size()
-            if unread:
-                limit = ANSWER_SECONDS
-            elif connection.timeout_keep_alive_task is None and _is_over(cycle):
-                limit = HEAD_SECONDS
-            else:
-                continue
-            what = cycle, unread
-            last, since = self.waits.get(connection, (what, now))
-            waits[connection] = (what, since if last == what else now)
-            if now - waits[connection][1] > limit:
+            unread = connection.transport.get_write_buffer_size()
+            has_head = connection.timeout_keep_alive_task or not _is_over(connection.cycle)
+            limit = ANSWER_SECONDS if unread else inf if has_head else HEAD_SECONDS
+            state = connection.cycle, unread, limit
+            if connection.last_state != state:
+                connection.last_state, connection.unchanged_since = state, now
+            elif now - connection.unchanged_since > limit:
                 connection.transport.abort()
-        self.waits = waits
 
     def _warn_at_connection_limit(self) -> None:
         count, was_full = len(self._connections()), self.is_full
@@ -222,11 +188,11 @@ class Server(uvicorn.Server):
             # What still arrives of a body that was answered already would only be dropped.
             if unread or _is_over(cycle) or cycle.response_started:
                 connection.transport.abort()
-            elif cycle.more_body and not getattr(connection, "pipeline", True):
+            elif cycle.more_body and not connection.pipeline:
                 connection.task.cancel()
 
     def _connections(self) -> list[Any]:
-        return list(self.server_state.connections)
+        return list(self.server_state.connections)  # a copy: closing one takes it out
 
 
 def _is_over(cycle: Any) -> bool:
@@ -289,6 +255,8 @@ class StrictHttp(HttpToolsProtocol):
     refused = False  # whether what arrives is not read any more
     task: asyncio.Task[None] | None = None  # what answers the present request
     answering: Any = None  # the same as uvicorn knows it, its cycle
+    last_state: Any = None  # as `Server` saw it last
+    unchanged_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, CoalescedWrites(transport, self.loop)))
@@ -404,11 +372,15 @@ class StrictHttp(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         self.cycle.more_body = False
+        self.cycle.message_event.set()  # there is nothing to wait for
+        refusal = ProblemResponse(Problem("bad-request", msg))
+        # Logged and counted too, with what the service's lifespan has yielded
+        app: Any = RequestMiddleware(refusal, self.app_state["log"], self.app_state["metrics"])
         last = self.answering
         if last is None or last.response_complete or last.disconnected:
-            self._start_asgi_task(self.cycle, _refusal(self.app_state, msg))
+            self._start_asgi_task(self.cycle, app)
         else:
-            self.pipeline.appendleft((self.cycle, _refusal(self.app_state, msg)))
+            self.pipeline.appendleft((self.cycle, app))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -438,15 +410,3 @@ def _parse_error_text(error: httptools.HttpParserError) -> str:
         return str(error.__context__)
     what = "the address is not valid" if error.__context__ else str(error)
     return f"This cannot be read as HTTP/1.1: {what}."
-
-
-def _refusal(state: dict[str, Any], detail: str) -> Any:
-    """The application for a request that the service's own is spared: logged and counted too.
-
-    state: what the service's lifespan has yielded.
-    """
-
-    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        await ProblemResponse(Problem("bad-request", detail))(scope, receive, send)
-
-    return ObservationMiddleware(refuse, state["log"], state["metrics"])

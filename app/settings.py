@@ -7,12 +7,14 @@ reader of the environment. The field `max_pixels` is the variable CAT_MAX_PIXELS
 import re
 import textwrap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Self
 
 PREFIX = "CAT_"
+KEY = re.compile(r"[!-+\--~]+")  # printable ASCII without spaces and commas
 # As browsers write them: in small letters, without a path or the scheme's usual port. Of other
 # schemes, as apps and extensions have them, the rest is anything without a path.
 ORIGIN = re.compile(
@@ -29,29 +31,21 @@ class BadSettings(ValueError):
 # --- from a variable's text to its value: each raises ValueError with what the text may be --------
 
 
+def _number(
+    allowed: str, fits: Callable[[Any], bool], kind: Callable[[str], float] = float
+) -> Callable[[str], Any]:
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if fits(number := kind(text)):
+                return number
+        raise ValueError(allowed)
+
+    return parse
+
+
 def _whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     bounds = f"of at least {minimum:,}" if maximum is None else f"from {minimum:,} to {maximum:,}"
-
-    def parse(text: str) -> int:
-        plain = text.isascii() and text.isdecimal() and len(text) < 20
-        if not plain or not minimum <= int(text) <= (maximum or int(text)):
-            raise ValueError(f"a whole number {bounds}")
-        return int(text)
-
-    return parse
-
-
-def _number(allowed: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")  # which fits nowhere
-        if not fits(number):
-            raise ValueError(allowed)
-        return number
-
-    return parse
+    return _number(f"a whole number {bounds}", lambda n: minimum <= n <= (maximum or n), int)
 
 
 _seconds = _number("a number of seconds above 0 up to 3600", lambda number: 0 < number <= 3600)
@@ -81,8 +75,7 @@ def _is_quoted(text: str) -> bool:
 
 
 def _is_key(text: str) -> bool:
-    plain = text.isascii() and text.isprintable() and not {" ", ","} & {*text}
-    return plain and not _is_quoted(text)
+    return bool(KEY.fullmatch(text)) and not _is_quoted(text)
 
 
 def _keys(text: str) -> tuple[str, ...]:
@@ -102,8 +95,8 @@ def _keys_in_file(text: str) -> tuple[str, ...]:
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ValueError(f"a readable file of keys, one per line ({text}: {why})") from None
-    keys = {number: line.strip() for number, line in enumerate(lines, 1)}
-    keys = {number: key for number, key in keys.items() if key and not key.startswith("#")}
+    filled = ((number, line.strip()) for number, line in enumerate(lines, 1) if line.strip())
+    keys = {number: key for number, key in filled if not key.startswith("#")}
     wrong = [number for number, key in keys.items() if not _is_key(key)]
     if wrong or not keys:
         where = f"line {wrong[0]} of {text} is not a key" if wrong else f"{text} has none"
@@ -163,7 +156,8 @@ def _setting(
     value: Any, parse: Callable[[str], Any], meaning: str, default: str = "", secret: bool = False
 ) -> Any:
     """A field with this default value; `default` says it in words where it does not itself."""
-    row = Setting(parse, meaning, default or str(value), secret)
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    row = Setting(parse, meaning, default or shown, secret)
     return field(default=value, repr=not secret, metadata={"setting": row})
 
 
@@ -172,10 +166,7 @@ class Settings:
     """What an operator decides. `ignored` are variables with our prefix that are not settings."""
 
     weights: Path | None = _setting(  # noqa: RUF009 - it makes a field
-        None,
-        Path,
-        "the weights file to serve",
-        "model/cat.safetensors",
+        None, Path, "the weights file to serve", "model/cat.safetensors"
     )
     threshold: float | None = _setting(
         None,
@@ -189,17 +180,12 @@ class Settings:
         "all: if the model is unsure about the whole picture, it also looks at parts of it; "
         "one: it looks only at the whole picture",
     )
-    max_upload_bytes: int = _setting(
-        32 * 2**20, _whole(1), "the largest accepted picture, in bytes"
-    )
+    max_upload_bytes: int = _setting(2**25, _whole(1), "the largest accepted picture, in bytes")
     max_pixels: int = _setting(
         25_000_000, _whole(1), "the largest accepted picture, in pixels (width × height)"
     )
     workers: int | None = _setting(
-        None,
-        _whole(1, 256),
-        "number of worker processes",
-        "one per core, fewer if memory is short",
+        None, _whole(1, 256), "number of worker processes", "one per core, fewer if memory is short"
     )
     queue: int = _setting(
         128,
@@ -211,26 +197,20 @@ class Settings:
         _seconds,
         "processor time for one request, in seconds; a worker that takes longer is stopped, "
         "and the answer is 422",
-        "5",
     )
     deadline_seconds: float = _setting(
         10.0,
         _seconds,
         "seconds from the end of an upload to its answer; after that, the answer is 503",
-        "10",
     )
     upload_seconds: float = _setting(
-        10.0,
-        _seconds,
-        "seconds for an upload, plus one second for each 50 kB received",
-        "10",
+        10.0, _seconds, "seconds for an upload, plus one second for each 50 kB received"
     )
     drain_seconds: float = _setting(
         0.0,
         _pause,
         "seconds for which a stopping service still accepts requests; /health/ready answers "
         "503 at once",
-        "0",
     )
     api_keys: tuple[str, ...] = _setting(
         (), _keys, "API keys, separated by commas; each request must send one of them", "none", True

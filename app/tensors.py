@@ -13,7 +13,6 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
 from typing import Any
 
@@ -43,6 +42,11 @@ class Spec:
     datatype: str
     shape: tuple[int, ...]
     meaning: str
+
+    def metadata(self) -> dict[str, Any]:
+        """As the protocol describes it."""
+        named = {"name": self.name, "datatype": self.datatype, "shape": self.shape}
+        return {**named, "parameters": {"description": self.meaning}}
 
 
 OUTPUTS = (
@@ -121,7 +125,7 @@ def read(body: bytes, header_length: str | None, side: int) -> Inference:
     fits = identity is None or (isinstance(identity, str) and len(identity) <= LONGEST_ID)
     _check(fits, f"The id must be a string of at most {LONGEST_ID:,} characters.")
     tensors = memoryview(body)[json_end:]
-    spec, data = _input(message.get("inputs"), tensors, header_length is not None, inputs(side))
+    spec, data = _input(message.get("inputs"), tensors, inputs(side))
     return Inference(identity, spec, data, tuple(_outputs(message)))
 
 
@@ -230,9 +234,7 @@ def _boolean(parameters: dict[str, Any], name: str, default: bool) -> bool:
     return bool(value)
 
 
-def _input(
-    values: Any, tensors: memoryview, with_header: bool, specs: Sequence[Spec]
-) -> tuple[Spec, Data]:
+def _input(values: Any, tensors: memoryview, specs: Sequence[Spec]) -> tuple[Spec, Data]:
     names = ", ".join(spec.name for spec in specs)
     found = len(values) if isinstance(values, list) else "no list"
     _check(found == 1, f"The inputs must be a list of exactly one of {names}; it has {found}.")
@@ -242,24 +244,17 @@ def _input(
     fits = datatype == spec.datatype
     _check(fits, f"{name} has the datatype {spec.datatype}, not {_shown(datatype)}.")
     shape = _shape(entry.get("shape"), spec)
+    _check(
+        ("data" in entry) == (size is None),
+        f"{name} must have either data or the parameter binary_data_size, and not both.",
+    )
+    _check(
+        isinstance(size, int | None) and (size or 0) == len(tensors),
+        f"The binary_data_size of {name} is {size if type(size) is int else _shown(size)}, but "
+        f"{len(tensors):,} bytes follow the JSON, whose length the header {HEADER_LENGTH} gives.",
+    )
     if size is None:
-        ends = not len(tensors)
-        _check(ends, "Bytes follow the JSON, but no input has the parameter binary_data_size.")
-        _check("data" in entry, f"{name} has neither data nor the parameter binary_data_size.")
         return spec, _from_json(entry["data"], shape, spec)
-    _check(
-        "data" not in entry,
-        f"{name} has both data and the parameter binary_data_size; send one of them.",
-    )
-    _check(
-        with_header,
-        f"{name} is binary, so the header {HEADER_LENGTH} must give the length of the JSON.",
-    )
-    _check(
-        type(size) is int and size == len(tensors),
-        f"The binary_data_size of {name} is {size if type(size) is int else _shown(size)}, but"
-        f" {len(tensors):,} bytes follow the JSON.",
-    )
     return spec, _from_binary(tensors, shape, spec)
 
 
@@ -298,17 +293,12 @@ def _from_json(data: Any, shape: tuple[int, ...], spec: Spec) -> Data:
 
 def _flat(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
     """The elements in order, from a flat list of them or from lists nested as the shape says."""
-    values = data if isinstance(data, list) else []
-    if values and isinstance(values[0], list) and len(values) == shape[0]:
-        for size in shape[1:]:
-            if not all(isinstance(part, list) and len(part) == size for part in values):
-                values = []
-            values = list(chain.from_iterable(values))
-    fits = len(values) == prod(shape)
+    values = np.array(data, object)
     _check(
-        fits, f"The data of {name} do not match the shape {list(shape)}, neither flat nor nested."
+        values.shape in (shape, (prod(shape),)),
+        f"The data of {name} do not match the shape {list(shape)}, neither flat nor nested.",
     )
-    return values
+    return list(values.reshape(-1))
 
 
 def _base64(value: Any, name: str) -> bytes:

@@ -4,11 +4,10 @@ This is the program of the service's workers (`model.worker.serve`). Every body 
 parsed here, and nowhere else.
 """
 
-import base64
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import MODEL, tensors
-from app.about import about, png
+from app.about import about, png, png_text
 from app.errors import Problem
 from app.forms import picture_of
 from app.tensors import Inference
@@ -92,8 +91,8 @@ class Work:
             "class_names": list(classifier.class_names),
             "threshold": classifier.threshold,
             "formats": accepted_formats(),
-            "inputs": list(map(asdict, tensors.inputs(classifier.preprocessing.side))),
-            "outputs": list(map(asdict, tensors.OUTPUTS)),
+            "inputs": [each.metadata() for each in tensors.inputs(classifier.preprocessing.side)],
+            "outputs": [each.metadata() for each in tensors.OUTPUTS],
         }
 
     def _make_with_threshold(self, threshold: float | None) -> Classifier:
@@ -120,12 +119,12 @@ class Work:
 
     def _answer(self, classifier: Classifier, prediction: Prediction) -> Reply:
         content = _prediction(classifier, prediction)
-        return _json(content, **self._facts(prediction.label, prediction))
+        return _json(content, **self._facts(prediction))
 
-    def _facts(self, label: str, prediction: Prediction) -> dict[str, Any]:
+    def _facts(self, prediction: Prediction) -> dict[str, Any]:
         """What the front logs and counts."""
         return {
-            "answers": [[label, prediction.cat_probability]],
+            "answers": [[prediction.label, prediction.cat_probability]],
             "distances": self._distances([prediction.picture.pixels]),
         }
 
@@ -142,7 +141,7 @@ class Work:
     def explain(self, job: Job) -> Reply:
         """The answer with its heat map: JSON, or a PNG."""
         classifier, prediction = self._classifier(job), self._predict(job)
-        facts = self._facts(prediction.label, prediction)
+        facts = self._facts(prediction)
         pixels, boxes = prediction.view_pixels, classifier.views.boxes[: prediction.views]
         explanation = explain_views(classifier.layers, pixels, boxes)
         over, full_colour = overlay(pixels[0], explanation.heat)
@@ -158,18 +157,14 @@ class Work:
             "heat": heat.round(6).tolist(),
             "method": {"name": method.name, "description": method.description},
             "views": [
-                {"box": box, "cat_probability": probability, "picture_png": _png(view)}
+                {"box": box, "cat_probability": probability, "picture_png": png_text(view)}
                 for box, probability, view in zip(
                     boxes, sigmoid(prediction.view_logits).tolist(), pixels, strict=True
                 )
             ],
-            "original": {
-                "width": picture.width,
-                "height": picture.height,
-                "format": picture.format,
-            },
-            "picture_png": _png(pixels[0]),
-            "overlay_png": _png(over),
+            "original": {name: getattr(picture, name) for name in ("width", "height", "format")},
+            "picture_png": png_text(pixels[0]),
+            "overlay_png": png_text(over),
             "full_colour": full_colour,
         }
         return _json(content, **facts)
@@ -229,10 +224,6 @@ class Work:
         if job.head["views"] == "one":
             classifier = replace(classifier, views=ONE_VIEW)
         return _json(about(classifier))
-
-
-def _png(pixels: NDArray[np.uint8]) -> str:
-    return base64.b64encode(png(pixels)).decode()
 
 
 def _picture(job: Job) -> bytes:
@@ -302,7 +293,7 @@ def _or_refusal(work: Callable[[Job], T], job: Job) -> T | Reply:
         if error.reason is Reason.TOO_MANY_PIXELS:
             members = {"limit_pixels": job.head["max_pixels"], "limit_side": Limits().max_side}
         elif "form-urlencoded" in job.head.get("content_type", "") and "--data" not in detail:
-            detail += " It came as `curl -d` sends it: use `curl --data-binary @file`."
+            detail += " If you used `curl -d`, use `curl --data-binary @file`."
         problem = Problem(error.reason, detail, **members)
     head = {"problem": problem.type.slug, "detail": problem.detail}
     return Reply({**head, "headers": problem.headers, "members": problem.members})

@@ -1,23 +1,33 @@
 #!/bin/sh
-# Train on the saved feedback, and deploy the result if it is clearly better.
+# Train on the saved feedback, and deploy the result if it is clearly better than what is served.
 #
 #   examples/learn-nightly.sh FEEDBACK WEIGHTS RELOAD [OPTION...]
 #
 # FEEDBACK  the folder of CAT_COLLECT
 # WEIGHTS   the file of CAT_WEIGHTS, mine.safetensors; it is replaced
 # RELOAD    a command that sends SIGHUP: 'systemctl reload cat', 'docker kill --signal HUP cat'
-# OPTION    more options of `python -m training fit`, such as --validation FOLDER
+# OPTION    more options of `python -m training fit`, such as --epochs 5
 #
-# Run it in the folder of the repository. Every night starts from the same weights (START), never
-# from those of the night before: those were trained on pictures that are held back tonight.
+# Run it in the folder of the repository. About a quarter of the pictures are held back, every night
+# the same ones: those whose names, which are made from their content, end in 0 to 3. No network
+# ever learns from them, so the served and the new one are compared fairly.
 set -eu
-feedback=$1 weights=$2 reload=$3
+feedback=$(cd "$1" && pwd) weights=$2 reload=$3
 shift 3
 python=${PYTHON:-.venv/bin/python}
 new=${weights%.safetensors}-new
 
+split=$(mktemp -d)
+trap 'rm -rf "$split"' EXIT
+for class in "$feedback"/*/; do
+    name=$(basename "$class")
+    mkdir -p "$split/learn/$name" "$split/held-back/$name"
+    find "$class" -type f ! -name '*[0-3].*' -exec ln -s {} "$split/learn/$name" \;
+    find "$class" -type f -name '*[0-3].*' -exec ln -s {} "$split/held-back/$name" \;
+done
+
 rm -rf "$new-training" # of a night that was interrupted
-"$python" -m training fit "$feedback" --from "${START:-model/cat.safetensors}" \
+"$python" -m training fit "$split/learn" --validation "$split/held-back" --from "$weights" \
     --name "$(basename "$weights" .safetensors)" --output "$new.safetensors" "$@"
 verdict=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["comparison"]["verdict"])' \
     "$new-report/metrics.json")

@@ -111,15 +111,14 @@ def _kind(row: Row) -> str:
 
 def _print_summary(counts: Counter[str], before: int, skipped: int, seconds: float) -> None:
     new = counts.total() - before
-    parts = [", ".join(f"{count:,} {kind}" for kind, count in counts.items())]
-    parts += [f"{before:,} of these from the previous run"] if before else []
-    parts += [f"{skipped:,} other file{'s' * (skipped > 1)} left out"] if skipped else []
-    parts += [
-        f"{new / seconds:,.1f} pictures/s"
-        if new
-        else "no pictures " + ("left" if before else "found")
-    ]
-    print("; ".join(parts), file=sys.stderr)
+    parts = (
+        ", ".join(f"{count:,} {kind}" for kind, count in counts.items()),
+        f"{before:,} of these from the previous run" if before else "",
+        f"{skipped:,} other file{'s' * (skipped > 1)} left out" if skipped else "",
+        f"{new / seconds:,.1f} pictures/s" if new else "",
+        "" if new else f"no pictures {'left' if before else 'found'}",
+    )
+    print("; ".join(filter(None, parts)), file=sys.stderr)
 
 
 def _sentence(row: Row) -> str:
@@ -166,13 +165,20 @@ class Output:
         end = 0
         self._file.seek(0)
         for number, line in enumerate(self._file, 1):
-            row = _parse(line)
-            if row is None:
-                self._check_torn(number, line)
-                break
+            start, is_whole = line.strip(b"\0")[: len(FIRST_BYTES)], line.endswith(b"\n")
+            if not is_whole and FIRST_BYTES.startswith(start):
+                break  # torn, or zeros, as interruptions leave it
+            try:
+                row = json.loads(line if is_whole else b"")
+                there = row["picture"], row["model_version"]
+                _kind(row)
+            except (ValueError, TypeError, LookupError):
+                what = f"Line {number:,} of {self._path} was not written by this command"
+                why = f"{what}. Name another output, or keep only the lines before it."
+                raise Refused(why) from None
             found = next(pictures, None)
             now = (found.name if found else "no picture", self._version)
-            if now != (there := (row["picture"], row["model_version"])):
+            if now != there:
                 raise Refused(
                     f"Row {number:,} of {self._path} is for {there[0]} by the model {there[1]}. "
                     f"This run would write {now[0]} by {now[1]} there: the weights or the "
@@ -181,13 +187,6 @@ class Output:
             yield row
             end += len(line)
         self._file.truncate(end)
-
-    def _check_torn(self, number: int, line: bytes) -> None:
-        """Raise Refused unless this line is torn, or zeros, as interruptions leave it."""
-        start = line.strip(b"\0")[: len(FIRST_BYTES)]
-        if line.endswith(b"\n") or not FIRST_BYTES.startswith(start):
-            what = f"Line {number:,} of {self._path} was not written by this command"
-            raise Refused(f"{what}. Name another output, or keep only the lines before it.")
 
     def write(self, row: Row) -> None:
         """Add a row; if the process is killed later, it stays."""
@@ -198,20 +197,6 @@ class Output:
         with self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
-
-
-def _parse(line: bytes) -> Row | None:
-    """The row that a line is, or None."""
-    try:
-        row: Row | None = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    match row:
-        case {"picture": str(), "model_version": str(), "label": str()}:
-            return row
-        case {"picture": str(), "model_version": str(), "error": {"reason": str()}}:
-            return row
-    return None
 
 
 def _stop(number: int, _frame: FrameType | None) -> Never:

@@ -115,60 +115,52 @@ def folder_entries(folder: Path, *, follow_links: bool = False) -> Iterator[Entr
     Held in memory are the names of one folder and of those above it. Links to files are followed
     always. Links to folders are OTHER, or with `follow_links` entered; one that leads in a circle,
     to a folder above it, is BROKEN. So that links to and fro end, one within a linked folder is
-    BROKEN too where another one in there led to the same folder.
+    BROKEN too where that folder has led to the same place before.
     """
-    yield from _walk(folder, "", Above(()) if follow_links else None)
 
-
-class Above(NamedTuple):
-    """What lies above a folder where links are followed."""
-
-    folders: tuple[str, ...]  # real paths
-    linked: set[str] | None = None  # within a linked folder: where links in there led so far
-
-
-def _walk(folder: Path, prefix: str, above: Above | None) -> Iterator[Entry]:
-    """above: None where links are not followed."""
-    if above:
-        above = Above((*above.folders, os.path.realpath(folder)), above.linked)
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(
-                found, key=lambda each: each.name + "/" * each.is_dir(follow_symlinks=False)
-            )
-    except OSError as error:
-        yield Entry(prefix.rstrip("/") or ".", EntryType.BROKEN, error=error)
-        return
-    for entry in entries:
-        name = prefix + entry.name
+    def walk(folder: Path, prefix: str, entered: set[str], in_link: bool) -> Iterator[Entry]:
+        entered.add(os.path.realpath(folder))
         try:
-            kind = _type_in_folder(entry, above)
+            with os.scandir(folder) as found:
+                entries = sorted(
+                    found, key=lambda each: each.name + "/" * each.is_dir(follow_symlinks=False)
+                )
         except OSError as error:
-            yield Entry(name, EntryType.BROKEN, error=error)
-            continue
-        if kind is None:
-            outermost = above and above.linked is None and entry.is_symlink()
-            below = Above(above.folders, set()) if above and outermost else above
-            yield from _walk(Path(entry.path), f"{name}/", below)
-        else:
-            yield Entry(name, kind)
+            yield Entry(prefix.rstrip("/") or ".", EntryType.BROKEN, error=error)
+            return
+        for entry in entries:
+            name = prefix + entry.name
+            try:
+                kind = _type_in_folder(entry, entered if follow_links else None)
+            except OSError as error:
+                yield Entry(name, EntryType.BROKEN, error=error)
+                continue
+            if kind:
+                yield Entry(name, kind)
+            else:
+                below = entered if in_link else {*entered}
+                inside = in_link or entry.is_symlink()
+                yield from walk(Path(entry.path), f"{name}/", below, inside)
+
+    return walk(folder, "", set(), False)
 
 
-def _type_in_folder(entry: os.DirEntry[str], above: Above | None) -> EntryType | None:
-    """The type of an entry, None for a folder to enter; raises OSError for a broken one."""
+def _type_in_folder(entry: os.DirEntry[str], entered: set[str] | None) -> EntryType | None:
+    """The type of an entry, None for a folder to enter; raises OSError for a broken one.
+
+    entered: real paths that a link may not lead to; None where links are not followed.
+    """
     kind = _type_by_name(entry.name)
     if kind is EntryType.HIDDEN:
         return kind
     if entry.is_dir():
-        if entry.is_symlink():
-            if above is None:
-                return EntryType.OTHER
-            if (target := os.path.realpath(entry.path)) in above.folders:
-                raise OSError(errno.ELOOP, f"links to a folder that it lies in, {target}")
-            if above.linked is not None:
-                if target in above.linked:
-                    raise OSError(errno.ELOOP, f"links to a folder that is read already, {target}")
-                above.linked.add(target)
+        if not entry.is_symlink():
+            return None
+        if entered is None:
+            return EntryType.OTHER
+        if (target := os.path.realpath(entry.path)) in entered:
+            why = "links to a folder that it lies in, or that is read already"
+            raise OSError(errno.ELOOP, f"{why}, {target}")
         return None
     if kind is not EntryType.OTHER and not stat.S_ISREG(entry.stat().st_mode):
         return EntryType.OTHER
@@ -252,27 +244,26 @@ class Pictures:
         try:
             archive = _open_zip(path)
         except _BROKEN as error:
-            why = f"The zip cannot be read: {_why(error, path)}."
-            yield Found(text(name), partial(raise_unreadable, why))
+            yield _unreadable(name, f"The zip cannot be read: {_why(error, path)}.")
             return
         for entry in zip_entries(archive):
             yield from self._entry(entry, f"{name}/{entry.name}", path, entry.stored)
 
     def _entry(self, entry: Entry, name: str, path: Path, member: str = "") -> Iterator[Found]:
         if entry.error:
-            why = _why(entry.error, path)
-            yield Found(text(name), partial(raise_unreadable, f"It cannot be read: {why}."))
+            yield _unreadable(name, f"It cannot be read: {_why(entry.error, path)}.")
         elif entry.type is EntryType.PICTURE:
             yield Found(text(name), partial(read, path, member))
         elif entry.type is not EntryType.ZIP:
             self.skipped += 1
         elif member:
-            yield Found(
-                text(name),
-                partial(raise_unreadable, "It is a zip inside a zip; unpack the outer one."),
-            )
+            yield _unreadable(name, "It is a zip inside a zip; unpack the outer one.")
         else:
             yield from self._zip(path, name)
+
+
+def _unreadable(name: str, why: str) -> Found:
+    return Found(text(name), partial(raise_unreadable, why))
 
 
 def _is_archive(source: str) -> bool:

@@ -21,23 +21,12 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from model import network
 from model.convolution import Convolution
-from model.network import (
-    Array,
-    Composite,
-    GlobalAverage,
-    Layer,
-    Linear,
-    MaxPool,
-    Mirrored,
-    Relu,
-    Residual,
-    Standardise,
-)
+from model.network import Array, Composite, Layer
 
 MAX_BYTES = 2**30
 _VALUES: Final = "values"  # the name of the header's text
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 
 def pack(values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
@@ -64,9 +53,13 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
     if not data:
         raise ValueError("it is empty")
     try:
-        stored = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
-    except safetensors.SafetensorError as error:
+        stored = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: numbers of another kind
         raise ValueError(f"it is damaged or not a safetensors file ({error})") from error
+    for name, value in stored.items():
+        if value.dtype not in (np.float32, np.float16):
+            kind = f"{value.dtype}, expected float32 or float16"
+            raise ValueError(f"its tensor {name} is stored as {kind}")
     header_size = int.from_bytes(data[:8], "little")
     texts = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
     try:
@@ -76,16 +69,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
         raise ValueError(
             "it is damaged or not a classifier of this project: its values are not JSON"
         ) from None
-    return values, {name: _tensor(name, entry) for name, entry in stored}
-
-
-def _tensor(name: str, entry: dict[str, Any]) -> NDArray[np.float32]:
-    dtype = _DTYPES.get(entry["dtype"])
-    if dtype is None:
-        expected = " or ".join(_DTYPES)
-        raise ValueError(f"its tensor {name} is stored as {entry['dtype']}, expected {expected}")
-    stored: NDArray[Any] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-    return stored.astype(np.float32)
+    return values, {name: value.astype(np.float32) for name, value in stored.items()}
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -123,7 +107,10 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
-_LAYERS = (Linear, Standardise, Convolution, Relu, MaxPool, GlobalAverage, Residual, Mirrored)
+_LAYERS = (
+    *(network.Linear, network.Standardise, Convolution, network.Relu, network.MaxPool),
+    *(network.GlobalAverage, network.Residual, network.Mirrored),
+)
 _KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in _LAYERS}
 
 

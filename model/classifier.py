@@ -18,15 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import build, describe, digest, pack, read_file, unpack, write_file
-from model.network import (
-    Layer,
-    Scratch,
-    forward,
-    parameters,
-    pieces,
-    sigmoid,
-    unmirrored,
-)
+from model.network import Layer, Scratch, forward, parameters, pieces, sigmoid, unmirrored
 from model.preprocessing import (
     DEFAULT_LIMITS,
     ONE_VIEW,
@@ -132,8 +124,8 @@ class InputStatistics:
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "InputStatistics | None":
         """What to_json wrote; None where an artifact has none, or one of other numbers."""
         match metadata.get(INPUT_STATISTICS):
-            case {"names": names, "mean": mean, "deviation": deviation}:
-                return cls(np.array(mean), np.array(deviation)) if names == [*STATISTICS] else None
+            case {"names": names, "mean": mean, "deviation": deviation} if names == [*STATISTICS]:
+                return cls(np.array(mean), np.array(deviation))
         return None
 
 
@@ -224,12 +216,12 @@ class Classifier:
         """
         wholes = np.stack([reader.picture.pixels for reader in readers])
         seen = []
-        for i, whole in enumerate(self._logits(wholes)):
+        for i, whole in enumerate(self._logits(to_vector(wholes))):
             pixels, z = wholes[i : i + 1], np.array([whole])
             if views == "all" and self.views.is_unsure(whole):
                 others = readers[i].other_views()
                 pixels = np.concatenate([pixels, others])
-                z = np.append(z, self._logits(others, whole=False))
+                z = np.append(z, self._logits(to_vector(others), whole=False))
             seen.append((pixels, z))
         return seen
 
@@ -271,23 +263,17 @@ class Classifier:
 
     def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return σ(z), (m,) in [0, 1], for pictures X, (m, side·side·3) in [0, 1]: a view each."""
-        return sigmoid(self._forward(self.layers, X, PICTURES_AT_ONCE))
+        return sigmoid(self._logits(X))
 
-    def _logits(self, pixels: NDArray[np.uint8], *, whole: bool = True) -> NDArray[np.float64]:
-        """Return z, (m,), for pixels (m, side, side, 3) of wholes, or of other views.
+    def _logits(self, X: NDArray[np.float32], *, whole: bool = True) -> NDArray[np.float64]:
+        """Return z, (m,), for rows X of wholes, or of other views.
 
         A network that looks at pictures in the mirror too does so with wholes alone. With other
         views it would take twice the time, which gains more where it is spent on more pictures.
         """
-        if whole:
-            return self._forward(self.layers, to_vector(pixels), PICTURES_AT_ONCE)
-        return self._forward(unmirrored(self.layers), to_vector(pixels), 2 * PICTURES_AT_ONCE)
-
-    def _forward(
-        self, layers: Sequence[Layer], X: NDArray[np.float32], at_once: int
-    ) -> NDArray[np.float64]:
+        layers = self.layers if whole else unmirrored(self.layers)
         z = np.empty(len(X))
-        for part in pieces(len(X), at_once):
+        for part in pieces(len(X), PICTURES_AT_ONCE if whole else 2 * PICTURES_AT_ONCE):
             z[part] = forward(layers, X[part], self._scratch)[-1].reshape(-1)
         return z
 

@@ -26,12 +26,14 @@ Any other convolution gathers each output's neighbourhood into a row (im2col) an
 does one of a picture whose sides are not whole numbers of blocks.
 """
 
-from typing import Any
+from functools import cache
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from model.network import Array, Gradients, Layer, Scratch, pieces
+from model.network import Array, Derivatives, Layer, Scratch, pieces
 
 _B = np.array(
     [
@@ -47,9 +49,6 @@ _G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 
 _A = np.array(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 )  # Aᵀ
-_INPUT = np.kron(_B, _B)  # (36, 36)
-_KERNEL = np.kron(_G, _G)  # (36, 9)
-_OUTPUT = np.kron(_A, _A)  # (16, 36)
 
 TILES = 128  # tiles a step handles at a time: enough for the products, few enough for the cache
 COLUMNS = 2048  # of the weights that a step transforms at a time
@@ -57,15 +56,13 @@ FEW_TILES = 8  # fewer than these are gathered
 NEIGHBOURHOODS = 4096  # rows of the gathered matrix a step handles at a time
 
 
-class Convolution(Layer):
+class Convolution(Layer, kind="convolution"):
     """y[p] = Σ_q weights[q]·x[stride·p + q − kernel//2] + bias, zero outside the picture:
     x (m, h, w, C_in) → y (m, ⌈h/stride⌉, ⌈w/stride⌉, C_out).
 
     weights (kernel, kernel, C_in, C_out), kernel odd; bias (C_out,) or None, for use before a
     normalisation that would take it out again.
     """
-
-    kind = "convolution"
 
     def __init__(self, weights: Array, bias: Array | None = None, stride: int = 1) -> None:
         super().__init__({"weights": weights} | ({} if bias is None else {"bias": bias}))
@@ -94,9 +91,7 @@ class Convolution(Layer):
         (self._forward_winograd if minimal else self._forward_im2col)(x, y, scratch)
         return y
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
         way = self._backward_winograd if self._uses_winograd(x, scratch) else self._backward_im2col
         dx, dw = way(x, dy, scratch, input_gradient)
         if not scratch.train:
@@ -128,7 +123,7 @@ class Convolution(Layer):
                 # The column of Aᵀ⊗Aᵀ for this place is all ones: it reaches all 16 outputs.
                 products[:, 7] += self.parameters["bias"]
             blocks = scratch.array("blocks", (tiles, 16, c_out), x.dtype)
-            np.matmul(_as("output", x), products, out=blocks)
+            np.matmul(_matrix("A", x.dtype), products, out=blocks)
             in_y = _blocks(y[part])
             in_y[...] = blocks.reshape(in_y.shape)
 
@@ -148,7 +143,7 @@ class Convolution(Layer):
         gathered[...] = tiles
         key = (id(self), "V", part.start) if scratch.keep else "V"
         v = scratch.array(key, (m * rows * columns, 36, c_in), x.dtype)
-        np.matmul(_as("input", x), gathered.reshape(v.shape), out=v)
+        np.matmul(_matrix("B", x.dtype), gathered.reshape(v.shape), out=v)
         return v
 
     def _backward_winograd(
@@ -165,20 +160,18 @@ class Convolution(Layer):
             blocks = scratch.array("blocks", (tiles, 16, c_out), x.dtype)
             blocks.reshape(in_dy.shape)[...] = in_dy
             dproducts = scratch.array("products", (tiles, 36, c_out), x.dtype)
-            np.matmul(_as("output.T", x), blocks, out=dproducts)
+            np.matmul(_matrix("A", x.dtype, transposed=True), blocks, out=dproducts)
             v = scratch.array((id(self), "V", part.start), (tiles, 36, c_in), x.dtype)
-            if part.start == 0:
-                np.matmul(v.transpose(1, 2, 0), _by_place(dproducts), out=du)
-            else:
-                more = scratch.array("dU", du.shape, x.dtype)
-                np.matmul(v.transpose(1, 2, 0), _by_place(dproducts), out=more)
+            more = du if part.start == 0 else scratch.array("dU", du.shape, x.dtype)
+            np.matmul(v.transpose(1, 2, 0), _by_place(dproducts), out=more)
+            if part.start:
                 du += more
             if input_gradient:
                 np.matmul(_by_place(dproducts), u.transpose(0, 2, 1), out=_by_place(v))
                 dtiles = scratch.array("tiles", (m, rows, columns, 6, 6 * c_in), x.dtype)
-                np.matmul(_as("input.T", x), v, out=dtiles.reshape(v.shape))
+                np.matmul(_matrix("B", x.dtype, transposed=True), v, out=dtiles.reshape(v.shape))
                 dx[part] = _add_tiles(dtiles, scratch)[:, 1:-1, 1:-1]
-        dw = _as("kernel.T", x) @ du.reshape(36, -1)
+        dw = _matrix("G", x.dtype, transposed=True) @ du.reshape(36, -1)
         return dx, dw.reshape(3, 3, c_in, c_out)
 
     def _parts(self, x: Array) -> list[slice]:
@@ -214,7 +207,7 @@ class Convolution(Layer):
         self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool
     ) -> tuple[Array, Array]:
         weights = self.parameters["weights"]
-        k, half, c_in, c_out = self.kernel, self.kernel // 2, *weights.shape[2:]
+        k, half, s, (c_in, c_out) = self.kernel, self.kernel // 2, self.stride, weights.shape[2:]
         flat = weights.reshape(-1, c_out)
         dw = np.zeros_like(flat)
         _, height, width, _ = x.shape
@@ -228,12 +221,9 @@ class Convolution(Layer):
                 drows = np.matmul(dout, flat.T, out=rows).reshape(m, high, wide, k, k, c_in)
                 padded = scratch.array("padded", (m, height + k - 1, width + k - 1, c_in), x.dtype)
                 padded[...] = 0
-                for i in range(k):
-                    for j in range(k):
-                        s = self.stride
-                        padded[:, i : i + s * high : s, j : j + s * wide : s] += drows[
-                            :, :, :, i, j
-                        ]
+                for i, j in product(range(k), range(k)):
+                    window = padded[:, i : i + s * high : s, j : j + s * wide : s]
+                    window += drows[:, :, :, i, j]
                 dx[part] = padded[:, half : half + height, half : half + width]
         return dx, dw.reshape(weights.shape)
 
@@ -249,26 +239,18 @@ def transform_weights(weights: Array, out: Array | None = None) -> Array:
         out = np.empty((36, c_in, c_out), weights.dtype)
     w, u = weights.reshape(9, -1), out.reshape(36, -1)
     for part in pieces(w.shape[1], COLUMNS):
-        np.matmul(_as("kernel", weights), w[:, part], out=u[:, part])
+        np.matmul(_matrix("G", weights.dtype), w[:, part], out=u[:, part])
     return out
 
 
-_MATRICES = {
-    (name, np.dtype(kind)): np.ascontiguousarray(matrix, kind)
-    for name, matrix in (
-        ("input", _INPUT),
-        ("input.T", _INPUT.T),
-        ("kernel", _KERNEL),
-        ("kernel.T", _KERNEL.T),
-        ("output", _OUTPUT),
-        ("output.T", _OUTPUT.T),
-    )
-    for kind in (np.float32, np.float64)
-}
-
-
-def _as(name: str, like: Array) -> Array:
-    return _MATRICES[name, like.dtype]
+@cache
+def _matrix(
+    name: Literal["B", "G", "A"], dtype: np.dtype[Any], *, transposed: bool = False
+) -> Array:
+    """Bᵀ⊗Bᵀ (36, 36), G⊗G (36, 9) or Aᵀ⊗Aᵀ (16, 36)."""
+    single = {"B": _B, "G": _G, "A": _A}[name]
+    matrix = np.kron(single, single)
+    return np.ascontiguousarray(matrix.T if transposed else matrix, dtype)
 
 
 def _by_place(tiles: Array) -> Array:
@@ -303,17 +285,12 @@ def _add_tiles(tiles: Array, scratch: Scratch) -> Array:
     sums[:, 4 * rows :] = 0
     sums[:, : 4 * rows, 4 * columns :] = 0
     picture, row, column, channel = sums.strides
-
-    def places(i: int, j: int, high: int, wide: int) -> Array:
-        """Where rows i… and columns j… of all tiles go; within one such part nothing overlaps."""
-        return as_strided(
+    for i, j, high, wide in ((0, 0, 4, 4), (0, 4, 4, 2), (4, 0, 2, 4), (4, 4, 2, 2)):
+        target = as_strided(  # where this part of all tiles goes; within it nothing overlaps
             sums[:, i:, j:],
             (m, rows, columns, high, wide * c),
             (picture, 4 * row, 4 * column, row, channel),
         )
-
-    places(0, 0, 4, 4)[...] = tiles[..., :4, : 4 * c]
-    for i, j, high, wide in ((0, 4, 4, 2), (4, 0, 2, 4), (4, 4, 2, 2)):
-        target = places(i, j, high, wide)
-        target += tiles[..., i : i + high, j * c : (j + wide) * c]
+        part = tiles[..., i : i + high, j * c : (j + wide) * c]
+        np.add(target if i or j else 0, part, out=target)
     return sums

@@ -12,8 +12,8 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from io import SEEK_CUR, BytesIO
-from itertools import product
+from io import BytesIO
+from itertools import chain, product
 from typing import Any, Final, cast
 
 import numpy as np
@@ -33,10 +33,9 @@ from model.formats import Format, InvalidImage, Reason, damaged, not_accepted, t
 Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of odd metadata, which is nobody's concern here
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# Pillow's table has these two in the other byte order only: 16-bit grey whose 0 is white, and
-# 32-bit grey. A key is byte order, photometric, sample format, fill order, bits, extra samples.
+# Pillow's table has 16-bit grey whose 0 is white in the other byte order only. A key is byte order,
+# photometric, sample format, fill order, bits, extra samples.
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
-TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32B"))
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core
 
 ORIENTATION_TAG: Final = 0x0112
@@ -66,19 +65,23 @@ class Limits:
 
         held: the width and height that its decoder holds, where they are fewer.
         """
-        (width, height), area = held or size, size[0] * size[1]
-        is_allowed = width * height <= self.max_pixels and max(width, height) <= self.max_side
-        if not is_allowed or area > self.max_pixels_in_file:
-            raise self.too_many_pixels_error(kind, f"{size[0]:,} × {size[1]:,} pixels")
+        width, height = held or size
+        if (
+            width * height > self.max_pixels
+            or max(width, height) > self.max_side
+            or size[0] * size[1] > self.max_pixels_in_file
+        ):
+            raise self.too_many_pixels(kind, f"{size[0]:,} × {size[1]:,} pixels")
 
-    def too_many_pixels_error(self, kind: Format, found: str) -> InvalidImage:
+    def too_many_pixels(self, kind: Format, found: str) -> InvalidImage:
         """Return the refusal; found: as after "The picture has"."""
-        larger = f" ({_count(self.max_pixels_in_file)} pixels in a baseline JPEG)"
+        limit = f"{_count(self.max_pixels)} pixels"
+        if kind is Format.JPEG:
+            limit += f" ({_count(self.max_pixels_in_file)} pixels in a baseline JPEG)"
         return InvalidImage(
             Reason.TOO_MANY_PIXELS,
-            f"The {kind} picture has {found}. The limit is {_count(self.max_pixels)} "
-            f"pixels{larger if kind is Format.JPEG else ''} and {self.max_side:,} pixels per "
-            "side. Send a smaller picture.",
+            f"The {kind} picture has {found}. The limit is {limit} and {self.max_side:,} pixels "
+            "per side. Send a smaller picture.",
         )
 
 
@@ -98,6 +101,7 @@ class Decoded:
     scale: int = 1  # how many times smaller a JPEG was decoded; its last row may be a part of one
     orientation: int = 1  # as EXIF counts it: 1 is upright, up to 8
     animated: bool = False
+    any_transparent: bool = False  # of the pixels that were flattened so far
     bits: int = 8  # a channel
     warnings: list[str] = field(default_factory=list)
 
@@ -118,7 +122,7 @@ def decode(
     except (InvalidImage, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise limits.too_many_pixels_error(kind, "too many pixels") from None
+        raise limits.too_many_pixels(kind, "too many pixels") from None
     except Exception as error:  # decoders raise whatever the bytes lead them to
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from None
@@ -169,6 +173,7 @@ _MARKER_AMONG_PIXELS = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # no fill, no r
 # Bytes after the last pixel, which cameras leave there
 _PADDING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 _MOST_PADDING = 16
+_MISSING_DATA = ("Corrupt JPEG data", "Premature end")  # how complaints of it begin
 
 
 @dataclass
@@ -251,7 +256,7 @@ def _jpeg_pixels(
         raise MemoryError(complaint)
     if (padding := _PADDING.match(complaint)) and int(padding[1]) <= _MOST_PADDING:
         return _libjpeg(tried, mode, scale, shape, strict=False), []
-    if complaint.startswith(("Corrupt JPEG data", "Premature end")):
+    if complaint.startswith(_MISSING_DATA):
         raise damaged(data, Format.JPEG, cut_off="remature end" in complaint)
     try:
         _libjpeg(tried, mode, scale, shape, strict=False)
@@ -426,6 +431,7 @@ def _state_transparent_colour(image: Image.Image, bits: int) -> None:
 
 
 _libwebp = ctypes.CDLL(_webp.__file__)  # Pillow's module, and the library that it is linked with
+_WEBP_ABI, _WEBP_ANIMATION, _WEBP_EXIF = 0x0200, 0x02, 0x08
 
 
 def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
@@ -433,33 +439,23 @@ def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
 
     Pillow only knows the decoder for animations, which takes three times as much.
     """
-    kind, flags = data[12:16], data[20]
-    is_animated = kind == b"VP8X" and flags & _WEBP_ANIMATION
+    is_animated = data[12:16] == b"VP8X" and data[20] & _WEBP_ANIMATION
     if is_animated or not hasattr(_libwebp, "WebPDecodeRGBAInto"):  # which may be linked statically
         return None
-    _libwebp.WebPDecodeRGBAInto.restype = ctypes.c_void_p
-    width, height = ctypes.c_int(), ctypes.c_int()
-    if not _libwebp.WebPGetInfo(
-        data, ctypes.c_size_t(len(data)), ctypes.byref(width), ctypes.byref(height)
-    ):
+    length, features = ctypes.c_size_t(len(data)), (ctypes.c_int * 10)()
+    if _libwebp.WebPGetFeaturesInternal(data, length, features, _WEBP_ABI):
         raise damaged(data, Format.WEBP)
-    size = width.value, height.value
-    limits.check(Format.WEBP, size)
-    pixels = np.empty((size[1], size[0], 4), np.uint8)
-    if not _libwebp.WebPDecodeRGBAInto(
-        *(data, ctypes.c_size_t(len(data))),
-        *(pixels.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(pixels.nbytes), 4 * size[0]),
-    ):
+    width, height, has_alpha, *_ = features
+    limits.check(Format.WEBP, (width, height))
+    pixels = np.empty((height, width, 4), np.uint8)
+    _libwebp.WebPDecodeRGBAInto.restype = ctypes.c_void_p
+    start, room = pixels.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(pixels.nbytes)
+    if not _libwebp.WebPDecodeRGBAInto(data, length, start, room, 4 * width):
         np.empty_like(pixels)  # raises MemoryError where that may have been the reason
         raise damaged(data, Format.WEBP, cut_off=len(data) < _webp_chunk_end(data, 0))
-    has_alpha = flags & _WEBP_ALPHA if kind == b"VP8X" else kind == b"VP8L" and data[24] & 0x10
     mode = "RGBA" if has_alpha else "RGBX"
-    image = Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
-    orientation = orientation_of(_webp_exif(data))
-    return Decoded(image, Format.WEBP, *size, orientation=orientation)
-
-
-_WEBP_ANIMATION, _WEBP_EXIF, _WEBP_ALPHA = 0x02, 0x08, 0x10
+    image = Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
+    return Decoded(image, Format.WEBP, width, height, orientation=orientation_of(_webp_exif(data)))
 
 
 def _webp_exif(data: bytes) -> bytes:
@@ -478,26 +474,20 @@ def _webp_chunk_end(data: bytes, at: int) -> int:
 
 # --- TIFF ----------------------------------------------------------------------------------------
 
-_BITS, _PHOTOMETRIC, _MAKER, _COLOURS = 258, 262, 271, 320
+_BITS, _PHOTOMETRIC, _MAKER, _COLOURS, _WIDTH, _HEIGHT = 258, 262, 271, 320, 256, 257
 _SUBFILE, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _SUBSAMPLING, _DNG_VERSION = 254, 330, 339, 530, 50706
 _STRIP_OFFSETS, _STRIP_ROWS, _STRIP_SIZES, _JPEG_TABLES = 273, 278, 279, 347
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
 _PREVIEW, _YCBCR, _SENSOR, _PLANES_APART, _UNSIGNED = 1, 6, (32803, 34892), 2, 1
-_RAWS: Final = dict(  # by the first word of the camera's maker
-    (
-        *(("nikon", "NEF"), ("sony", "ARW"), ("pentax", "PEF"), ("ricoh", "PEF"), ("om", "ORF")),
-        *(("canon", "CR2"), ("samsung", "SRW"), ("hasselblad", "3FR"), ("olympus", "ORF")),
-        *(("seiko", "ERF"), ("kodak", "DCR")),
-    )
-)
+_RAWS: Final = {"nikon": "NEF", "sony": "ARW", "pentax": "PEF", "samsung": "SRW"}  # by their maker
 
 
-def _unsupported(layout: str) -> InvalidImage:
-    """Return the refusal of a TIFF; layout: as after "a TIFF"."""
+def _unsupported(what: str) -> InvalidImage:
+    """Return the refusal of a TIFF; what: as after "a TIFF with"."""
     return InvalidImage(
         Reason.FORMAT_NOT_ALLOWED,
-        f"The file is a TIFF {layout}, which is not supported. Save it as PNG or as another kind "
-        "of TIFF.",
+        f"The file is a TIFF with {what}, which is not supported. Save it as PNG, or as a "
+        "TIFF with 8 or 16 bits per channel and interleaved colours.",
     )
 
 
@@ -512,7 +502,7 @@ class _Tiff(TiffImageFile):
             super()._open()
         except (SyntaxError, KeyError) as error:
             if isinstance(error, KeyError) or "unknown" in str(error):
-                raise _unsupported("with other numbers or compression than are usual") from error
+                raise _unsupported("other numbers or compression than are usual") from error
             raise
         tags = self.tag_v2
         self._refuse_half_a_directory()
@@ -529,28 +519,27 @@ class _Tiff(TiffImageFile):
 
     def _refuse_half_a_directory(self) -> None:
         """Without its last tags (the predictor!) pixels are wrong. Pillow takes what is there."""
-        assert self.fp is not None
-        order, big = ("<" if self.tag_v2.prefix == b"II" else ">"), self.tag_v2._bigtiff
-        self.fp.seek(self.tag_v2.offset)
-        (count,) = struct.unpack(order + "HQ"[big], self.fp.read((2, 8)[big]))
-        self.fp.seek(count * (12, 20)[big], SEEK_CUR)
-        if len(self.fp.read((4, 8)[big])) < (4, 8)[big]:
+        data, tags = cast(BytesIO, self.fp).getvalue(), self.tag_v2
+        order, big = ("<" if tags.prefix == b"II" else ">"), tags._bigtiff
+        (count,) = struct.unpack_from(order + "HQ"[big], data, tags.offset)
+        if tags.offset + (6 + 12 * count, 16 + 20 * count)[big] > len(data):
             raise EOFError("truncated directory")
 
     def _refuse_camera_raws(self) -> None:
         """Many raws are TIFFs that begin with a thumbnail."""
-        tags = self.tag_v2
-        maker = str(tags.get(_MAKER, "")).lower().split()
-        name = "DNG" if _DNG_VERSION in tags else _RAWS.get(maker[0] if maker else "")
-        if _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in _SENSOR:
-            raise not_accepted(f"a camera raw ({name or 'TIFF'})")
-        area = self._tile_size[0] * self._tile_size[1]
-        if tags.get(_SUBFILE, 0) & _PREVIEW or any(
-            each.get(_PHOTOMETRIC) in _SENSOR or each.get(256, 0) * each.get(257, 0) > area
-            for each in self._sub_directories()
+        tags, area = self.tag_v2, self._tile_size[0] * self._tile_size[1]
+        if (
+            _DNG_VERSION in tags
+            or tags.get(_SUBFILE, 0) & _PREVIEW
+            or any(
+                each.get(_PHOTOMETRIC) in _SENSOR
+                or each.get(_WIDTH, 0) * each.get(_HEIGHT, 0) > area
+                for each in chain([tags], self._sub_directories())
+            )
         ):
-            like = f"a camera raw ({name})" if name else "a camera raw or similar"
-            raise not_accepted(f"{like}, a TIFF that begins with a preview")
+            maker = str(tags.get(_MAKER, "")).lower().partition(" ")[0]
+            name = "DNG" if _DNG_VERSION in tags else _RAWS.get(maker, "or similar")
+            raise not_accepted(f"a camera raw ({name}), or a TIFF that begins with a preview")
 
     def _sub_directories(self) -> Iterator[Any]:
         assert self.fp is not None
@@ -564,60 +553,54 @@ class _Tiff(TiffImageFile):
 
     def _refuse_what_pillow_misreads(self) -> None:
         """Refuse layouts in which its pixels are not those that another reader gives."""
-        tags = self.tag_v2
+        tags, raw = self.tag_v2, self._compression == "raw"
         if self.mode in ("I", "F") or set(tags.get(_SAMPLE_FORMAT, ())) - {_UNSIGNED}:
-            raise InvalidImage(
-                Reason.FORMAT_NOT_ALLOWED,
-                "The TIFF picture has signed, 32-bit or floating-point values without a defined "
-                "black and white. Save it with 8 or 16 bits per channel.",
-            )
-        raw = self._compression == "raw"
-        layout = None
+            raise _unsupported("signed, 32-bit or floating-point values without a defined white")
         if self._planar_configuration == _PLANES_APART and len(self.getbands()) > 1:
-            if self.mode not in ("RGB", "RGBA"):
-                layout = f"with separate {self.mode} planes"
-            elif raw and max(tags.get(_BITS, (1,))) > 8:
-                layout = "with separate, uncompressed 16-bit planes"
-        if raw and tags.get(_PHOTOMETRIC) == _YCBCR and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1):
-            layout = "with uncompressed, subsampled colours (YCbCr)"
-        if layout:
-            raise _unsupported(layout)
+            is_read_right = self.mode in ("RGB", "RGBA") and not (
+                raw and max(tags.get(_BITS, (1,))) > 8
+            )
+        else:
+            is_subsampled = tags.get(_SUBSAMPLING, (1, 1)) != (1, 1)
+            is_read_right = not (raw and tags.get(_PHOTOMETRIC) == _YCBCR and is_subsampled)
+        if not is_read_right:
+            raise _unsupported("separate planes or subsampled colours")
 
     def refuse_missing_pixels(self) -> None:
         """Raises InvalidImage where strips or tiles are missing, empty, too short or holed."""
-        assert self.fp is not None
         tags, (width, height) = self.tag_v2, self._tile_size
         data = cast(BytesIO, self.fp).getvalue()
-        tiled = _TILE_OFFSETS in tags
-        offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
-        sizes = tags.get(_TILE_SIZES if tiled else _STRIP_SIZES) or [len(data)] * len(offsets)
-        across, down = (
-            (tags[_TILE_WIDTH], tags[_TILE_HEIGHT])
-            if tiled
-            else (width, min(tags.get(_STRIP_ROWS, height), height))
-        )
+        if _TILE_OFFSETS in tags:
+            offsets, sizes = tags[_TILE_OFFSETS], tags.get(_TILE_SIZES)
+            across, down = tags[_TILE_WIDTH], tags[_TILE_HEIGHT]
+        else:
+            offsets, sizes = tags.get(_STRIP_OFFSETS, ()), tags.get(_STRIP_SIZES)
+            across, down = width, min(tags.get(_STRIP_ROWS, height), height)
+        sizes = sizes or [len(data)] * len(offsets)
         bits = tags.get(_BITS, (1,))
         planes = len(bits) if self._planar_configuration == _PLANES_APART else 1
         number = -(-width // across) * -(-height // down) * planes
         least = planes * height * -(-width * sum(bits) // planes // 8)
+        tables, parts = tags.get(_JPEG_TABLES, b""), zip(offsets, sizes, strict=False)
         if (
             len(offsets) < number
             or not all(sizes)
             or (self._compression == "raw" and sum(sizes) < least)
-            or (self._compression == "jpeg" and any(map(self._has_hole, offsets, sizes)))
+            or (
+                self._compression == "jpeg"
+                and any(_has_hole(data[at : at + size], tables) for at, size in parts)
+            )
         ):
             raise damaged(data, Format.TIFF, cut_off=True)
 
-    def _has_hole(self, offset: int, size: int) -> bool:
-        """Whether a strip of JPEG lacks data, which libtiff does not tell."""
-        assert self.fp is not None
-        self.fp.seek(offset)
-        strip, tables = self.fp.read(size), self.tag_v2.get(_JPEG_TABLES, b"")
-        try:
-            simplejpeg.decode_jpeg(tables[:-2] + strip[2:] if tables else strip, "GRAY")
-        except ValueError as error:
-            return str(error).startswith(("Corrupt JPEG data", "Premature end"))
-        return False
+
+def _has_hole(strip: bytes, tables: bytes) -> bool:
+    """Whether a strip of JPEG lacks data, which libtiff does not tell."""
+    try:
+        simplejpeg.decode_jpeg(tables[:-2] + strip[2:] if tables else strip, "GRAY")
+    except ValueError as error:
+        return str(error).startswith(_MISSING_DATA)
+    return False
 
 
 _DECODERS: Final[dict[Format, Callable[[BytesIO], Any]]] = {

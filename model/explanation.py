@@ -27,16 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.network import (
-    Array,
-    Layer,
-    Linear,
-    Mirrored,
-    Residual,
-    Scratch,
-    forward,
-    unmirrored,
-)
+from model.network import Array, Layer, Linear, Mirrored, Residual, Scratch, forward, unmirrored
 from model.preprocessing import WHOLE, Box, to_vector
 
 GRID = 8  # places a side: coarser stages say too little of where
@@ -81,32 +72,6 @@ OVER_VIEWS = (
 )
 
 
-def explain(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> Explanation:
-    """Take the logit of one view, (side, side, 3) uint8, apart."""
-    if any(isinstance(layer, Mirrored) for layer in layers):
-        plain = unmirrored(layers)
-        one, other = explain(plain, pixels), explain(plain, pixels[:, ::-1])
-        heat = np.float32(0.5) * (one.heat + other.heat[:, ::-1])
-        bias, logit = (one.bias + other.bias) / 2, (one.logit + other.logit) / 2
-        return Explanation(heat, bias, logit, one.method)
-    side = len(pixels)
-    scratch = Scratch(keep=True, train=False)
-    stages = forward(layers, to_vector(pixels[None]), scratch)
-    chosen = _choose(stages)
-    shares = _BiasTerms(side, scratch)
-    heat = np.zeros((side, side))
-    dy = np.ones_like(stages[-1])
-    for i in reversed(range(chosen[0], len(stages))):
-        if i < len(layers):
-            dy = shares.back(layers[i], stages[i], stages[i + 1], dy)
-        if i in chosen:
-            terms = (stages[i] * dy).reshape(*_places(stages[i], side), -1).sum(axis=2)
-            heat += (terms if i == 0 else spread(terms, side)) + shares.placed
-    heat /= len(chosen)
-    logit = float(stages[-1][0, 0])
-    return Explanation(heat.astype(np.float32), shares.unplaced, logit, method(layers))
-
-
 def explain_views(
     layers: Sequence[Layer], pixels: NDArray[np.uint8], boxes: Sequence[Box] = (WHOLE,)
 ) -> Explanation:
@@ -116,21 +81,50 @@ def explain_views(
     """
     plain = unmirrored(layers)
     parts = [explain(plain if i else layers, each) for i, each in enumerate(pixels)]
-    heat = np.mean([place(part.heat, box) for part, box in zip(parts, boxes, strict=True)], axis=0)
-    bias = sum(part.bias for part in parts) / len(parts)
-    logit = sum(part.logit for part in parts) / len(parts)
+    heat = [place(part.heat, box) for part, box in zip(parts, boxes, strict=True)]
     how = method(layers)
     if len(parts) > 1:
         how = Method(f"{how.name}, mean over views", how.description + OVER_VIEWS)
-    return Explanation(heat.astype(np.float32), bias, logit, how)
+    return _mean(parts, heat, how)
+
+
+def explain(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> Explanation:
+    """Take the logit of one view, (side, side, 3) uint8, apart."""
+    if any(isinstance(layer, Mirrored) for layer in layers):
+        plain = unmirrored(layers)
+        parts = [explain(plain, pixels), explain(plain, pixels[:, ::-1])]
+        return _mean(parts, [parts[0].heat, parts[1].heat[:, ::-1]], parts[0].method)
+    side = len(pixels)
+    scratch = Scratch(keep=True, train=False)
+    stages = forward(layers, to_vector(pixels[None]), scratch)
+    chosen = _choose(stages)
+    shares = _BiasTerms(side, scratch)
+    heat = np.zeros((side, side))
+    dy = np.ones_like(stages[-1])
+    for i in reversed(range(chosen[0], len(stages))):
+        if i < len(layers):
+            dy = shares.back(layers[i], stages[i], dy)
+        if i in chosen:
+            places = stages[i].shape[1:3] if stages[i].ndim == 4 else (side, side)
+            terms = (stages[i] * dy).reshape(*places, -1).sum(axis=2)
+            heat += (terms if i == 0 else spread(terms, side)) + shares.placed
+    heat /= len(chosen)
+    logit = float(stages[-1][0, 0])
+    return Explanation(heat.astype(np.float32), shares.unplaced, logit, method(layers))
+
+
+def _mean(parts: Sequence[Explanation], heat: Sequence[Array], how: Method) -> Explanation:
+    """The mean of explanations, whose heat is given as it lies in the picture."""
+    bias = sum(part.bias for part in parts) / len(parts)
+    logit = sum(part.logit for part in parts) / len(parts)
+    return Explanation(np.mean(heat, axis=0).astype(np.float32), bias, logit, how)
 
 
 def place(heat: Array, box: Box) -> Array:
     """Lay a view's map where its box is: (side, side) over the whole picture, sum kept."""
     left, top, right, bottom = box
     down, across = _overlaps(top, bottom, len(heat)), _overlaps(left, right, len(heat))
-    placed: Array = down @ heat @ across.T
-    return placed
+    return np.asarray(down @ heat @ across.T)
 
 
 def _overlaps(start: float, end: float, side: int) -> Array:
@@ -139,8 +133,7 @@ def _overlaps(start: float, end: float, side: int) -> Array:
     edges = np.linspace(start, end, side + 1) * side
     first = np.arange(side)[:, None]
     within = np.minimum(edges[1:], first + 1) - np.maximum(edges[:-1], first)
-    shares: Array = np.maximum(within, 0) / np.diff(edges)
-    return shares
+    return np.asarray(np.maximum(within, 0) / np.diff(edges))
 
 
 def method(layers: Sequence[Layer]) -> Method:
@@ -158,10 +151,6 @@ def _choose(stages: Sequence[Array]) -> list[int]:
     return sorted(first.values()) or [0]
 
 
-def _places(stage: Array, side: int) -> tuple[int, int]:
-    return (side, side) if stage.ndim == 2 else (stage.shape[1], stage.shape[2])
-
-
 class _BiasTerms:
     """The shares of the biases that a backward pass has come by: placed, (side, side), or not."""
 
@@ -170,27 +159,26 @@ class _BiasTerms:
         self.placed = np.zeros((side, side))
         self.unplaced = 0.0
 
-    def back(self, layer: Layer, x: Array, y: Array, dy: Array) -> Array:
+    def back(self, layer: Layer, x: Array, dy: Array) -> Array:
         """The chain rule through one layer: dx. Its biases' shares are counted."""
         if isinstance(layer, Residual):
             stages: list[Array] = self._scratch.saved[id(layer)]
             dx = dy.copy()
             for i in reversed(range(len(layer.layers))):
-                dx = self.back(layer.layers[i], stages[i], stages[i + 1], dx)
+                dx = self.back(layer.layers[i], stages[i], dx)
             return dx + dy
         bias = layer.parameters.get("bias")
         if bias is not None and dy.ndim == 4:
             self.placed += spread((dy[0] * bias).sum(axis=2), self._side)
         elif bias is not None:
             self.unplaced += float((dy * bias).sum())
-        return layer.backward(x, y, dy, self._scratch, True)[0]
+        return layer.backward(x, dy, self._scratch, True)[0]
 
 
 def spread(terms: Array, side: int) -> Array:
     """Spread the terms of a coarser grid, (h, w), over the pixels, (side, side), sum kept."""
     high, wide = (_gaussians(n, side) for n in terms.shape)
-    spread_out: Array = high @ terms @ wide.T
-    return spread_out
+    return np.asarray(high @ terms @ wide.T)
 
 
 def _gaussians(places: int, side: int) -> Array:
@@ -198,8 +186,7 @@ def _gaussians(places: int, side: int) -> Array:
     width = max(side * SPREAD, side / places / 2)
     middles = (np.arange(places) + 0.5) * side / places
     bells = np.exp(-(((np.arange(side)[:, None] + 0.5 - middles) / width) ** 2) / 2)
-    columns: Array = bells / bells.sum(axis=0)
-    return columns
+    return np.asarray(bells / bells.sum(axis=0))
 
 
 def overlay(pixels: NDArray[np.uint8], heat: Array) -> tuple[NDArray[np.uint8], float]:

@@ -43,6 +43,7 @@ class Format(StrEnum):
     HEIC = "HEIC"
 
 
+_SPACE: Final = rb"[\xef\xbb\xbf\s]*"  # with a byte order mark
 # What files begin with: a pattern, and a format that is decoded or the name of one that is not. The
 # first that matches counts.
 _SIGNATURES: Final = (
@@ -51,61 +52,37 @@ _SIGNATURES: Final = (
     (rb"GIF8[79]a", Format.GIF),
     (rb"RIFF....WEBP", Format.WEBP),
     (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", Format.BMP),  # size of a header
-    (rb"II\*\0....CR", "Canon camera raw (CR2)"),
+    (rb"II\*\0....CR|....ftypcrx", "Canon camera raw (CR2, CR3)"),
     (rb"II[*+]\0|MM\0[*+]", Format.TIFF),
-    (rb"IIU\0", "Panasonic camera raw (RW2)"),
-    (rb"IIR[OS]|MMOR", "Olympus camera raw (ORF)"),
-    (rb"FUJIFILMCCD-RAW", "Fujifilm camera raw (RAF)"),
-    (rb"FOVb", "Sigma camera raw (X3F)"),
-    (rb"\0MRM", "Minolta camera raw (MRW)"),
-    (rb"8BPS", "Photoshop (PSD)"),
-    (rb"gimp xcf", "GIMP (XCF)"),
-    (rb"%PDF-", "PDF"),
-    (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
-    (rb"\0\0\x01\0", "icon (ICO)"),
+    (rb"II(U\0|R[OS])|MMOR|FUJIFILMCCD-RAW|FOVb|\0MRM", "camera raw (such as RW2, ORF or RAF)"),
+    (rb"8BPS|gimp xcf", "Photoshop (PSD) or GIMP (XCF)"),
+    (rb"%PDF-|%!PS|\xc5\xd0\xd3\xc6", "PDF or PostScript (EPS)"),
     (rb"\0\0\x02\0\0\0\0\0", "Targa (TGA)"),  # where a cursor has its number of pictures
-    (rb"\0\0\x02\0", "cursor (CUR)"),
-    (rb"icns", "icon (ICNS)"),
+    (rb"\0\0[\x01\x02]\0|icns", "icon or cursor (ICO, CUR, ICNS)"),
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
     (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
-    (rb"II\xbc\x01", "JPEG XR"),
-    (rb"\x8aMNG\r\n\x1a\n", "MNG"),
-    (rb"\x8bJNG\r\n\x1a\n", "JNG"),
-    (rb"DDS ", "DDS"),
-    (rb"qoif", "QOI"),
-    (rb"v/1\x01", "OpenEXR"),
-    (rb"#\?RADIANCE", "Radiance HDR"),
-    (rb"AT&TFORM", "DjVu"),
-    (rb"BPG\xfb", "BPG"),
-    (rb"FLIF", "FLIF"),
-    (rb"SIMPLE  =", "FITS"),
-    (rb"\xd7\xcd\xc6\x9a", "WMF"),
-    (rb".{40} EMF", "EMF"),
-    (rb".{128}DICM", "DICOM"),
-    (rb".{8}AVI ", "video (AVI)"),
-    (rb"....ftypcrx", "Canon camera raw (CR3)"),
-    (rb"....ftyp", "video (MP4, MOV) or related"),
-    (rb"\x1a\x45\xdf\xa3", "video (WebM, Matroska)"),
+    (
+        rb"II\xbc\x01|\x8bJNG\r\n|\x8aMNG\r\n|BPG\xfb|FLIF|qoif",
+        "JPEG XR, JNG, MNG, BPG, FLIF or QOI",
+    ),
+    (rb"DDS |v/1\x01|#\?RADIANCE|AT&TFORM", "DDS, OpenEXR, Radiance or DjVu"),
+    (rb"SIMPLE  =|.{128}DICM|\xd7\xcd\xc6\x9a|.{40} EMF", "FITS, DICOM, WMF or EMF"),
+    (rb".{8}AVI |....ftyp|\x1a\x45\xdf\xa3", "video (such as MP4, MOV, AVI or WebM) or related"),
     (rb"P[1-7]\s", "PNM"),
-    (rb"(?i)[\xef\xbb\xbf\s]*<(svg|(\?xml|!doctype svg|!--).{0,2000}<svg)", "SVG"),
+    (rb"(?i)%s<(svg|(\?xml|!doctype svg|!--).{0,2000}<svg)" % _SPACE, "SVG"),
 )
-# What else is sent by mistake.
+# What else is sent by mistake
 _OTHER_FILES: Final = (
-    (rb"PK\x03\x04", "a zip archive (or an office document)"),
-    (rb"\x1f\x8b", "gzip-compressed data"),
-    (rb"7z\xbc\xaf", "a 7-Zip archive"),
-    (rb"Rar!", "a RAR archive"),
+    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive (zip, gzip, 7z, RAR) or office document"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (rb"\x7fELF|MZ", "a program"),
-    (rb"ID3|RIFF", "an audio file"),
-    (rb"OggS", "an audio or video file"),
+    (rb"ID3|RIFF|OggS", "an audio or video file"),
     (
-        rb"[\xef\xbb\xbf\s]*(/9j/|iVBORw0KGgo|R0lGOD|UklGR|data:image/)",
+        rb"%s(/9j/|iVBORw0KGgo|R0lGOD|UklGR|data:image/)" % _SPACE,
         "a picture encoded as base64 text",
     ),
-    (rb"(?i)[\xef\xbb\xbf\s]*<(!doctype html|html|head)", "an HTML page"),
-    (rb"[\xef\xbb\xbf\s]*<", "XML or HTML"),
-    (rb"[\xef\xbb\xbf\s]*[{\[]", "JSON"),
+    (rb"%s<" % _SPACE, "HTML or XML"),
+    (rb"%s[{\[]" % _SPACE, "JSON"),
     (rb"--.{0,2000}Content-Disposition", "a whole multipart form"),
 )
 _AVIF_BRANDS: Final = {b"avif", b"avis"}

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]  # float32 in use, float64 where gradients are checked
 Gradients = dict[str, Array]
+Derivatives = tuple[Array, Gradients]  # dx, and those with respect to the parameters
 
 POOL_PICTURES = 16  # pictures a pooling step handles at a time, so that they stay in cache
 NORM_EPSILON = 1e-4  # added to the variance
@@ -67,6 +68,9 @@ class Layer:
     kind: str
     parameters: dict[str, Array]
 
+    def __init_subclass__(cls, kind: str = "") -> None:
+        cls.kind = kind
+
     def __init__(self, parameters: dict[str, Array] | None = None) -> None:
         self.parameters = parameters or {}
 
@@ -77,10 +81,8 @@ class Layer:
         """y for x; the first axis of both is the m examples."""
         raise NotImplementedError
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
-        """(dx, gradients of the parameters summed over examples). `dy` may be overwritten.
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
+        """dx, and the parameters' gradients summed over examples. `dy` may be overwritten.
         Without `input_gradient` nobody reads dx, and a layer may leave out computing it."""
         raise NotImplementedError
 
@@ -89,14 +91,12 @@ class Layer:
         return {}
 
 
-class Linear(Layer):
+class Linear(Layer, kind="linear"):
     """z = x·W + b, the logistic unit's linear part: x (m, n_x), weights (n_x, n_y), bias (n_y,).
 
     For n_y = 1 this is the course's z = wᵀx + b for all examples at once.
     Backward: dw = xᵀ·dz, db = Σ dz, dx = dz·wᵀ.
     """
-
-    kind = "linear"
 
     def __init__(self, weights: Array, bias: Array) -> None:
         super().__init__({"weights": weights, "bias": bias})
@@ -105,22 +105,15 @@ class Linear(Layer):
         z: Array = x @ self.parameters["weights"] + self.parameters["bias"]
         return z
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
-        dz = dy
-        dw = x.T @ dz
-        db = dz.sum(axis=0)
-        dx = dz @ self.parameters["weights"].T if input_gradient else x
-        return dx, {"weights": dw, "bias": db}
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
+        dx = dy @ self.parameters["weights"].T if input_gradient else x
+        return dx, {"weights": x.T @ dy, "bias": dy.sum(axis=0)}
 
 
-class Standardise(Layer):
+class Standardise(Layer, kind="standardise"):
     """y = (x − mean) / deviation for each channel, and rows unrolled to pictures again:
     x (m, side·side·channels) → y (m, side, side, channels). Mean and deviation are statistics of
     the training pictures, fitted once; no gradient step changes them."""
-
-    kind = "standardise"
 
     def __init__(self, mean: Sequence[float], deviation: Sequence[float], side: int = 64) -> None:
         super().__init__()
@@ -136,38 +129,28 @@ class Standardise(Layer):
         rows /= deviation
         return y
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
-        if not input_gradient:
-            return dy, {}
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
         return (dy / np.asarray(self.deviation, dy.dtype)).reshape(x.shape), {}
 
     def settings(self) -> dict[str, Any]:
         return {"mean": self.mean, "deviation": self.deviation, "side": self.side}
 
 
-class Relu(Layer):
+class Relu(Layer, kind="relu"):
     """y = max(x, 0), in place: the stage before it holds the same numbers afterwards.
-    Backward: dx = dy where y > 0, else 0."""
-
-    kind = "relu"
+    Backward: dx = dy where x > 0, else 0."""
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         return np.maximum(x, 0, out=x)
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
-        dy *= y > 0
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
+        dy *= x > 0
         return dy, {}
 
 
-class MaxPool(Layer):
+class MaxPool(Layer, kind="max_pool"):
     """The largest of each 2×2 block: x (m, 2h, 2w, c) → y (m, h, w, c).
     Backward: dy goes to the place of the largest, the first of them where several tie."""
-
-    kind = "max_pool"
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         m, height, width, channels = x.shape
@@ -177,12 +160,11 @@ class MaxPool(Layer):
             np.maximum(corners[0], corners[1], out=y[part])
             np.maximum(y[part], corners[2], out=y[part])
             np.maximum(y[part], corners[3], out=y[part])
+        scratch.saved[id(self)] = y
         return y
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
-        dx = scratch.array((id(self), "dx"), x.shape, x.dtype)
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
+        y, dx = scratch.saved[id(self)], scratch.array((id(self), "dx"), x.shape, x.dtype)
         for part in pieces(len(x), POOL_PICTURES):
             left = np.ones(y[part].shape, bool)  # places whose gradient still has no owner
             for corner, dcorner in zip(_corners(x[part]), _corners(dx[part]), strict=True):
@@ -198,25 +180,21 @@ def _corners(x: Array) -> list[Array]:
     return [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
-class GlobalAverage(Layer):
+class GlobalAverage(Layer, kind="global_average"):
     """The mean over all places of each channel: x (m, h, w, c) → y (m, c)."""
-
-    kind = "global_average"
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         y: Array = x.mean(axis=(1, 2))
         return y
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
         _, height, width, _ = x.shape
         dx = scratch.array((id(self), "dx"), x.shape, x.dtype)
         dx[...] = (dy / (height * width))[:, None, None, :]
         return dx, {}
 
 
-class BatchNorm(Layer):
+class BatchNorm(Layer, kind="batch_norm"):
     """Batch normalisation (Ioffe and Szegedy 2015), while a network is trained:
     y = (x − μ)/√(σ² + ε) + shift, x, y (m, h, w, channels), μ, σ² (channels,) over the rest.
 
@@ -227,21 +205,19 @@ class BatchNorm(Layer):
     dshift = Σ dy, dx = (dy − Σ dy/n − x̂ · Σ(dy·x̂)/n) / √(σ² + ε).
     """
 
-    kind = "batch_norm"
-
     def __init__(self, shift: Array) -> None:
         super().__init__({"shift": shift})
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         y = scratch.array((id(self), "y"), x.shape, x.dtype)
-        rows, out = _rows(x), _rows(y)
+        rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
         mean = _sum(rows) / len(rows)
         variance = np.zeros_like(mean)
         for part in pieces(len(rows), NORM_ROWS):
             centred = scratch.array("centred", rows[part].shape, x.dtype)
             np.subtract(rows[part], mean, out=centred)
             centred *= centred
-            variance += _ones(centred) @ centred
+            variance += _sum(centred)
         variance /= len(rows)
         inverse = 1 / np.sqrt(variance + np.asarray(NORM_EPSILON, x.dtype))
         shift = self.parameters["shift"] - mean * inverse
@@ -251,17 +227,15 @@ class BatchNorm(Layer):
         scratch.saved[id(self)] = mean, variance, inverse
         return y
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
         mean, _, inverse = scratch.saved[id(self)]
-        rows, d = _rows(x), _rows(dy)
+        rows, d = x.reshape(-1, x.shape[-1]), dy.reshape(-1, x.shape[-1])
         dshift = _sum(d)
         dot = np.zeros_like(mean)
         for part in pieces(len(rows), NORM_ROWS):
             product = scratch.array("centred", rows[part].shape, x.dtype)
             np.multiply(rows[part], d[part], out=product)
-            dot += _ones(product) @ product
+            dot += _sum(product)
         dot = (dot - mean * dshift) * inverse  # Σ dy·x̂
         slope = dot * inverse**2 / len(rows)
         offset = slope * mean - dshift * inverse / len(rows)
@@ -274,17 +248,9 @@ class BatchNorm(Layer):
         return dy, {"shift": dshift}
 
 
-def _rows(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _ones(rows: Array) -> Array:
-    return np.ones(len(rows), rows.dtype)
-
-
 def _sum(rows: Array) -> Array:
     """Column sums, as a matrix product: several times as fast as `sum(axis=0)`."""
-    total: Array = _ones(rows) @ rows
+    total: Array = np.ones(len(rows), rows.dtype) @ rows
     return total
 
 
@@ -299,20 +265,16 @@ class Composite(Layer):
         prepare(self.layers)
 
 
-class Residual(Composite):
+class Residual(Composite, kind="residual"):
     """y = x + f(x), f being layers of its own (He et al. 2015, Deep Residual Learning).
     Backward: dx = dy + the inner layers' dx."""
-
-    kind = "residual"
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         stages = forward(self.layers, x, scratch)
         scratch.saved[id(self)] = stages
         return np.add(x, stages[-1], out=scratch.array((id(self), "y"), x.shape, x.dtype))
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
         dbranch = scratch.array((id(self), "dy"), dy.shape, dy.dtype)
         dbranch[...] = dy  # the inner layers may overwrite theirs
         dx, gradients = backward(self.layers, scratch.saved[id(self)], dbranch, scratch)
@@ -320,15 +282,13 @@ class Residual(Composite):
         return dx, gradients
 
 
-class Mirrored(Composite):
+class Mirrored(Composite, kind="mirrored"):
     """y = (f(x) + f(x in a mirror)) / 2, f being layers of its own and x (m, h, w, c).
 
     A cat is a cat in a mirror too. Where f answers differently it is mistaken at least once, and
     the mean of both is mistaken less (as Krizhevsky et al. 2012 average over mirrored crops).
     Backward: dx = (df(x) + df(x in a mirror), mirrored back) / 2.
     """
-
-    kind = "mirrored"
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         m = len(x)
@@ -339,15 +299,11 @@ class Mirrored(Composite):
         y: Array = (stages[-1][:m] + stages[-1][m:]) / 2
         return y
 
-    def backward(
-        self, x: Array, y: Array, dy: Array, scratch: Scratch, input_gradient: bool
-    ) -> tuple[Array, Gradients]:
+    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
         m, stages = len(x), scratch.saved[id(self)]
-        dboth = np.concatenate([dy, dy]) / 2
-        dboth, gradients = backward(
-            self.layers, stages, dboth, scratch, input_gradient=input_gradient
-        )
-        return dboth[:m] + dboth[m:, :, ::-1] if input_gradient else x, gradients
+        dy = np.concatenate([dy, dy]) / 2
+        dx, gradients = backward(self.layers, stages, dy, scratch, input_gradient=input_gradient)
+        return dx[:m] + dx[m:, :, ::-1] if input_gradient else x, gradients
 
 
 def unmirrored(layers: Sequence[Layer]) -> list[Layer]:
@@ -390,7 +346,7 @@ def backward(
     dy = dz
     for i in reversed(range(first, len(layers))):
         needed = input_gradient or i > first
-        dy, own = layers[i].backward(stages[i], stages[i + 1], dy, scratch, needed)
+        dy, own = layers[i].backward(stages[i], dy, scratch, needed)
         gradients |= {f"{i}.{name}": gradient for name, gradient in own.items()}
     return dy, gradients
 

@@ -11,10 +11,8 @@ they commute, and turning 64×64 pixels costs nothing. A picture is turned as it
 says; an orientation in XMP is not used, as browsers do not use it, nor are colour profiles.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from math import ceil, floor, isfinite
 from typing import Any, Final, Literal, cast, get_args
@@ -24,31 +22,15 @@ import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.decoding import Decoded, Limits, decode
-from model.formats import InvalidImage, Reason, accepted_formats, heic_is_installed, recognise
-
-__all__ = [
-    "DEFAULT_LIMITS",
-    "ONE_VIEW",
-    "WHOLE",
-    "Box",
-    "InvalidImage",
-    "Limits",
-    "Picture",
-    "PictureReader",
-    "Preprocessing",
-    "Reason",
-    "Views",
-    "accepted_formats",
-    "preload",
-    "read_picture",
-    "stored_jpeg",
-    "to_vector",
-]
+from model.decoding import Decoded, decode
+from model.decoding import Limits as Limits  # these are for those who import from here
+from model.formats import InvalidImage as InvalidImage
+from model.formats import Reason as Reason
+from model.formats import accepted_formats as accepted_formats
+from model.formats import heic_is_installed, recognise
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Filter = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
-Flatten = Callable[[Image.Image], tuple[Image.Image, bool]]
 
 DEFAULT_LIMITS: Final = Limits()
 WHOLE: Final[Box] = (0.0, 0.0, 1.0, 1.0)
@@ -119,13 +101,10 @@ class Views:
     unsure: tuple[float, float] = (-3.0, 3.0)
 
     def __post_init__(self) -> None:
-        sound = all(
-            start >= 0 and end <= 1 and end - start >= LEAST_VIEW
-            for left, top, right, bottom in self.boxes
-            for start, end in ((left, right), (top, bottom))
-        )
-        low, high = self.unsure
-        if not (sound and 1 <= len(self.boxes) <= MOST_VIEWS and self.boxes[0] == WHOLE):
+        boxes, (low, high) = np.array(self.boxes, float).reshape(-1, 4), self.unsure
+        inside = (boxes >= 0).all() and (boxes <= 1).all()
+        large = (boxes[:, 2:] - boxes[:, :2] >= LEAST_VIEW).all()
+        if not (inside and large and 1 <= len(boxes) <= MOST_VIEWS and self.boxes[0] == WHOLE):
             raise ValueError(
                 f"views: boxes must be 1 to {MOST_VIEWS}, each left, top, right, bottom in [0, 1],"
                 f" at least {LEAST_VIEW} a side, the first {[*WHOLE]}, not {self.boxes!r}"
@@ -144,10 +123,8 @@ class Views:
 
     def to_json(self) -> dict[str, Any]:
         """Return the views as JSON values."""
-        return {
-            "boxes": [[float(edge) for edge in box] for box in self.boxes],
-            "unsure": [float(bound) for bound in self.unsure],
-        }
+        boxes, unsure = np.array(self.boxes, float), np.array(self.unsure, float)
+        return {"boxes": boxes.tolist(), "unsure": unsure.tolist()}
 
     @classmethod
     def from_json(cls, values: Any) -> "Views":
@@ -206,8 +183,7 @@ class PictureReader:
         """data: an encoded picture, or the pixels of an upright one, (height, width, 3) RGB."""
         self._data, self._spec, self._limits, self._views = data, spec, limits, views
         decoded = self._decode()
-        tile, any_transparent = self._tile(decoded, WHOLE)
-        self.picture = _describe(decoded, np.asarray(tile), any_transparent)
+        self.picture = _describe(decoded, self._tile(decoded, WHOLE))
         is_small = 4 * decoded.image.width * decoded.image.height <= KEPT_BYTES
         self._decoded = decoded if is_small else None
 
@@ -217,7 +193,7 @@ class PictureReader:
         The decoded picture is let go.
         """
         decoded, self._decoded = self._decoded or self._decode(), None
-        return np.stack([np.asarray(self._tile(decoded, box)[0]) for box in self._views.boxes[1:]])
+        return np.stack([self._tile(decoded, box) for box in self._views.boxes[1:]])
 
     def _decode(self) -> Decoded:
         if not isinstance(self._data, bytes):
@@ -231,7 +207,7 @@ class PictureReader:
 
         return decode(self._data, recognise(self._data), reduction, self._limits)
 
-    def _tile(self, decoded: Decoded, box: Box) -> tuple[Image.Image, bool]:
+    def _tile(self, decoded: Decoded, box: Box) -> NDArray[np.uint8]:
         side = self._spec.side
         return _tile(decoded, box, (side, side), Image.Resampling[self._spec.filter.upper()])
 
@@ -247,8 +223,8 @@ def stored_jpeg(
     decoded = decode(data, recognise(data), lambda *size: max(size) // side, limits)
     times = max(1, decoded.width / side, decoded.height / side)
     size = max(1, round(decoded.width / times)), max(1, round(decoded.height / times))
-    tile, _ = _tile(decoded, WHOLE, size, Image.Resampling.BILINEAR)
-    encoded: bytes = simplejpeg.encode_jpeg(np.asarray(tile), quality, "RGB", "444", fastdct=False)
+    tile = _tile(decoded, WHOLE, size, Image.Resampling.BILINEAR)
+    encoded: bytes = simplejpeg.encode_jpeg(tile, quality, "RGB", "444", fastdct=False)
     return encoded
 
 
@@ -262,7 +238,7 @@ def to_vector(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return rows
 
 
-def _describe(decoded: Decoded, pixels: NDArray[np.uint8], any_transparent: bool) -> Picture:
+def _describe(decoded: Decoded, pixels: NDArray[np.uint8]) -> Picture:
     """Say what a picture was, and what was done to it."""
     width, height = decoded.width, decoded.height
     if decoded.orientation >= 5:
@@ -270,7 +246,7 @@ def _describe(decoded: Decoded, pixels: NDArray[np.uint8], any_transparent: bool
     is_small = min(width, height) < len(pixels)
     notes = {
         "its 16 bits per channel were reduced to 8": decoded.bits == 16,
-        "its transparent parts were filled with white": any_transparent,
+        "its transparent parts were filled with white": decoded.any_transparent,
         "it was rotated upright, following its EXIF orientation": decoded.orientation in _TURNS,
         f"it is smaller than {len(pixels)} pixels per side and was enlarged": is_small,
         "only the first of several frames was used": decoded.animated,
@@ -284,23 +260,22 @@ def _describe(decoded: Decoded, pixels: NDArray[np.uint8], any_transparent: bool
 
 def _tile(
     decoded: Decoded, box: Box, size: tuple[int, int], resample: Image.Resampling
-) -> tuple[Image.Image, bool]:
-    """Return what is in a box of the upright picture as RGB, upright, and whether any of it was
-    transparent. size: width and height before it is turned."""
-    image, orientation = decoded.image, decoded.orientation
-    left, top, right, bottom = _as_stored(box, orientation)
+) -> NDArray[np.uint8]:
+    """Return what is in a box of the upright picture, upright, as (height, width, 3) RGB.
+
+    size: width and height before it is turned."""
+    left, top, right, bottom = _as_stored(box, decoded.orientation)
     width, height = decoded.width / decoded.scale, decoded.height / decoded.scale
-    pixels = (left * width, top * height, right * width, bottom * height)
-    tile, any_transparent = _resize(image, _flattening(decoded), size, resample, pixels)
-    if image.mode.startswith("I;16"):
+    stored = (left * width, top * height, right * width, bottom * height)
+    tile = _resize(decoded, size, resample, stored)
+    if tile.mode.startswith("I;16"):
         # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
         values = np.asarray(tile, np.float64) * (255 / (2**decoded.bits - 1))
         tile = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
-    if tile.mode != "RGB":
-        tile = tile.convert("RGB")
-    if orientation in _TURNS:
-        tile = tile.transpose(_TURNS[orientation])
-    return tile, any_transparent
+    tile = tile.convert("RGB")
+    if decoded.orientation in _TURNS:
+        tile = tile.transpose(_TURNS[decoded.orientation])
+    return np.asarray(tile)
 
 
 def _as_stored(box: Box, orientation: int) -> Box:
@@ -316,39 +291,32 @@ def _as_stored(box: Box, orientation: int) -> Box:
 
 
 def _resize(
-    image: Image.Image,
-    flatten: Flatten | None,
-    size: tuple[int, int],
-    resample: Image.Resampling,
-    box: Box,
-) -> tuple[Image.Image, bool]:
-    """Return what is in the box, flattened, to that size, and whether any was transparent.
+    decoded: Decoded, size: tuple[int, int], resample: Image.Resampling, box: Box
+) -> Image.Image:
+    """Return what is in a box of the stored pixels, flattened, to that size.
 
     A band of rows after the other, so that only a band is ever there flattened, gives what the
     whole would give: Pillow, too, first makes every row narrow, and then every column short.
     """
-    if flatten is None:
-        return image.resize(size, resample, box), False
+    image = decoded.image
+    if image.mode in ("RGB", "RGBX", "L") and not image.has_transparency_data:
+        return image.resize(size, resample, box)
     width, height = size
     x0, x1 = _reached(box[0], box[2], image.width, width)
     y0, y1 = _reached(box[1], box[3], image.height, height)
     left, top, right, bottom = box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0
     rows = max(1, BAND_PIXELS // (x1 - x0))
     if rows >= y1 - y0:
-        whole = (x0, y0, x1, y1) == (0, 0, *image.size)
-        flat, any_transparent = flatten(image if whole else image.crop((x0, y0, x1, y1)))
-        return flat.resize(size, resample, (left, top, right, bottom)), any_transparent
-    narrow: Image.Image | None = None
-    any_transparent = False
+        flat = _flatten(decoded, image.crop((x0, y0, x1, y1)))
+        return flat.resize(size, resample, (left, top, right, bottom))
+    bands = []
     for y in range(y0, y1, rows):
-        flat, transparent = flatten(image.crop((x0, y, x1, min(y + rows, y1))))
-        any_transparent |= transparent
-        if narrow is None:
-            narrow = Image.new(flat.mode, (width, y1 - y0))
-        flat = flat.resize((width, flat.height), resample, (left, 0, right, flat.height))
-        narrow.paste(flat, (0, y - y0))
-    assert narrow is not None
-    return narrow.resize(size, resample, (0, top, width, bottom)), any_transparent
+        flat = _flatten(decoded, image.crop((x0, y, x1, min(y + rows, y1))))
+        bands.append(flat.resize((width, flat.height), resample, (left, 0, right, flat.height)))
+    narrow = Image.new(bands[0].mode, (width, y1 - y0))
+    for i, band in enumerate(bands):
+        narrow.paste(band, (0, i * rows))
+    return narrow.resize(size, resample, (0, top, width, bottom))
 
 
 def _reached(start: float, end: float, size: int, target: int) -> tuple[int, int]:
@@ -359,44 +327,33 @@ def _reached(start: float, end: float, size: int, target: int) -> tuple[int, int
     return max(0, floor(start) - margin), min(size, ceil(end) + margin)
 
 
-def _flattening(decoded: Decoded) -> Flatten | None:
-    """Return what makes a band of the picture one whose pixels can be averaged, in RGB or grey,
-    and says whether any of it was transparent; None where they can be as they are."""
-    image = decoded.image
-    if image.mode.startswith("I;16"):
-        return partial(_deep_grey, image, 2**decoded.bits - 1)
-    if image.has_transparency_data:
-        return _on_white
-    if image.mode in ("RGB", "RGBX", "L"):
-        return None  # a conversion would be a copy of every pixel
-    mode = "L" if image.mode == "1" else "RGB"
-    return lambda band: (band.convert(mode), False)
+def _flatten(decoded: Decoded, band: Image.Image) -> Image.Image:
+    """Return a band of a picture as RGB or grey, on white: pixels that can be averaged."""
+    if band.mode.startswith("I;16"):
+        return _flatten_deep_grey(decoded, np.asarray(band))
+    if not band.has_transparency_data:
+        return band.convert("L" if band.mode == "1" else "RGB")
+    if band.mode == "La":
+        band = band.convert("LA")
+    band = band.convert("RGBA")
+    alpha = band.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return band.convert("RGB")
+    decoded.any_transparent = True
+    flat = Image.new("RGB", band.size, "white")
+    flat.paste(band, mask=alpha)
+    return flat
 
 
-def _deep_grey(image: Image.Image, white: int, band: Image.Image) -> tuple[Image.Image, bool]:
-    """Return a band of grey of more than 8 bits as one that Pillow resizes right, white on top."""
+def _flatten_deep_grey(decoded: Decoded, values: NDArray[np.uint16]) -> Image.Image:
+    """Return grey of more than 8 bits as Pillow resizes it right: its own bytes' order, 0 black."""
+    image, white = decoded.image, 2**decoded.bits - 1
     tags: Any = getattr(image, "tag_v2", {})
-    values = np.asarray(band)
     if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = white - values
     transparent = values == image.info.get("transparency", -1)  # a PNG's one value for nothing
-    values = np.where(transparent, white, values)
-    return Image.fromarray(values.astype(np.uint16)), bool(transparent.any())
-
-
-def _on_white(band: Image.Image) -> tuple[Image.Image, bool]:
-    """Return a band in RGB on white, and whether any of it was transparent."""
-    full = band
-    if full.mode == "La":
-        full = full.convert("LA")
-    if full.mode != "RGBA":
-        full = full.convert("RGBA")
-    alpha = full.getchannel("A")
-    if alpha.getextrema() == (255, 255):
-        return full.convert("RGB"), False
-    flat = Image.new("RGB", full.size, "white")
-    flat.paste(full, mask=alpha)
-    return flat, True
+    decoded.any_transparent |= bool(transparent.any())
+    return Image.fromarray(np.where(transparent, white, values).astype(np.uint16))
 
 
 def preload() -> None:

@@ -55,8 +55,6 @@ class Probe:
             return Reply({**head, "refused": errno.errorcode[error.errno or 0]})
         return Reply({**head, "value": value}, json.dumps(head).encode())
 
-    # --- what any program may do ----------------------------------------------------------------
-
     def nothing(self) -> None: ...
 
     def sleep(self, seconds: float) -> None:
@@ -64,8 +62,6 @@ class Probe:
 
     def fail(self) -> None:
         raise ValueError("a fault of the program")
-
-    # --- what only a hostile one does -----------------------------------------------------------
 
     def allocate(self, count: int) -> int:
         return len(bytearray(count))

@@ -57,7 +57,7 @@ class Server:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.wait_for_log("startup complete")
+            self.wait_for_log("Workers: ")
             found = wait_until(lambda: re.search(r"(?:Listening|running) on (\S+)", self.log))
         except BaseException:
             self.process.kill()

@@ -217,7 +217,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, path: Path) -> No
     for dtype, metadata, words in (
         (np.float32, None, "not a classifier of this project"),
         (np.float32, {"format": "pt"}, "not JSON"),
-        (np.float64, None, "stored as F64, expected F32 or F16"),
+        (np.float64, None, "stored as float64, expected float32 or float16"),
     ):
         safetensors.numpy.save_file({"a": np.zeros(3, dtype)}, path, metadata)
         assert words in refused(path)

@@ -140,7 +140,7 @@ def test_notes_and_sidecars_are_listed_with_all_that_is_bad(tmp_path: Path, make
     path = make(tmp_path / "d", GOOD | bad | outside)
     with pytest.raises(Refused) as refused:
         read_pictures([path])
-    for words in (*bad, "1 of 4 pictures", "2 files", "unpack it", "--skip-bad"):
+    for words in (*bad, "3 files", "unpack it", "--skip-bad"):
         assert words in str(refused.value)
     data = read_pictures([path], skip_bad=True)
     assert data.names == list(GOOD)
@@ -153,7 +153,7 @@ def test_a_picture_in_both_classes_is_refused_with_its_names(tmp_path: Path) -> 
     image = scene(64, 64)
     twice = {"cat/same.png": encode(image), "non-cat/also.bmp": encode(image, "BMP")}
     path = write_files(tmp_path / "d", GOOD | twice)
-    with pytest.raises(Refused, match=r"cat/same\.png: is the same picture as non-cat/also\.bmp"):
+    with pytest.raises(Refused, match=r"cat/same\.png in .*: is the same picture as non-cat/also"):
         read_pictures([path])
     assert read_pictures([path], skip_bad=True).names == list(GOOD)
 

@@ -1,16 +1,20 @@
-"""The locks: complete, free of this or that machine's settings, installable where people run it."""
+"""The locks: complete, free of this or that machine's settings, installable where people run it;
+and what a release needs."""
 
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from shutil import copy
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from app import __version__
+from scripts.release_check import missing, missing_in_git
 from tests.data_folder import REPOSITORY
 
 FOLDER = REPOSITORY / "requirements"
@@ -64,13 +68,6 @@ def test_a_lock_holds_what_the_project_declares(lock: str, groups: list[str]) ->
         assert requirement.specifier.contains(locked[name]), f"{requirement}: run `make lock`"
 
 
-def test_direct_dependencies_have_both_bounds() -> None:
-    for group in [DEPENDENCIES, *GROUPS.values(), *EXTRAS.values()]:
-        for line in group:
-            operators = {specifier.operator for specifier in Requirement(line).specifier}
-            assert operators == {">=", "<"}, line
-
-
 @pytest.mark.network
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -83,3 +80,29 @@ def test_runtime_dependencies_have_wheels(machine: str, python: str, tmp_path: P
     subprocess.run(command, timeout=300, check=True)
     windows = re.findall(r"^.*; sys_platform == 'win32'", RUNTIME.read_text("utf-8"), re.MULTILINE)
     assert len(list(tmp_path.glob("*.whl"))) == len(versions(RUNTIME)) - len(windows)
+
+
+def test_a_release_has_one_version_everywhere_a_clean_commit_and_a_tag(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    for name in (places := ("CHANGELOG.md", "pyproject.toml", "Dockerfile")):
+        copy(REPOSITORY / name, tmp_path)
+    changelog = tmp_path / "CHANGELOG.md"
+    released = re.sub(r"(?s)(## \[Unreleased\]\n).*?(?=\n## )", r"\1", changelog.read_text("utf-8"))
+    changelog.write_text(released, "utf-8")
+    assert list(missing(tmp_path, __version__)) == []
+    assert [each.split(":")[0] for each in missing(tmp_path, "9.9.9")] == list(places)
+    changelog.write_text(released.replace("## [Unreleased]", "## [Unreleased]\n\n- More.\n"))
+    assert any("[Unreleased]" in each for each in missing(tmp_path, __version__))
+
+    git("init")
+    git("commit", "--allow-empty", "--message", "one")
+    said = " ".join(missing_in_git(tmp_path, "1.2.3"))
+    assert "not committed" in said
+    assert "v1.2.3" in said
+    git("add", ".")
+    git("commit", "--message", "two")
+    git("tag", "v1.2.3")
+    assert not list(missing_in_git(tmp_path, "1.2.3"))

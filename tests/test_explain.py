@@ -5,7 +5,6 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +12,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.about import about
-from app.routes import ExplanationAnswer, ModelAnswer, preferred
+from app.routes import ExplanationAnswer, ModelAnswer
 from model.classifier import Classifier
-from model.network import Relu
 from tests.conftest import Service
+from tests.data_folder import REPOSITORY
 from tests.pictures import SIX
 
 
@@ -51,13 +50,18 @@ def test_the_pictures_are_what_the_model_saw_and_the_map_comes_as_a_png_too(
     overlay = decoded(explained["overlay_png"])
     assert overlay.width == overlay.height > 64
     assert explained["original"] == {"width": 451, "height": 300, "format": "JPEG"}
-    headers = {"Accept": "image/png"}
-    by_header = client.post("/explain", content=cat_picture, headers=headers)
-    by_query = client.post("/explain?format=png", content=cat_picture)
-    for png in (by_header, by_query):
-        assert png.headers["content-type"] == "image/png"
-        assert png.content == base64.b64decode(explained["overlay_png"])
-    assert answer.headers["vary"] == by_header.headers["vary"] == "Accept"
+    assert answer.headers["vary"] == "Accept"
+    browser = "text/html,image/avif,*/*;q=0.8"
+    for query, accept, kind in (
+        ("?format=png", "", "image/png"),
+        ("", "image/PNG ; q=0.9, application/json;q=0.5", "image/png"),
+        ("", "image/png;q=0.5, application/json;q=0.9", "application/json"),
+        *(("", other, "application/json") for other in (browser, "image/png;q=0", ";;,,=", "")),
+    ):
+        chosen = client.post(f"/explain{query}", content=cat_picture, headers={"Accept": accept})
+        assert chosen.headers["content-type"] == kind, accept
+        if kind == "image/png":
+            assert chosen.content == base64.b64decode(explained["overlay_png"])
 
 
 def test_each_view_is_shown_with_its_own_probability(
@@ -81,21 +85,6 @@ def test_each_view_is_shown_with_its_own_probability(
     assert decoded(answer.json()["overlay_png"]).size == (256, 256)
 
 
-def test_the_accept_header_chooses() -> None:
-    def chosen(accept: str) -> str:
-        return preferred(accept, "application/json", "image/png")
-
-    browser = "text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8"
-    for accept in ("", "*/*", browser, "image/png;q=0", "image/png;q=nonsense", ";;,,="):
-        assert chosen(accept) == "application/json", accept
-    assert chosen("image/png;q=0.5, application/json;q=0.9") == "application/json"
-    assert chosen("image/PNG ; q=0.9, application/json;q=0.5") == "image/png"
-    assert preferred(browser, "text/plain", "text/html") == "text/html"
-
-
-# --- GET /model ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("weights", ["client", "default_client"])
 def test_the_model_says_what_it_is(request: pytest.FixtureRequest, weights: str) -> None:
     client: TestClient = request.getfixturevalue(weights)
@@ -105,12 +94,22 @@ def test_the_model_says_what_it_is(request: pytest.FixtureRequest, weights: str)
     assert model.classes == ["cat", "non-cat"]
     assert model.bands[0]["from"] == 0
     assert model.limits
-    if weights == "client":
+    if weights == "client":  # logistic regression that nobody has measured
         assert model.network["parameters"] == 12289
         assert model.weights_png
         assert decoded(model.weights_png).size == (64, 64)
         assert model.metrics == {}
         assert model.learning_curve is None
+    else:
+        assert 0.9 < model.metrics["test"]["pets"]["roc_auc"] < 1
+        assert model.learning_curve
+        assert len(model.learning_curve["series"]["loss"]) > 2
+
+
+def test_the_courses_weights_have_a_curve_of_costs() -> None:
+    model = about(Classifier.load(REPOSITORY / "model" / "logistic.safetensors"))
+    assert model["learning_curve"]["x"] == "iteration"
+    assert len(model["learning_curve"]["series"]["cost"]) > 2
 
 
 def test_a_threshold_from_the_settings_is_told_apart_from_the_measured_one(
@@ -121,30 +120,5 @@ def test_a_threshold_from_the_settings_is_told_apart_from_the_measured_one(
     assert (given["threshold"], given["threshold_rule"]) == (0.8, "set by CAT_THRESHOLD")
     counts = {"pictures": 9, "false_negative": 1, "true_positive": 3, "threshold": 0.5}
     measured = replace(classifier, metadata={"metrics": {"test": counts}})
-    assert "Of the test pictures it misses 25 % of cat." in about(measured)["limits"]
     limits = about(replace(measured, threshold=0.8))["limits"]
     assert "Of the test pictures, with a threshold of 50.0 %, it misses 25 % of cat." in limits
-
-
-def test_metrics_and_learning_curves_are_given_however_the_artifact_has_them(
-    classifier: Classifier,
-) -> None:
-    def said(**metadata: Any) -> ModelAnswer:
-        return ModelAnswer.model_validate(about(replace(classifier, metadata=metadata)))
-
-    flat = {"pictures": 9, "false_negative": 1, "true_positive": 3, "roc_auc": float("nan")}
-    for metrics, source in ((flat, "all"), ({"web": flat}, "web")):
-        found = said(metrics={"test": metrics}).metrics["test"][source]
-        assert (found["pictures"], found["roc_auc"]) == (9, None)
-    costs = said(costs={"every": 100, "values": [0.7, 0.5]}).learning_curve
-    assert costs == {"x": "iteration", "series": {"cost": [(0, 0.7), (100, 0.5)]}}
-    losses = said(learning_curve=[{"epoch": n, "loss": 1 / n} for n in (1, 2)]).learning_curve
-    assert losses == {"x": "epoch", "series": {"loss": [(1, 1), (2, 0.5)]}}
-
-
-@pytest.mark.parametrize("value", [3, "text", [1, None], {"a": 1}, {"a": {"b": 1}}])
-def test_any_metadata_is_answered_without_a_fault(classifier: Classifier, value: Any) -> None:
-    names = ("metrics", "data", "training", "calibration", "limits", "costs", "learning_curve")
-    odd = dict.fromkeys((*names, "threshold_rule"), value)
-    strange = replace(classifier, metadata=odd, layers=[*classifier.layers, Relu()])
-    assert ModelAnswer.model_validate(about(strange)).weights_png is None

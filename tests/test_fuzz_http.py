@@ -1,18 +1,12 @@
 """Requests of every kind to a real server: what the API's document allows, what it forbids, and
-what is hardly HTTP at all.
-
-The first need schemathesis, in an environment with requirements/fuzz.txt, and are run by
-`make test-all`. For as many as you like:
-
-    python -m pytest tests/test_fuzz_http.py -m "fuzz or not fuzz" --hypothesis-profile=long
-"""
+what is hardly HTTP at all. More of them: --hypothesis-profile=long"""
 
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,66 +62,41 @@ def test_the_api_answers_as_its_document_says(
         assert "Traceback" not in server.log, server.log
 
 
-# --- what is hardly HTTP ------------------------------------------------------------------------
-
 QUIET_SECONDS = 0.1  # after which the server is taken to wait for more
 LAST = b"GET /health HTTP/1.1\r\nHost: cat\r\nConnection: close\r\n\r\n"
 GOOD = b"POST /predict HTTP/1.1\r\nHost: cat\r\nContent-Length: 4\r\n\r\nmeow"
-# Of each part of a request: what is usual, and what it should never be.
-METHODS = b"GET POST".split(), [*b"HEAD OPTIONS PUT TRACE CONNECT QUERY get PRI \x00".split(), b""]
-TARGETS = (
-    [
-        *b"/ /predict /explain /health /v2/models/cat/infer /nothing /docs/x * // /% /%00".split(),
-        *b"/%ff%fe /../../etc/passwd /static/..%2f..%2fx /explain?format=html /?=&=".split(),
-        *b"/explain?format=%ff http://cat/health http://".split(),
-        *(b"/static/" + b"x" * 5000, b"/v2/models/cat/versions/" + b"%f0" * 2000 + b"/ready"),
-    ],
-    [b"", b"http://[", b"cat:80", b"/?format=\xff", b"/\x00", b"/" + b"a" * 70_000],
+FORM = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n'
+POST = b"POST /predict HTTP/1.1\r\nHost: cat\r\n"
+REQUESTS = (
+    GOOD,
+    b"GET /static/page.js HTTP/1.1\r\nHost: cat\r\nRange: bytes=0-9\r\nIf-None-Match: x\r\n\r\n",
+    b"GET /docs/../%ff?x=y HTTP/1.1\r\nHost: cat\r\nAccept: a/*;q=0.1\r\nX-Request-ID: 4\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: cat\r\nOrigin: null\r\nAuthorization: Bearer x\r\n\r\n",
+    POST + b"Transfer-Encoding: chunked\r\n\r\n4;x=y\r\nmeow\r\n0\r\nTrailer: x\r\n\r\n",
+    POST + b"Connection: keep-alive, Upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nmeow",
+    POST + b"Expect: 100-continue\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nmeow",
+    POST
+    + b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: %d\r\n\r\n" % len(FORM)
+    + FORM,
+    b"POST /v2/models/cat/infer HTTP/1.1\r\nHost: cat\r\nInference-Header-Content-Length: 14\r\n"
+    b'Content-Length: 14\r\n\r\n{"inputs": []}',
 )
-VERSIONS = [b"HTTP/1.1"], [*b"HTTP/1.0 HTTP/0.9 HTTP/2.0 HTTP/1. http/1.1".split(), b"", b"H "]
-NAMES = (
-    b"Content-Length Transfer-Encoding Content-Type Content-Encoding Expect Connection Upgrade"
-    b" HTTP2-Settings Accept Accept-Encoding Range If-None-Match If-Range If-Modified-Since"
-    b" X-Request-ID X-API-Key Authorization Origin Cookie Inference-Header-Content-Length"
-    b" Forwarded".split(),
-    [b"Host", b"X Y", b"", b":", b" Host", b"Content-Length ", b"\xff", b"x" * 70_000],
-)
-VALUES = (
-    [
-        *b"cat 0 4 14 \xb2 10485761 chunked gzip deflate identity br close websocket h2c *".split(),
-        *b'100-continue bytes=5-1 bytes=0-0,2-2 W/" image/*;q=x text/html \xff\xfe'.split(),
-        *(b"", b"\t", b"9" * 30, b"gzip, chunked", b"keep-alive, Upgrade", b"Bearer \xff"),
-        *(b"Thu, 99 Foo 2026 99:99:99 GMT", b"application/json", b"*/*;" * 99, b"x" * 9000),
-        *(b"multipart/form-data" + more for more in (b"", b"; boundary=", b"; boundary=b")),
-        b'multipart/form-data; boundary="' + b"b" * 100,
-    ],
-    [b"-1", b"+4", b"4, 4", b"0x4", b"xchunked", b"chunked, x", b"x\x00y", b"x\r\n y", b"\r"],
-)
-ENDS = [b"\r\n"], [b"\n", b"\r", b"\r\n\r\n", b""]
-FIELD = b'Content-Disposition: form-data; name="file"'
-BODIES = (
-    *(b"", b"meow", b"4\r\nmeow\r\n0\r\n\r\n", b"-1\r\nmeow\r\n0\r\n\r\n", b"4;x=" + b"y" * 70_000),
-    *(b"ffffffffffffffff\r\nmeow", b"4\r\nmeowX\r\n0\r\n\r\n", b"0\r\nTrailer: x\r\n\r\n"),
-    *(b"--b\r\n\r\n--b--", b"--b\r\n" + FIELD + b"\r\n\r\nx\r\n--b--\r\n", GOOD),
-    *(b'{"inputs": []}', b"\x1f\x8b\x08", b"\xff\xd8\xff\xe0"),
+ODD = (
+    *b"\x00 \xff : / * -1 +4 0x4 4,4 \xb2 gzip chunked HTTP/0.9 HTTP/2.0 CONNECT http://[".split(),
+    *(b"", b" ", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"Host: x\r\n", b"9" * 30, b"x" * 70_000),
 )
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """A request, more or less: at most one part of it is no HTTP, so that the rest gets read."""
-    parts = [METHODS, TARGETS, VERSIONS, NAMES, VALUES, ENDS]
-    odd = draw(st.sampled_from((None, None, *parts)))
-
-    def some(part: tuple[Sequence[bytes], Sequence[bytes]]) -> bytes:
-        usual, never = part
-        chosen = st.sampled_from(never) | st.binary(max_size=20)
-        return draw(chosen if part is odd else st.sampled_from(usual))
-
-    line = b" ".join(map(some, (METHODS, TARGETS, VERSIONS)))
-    headers = [some(NAMES) + b": " + some(VALUES) for _ in range(draw(st.integers(0, 4)))]
-    head = some(ENDS).join([line, b"Host: cat", *headers, b"", b""])
-    return head + draw(st.sampled_from(BODIES) | st.binary(max_size=50))
+    """A good request of which up to three parts are replaced."""
+    request: bytes = draw(st.sampled_from(REQUESTS))
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(0, len(request)))
+        end = start + draw(st.integers(0, 20))
+        odd = draw(st.sampled_from(ODD) | st.binary(max_size=20))
+        request = request[:start] + odd + request[end:]
+    return request
 
 
 @pytest.fixture(scope="module")
@@ -158,18 +127,11 @@ def answers(port: int, sent: bytes) -> bytes:
         return received
 
 
-@settings(
-    deadline=None,
-    max_examples=EXAMPLES,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests() | st.binary(max_size=200), st.sampled_from((b"", LAST)))
-@example(b"", b"")
-@example(b"\r\n" * 1000, LAST)
 @example(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"")  # TLS
 @example(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"")
 @example(GOOD * 20, LAST)
-@example(GOOD.replace(b"\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n", 1) * 20, LAST)
 @example(GOOD.replace(b"POST", b"CONNECT"), LAST)
 def test_what_is_hardly_http_is_refused_or_dropped(
     server: Server, first: bytes, second: bytes

@@ -94,9 +94,6 @@ def problem_of(received: bytes) -> dict[str, Any]:
     return problem
 
 
-# --- uploads ------------------------------------------------------------------------------------
-
-
 @curl_only
 @pytest.mark.parametrize("way", ["-F", "--data-binary"])
 def test_curl_gets_the_models_answer_however_it_sends(
@@ -116,12 +113,7 @@ def test_curl_gets_the_models_answer_however_it_sends(
 @curl_only
 @pytest.mark.parametrize(
     ("way", "header", "megabytes"),
-    [
-        ("-F", "Expect:", 12),
-        ("-F", "Transfer-Encoding: chunked", 12),
-        ("--data-binary", "Expect: 100-continue", 80),
-        ("--data-binary", "Transfer-Encoding: chunked", 80),
-    ],
+    [("-F", "Expect:", 12), ("--data-binary", "Transfer-Encoding: chunked", 80)],
 )
 def test_curl_shows_why_an_upload_is_too_large(
     server: Server, tmp_path: Path, way: str, header: str, megabytes: int
@@ -134,22 +126,6 @@ def test_curl_shows_why_an_upload_is_too_large(
     assert problem["limit_bytes"] == LIMIT
 
 
-def test_an_announced_size_is_refused_before_anything_is_sent(server: Server) -> None:
-    with connected(server) as connection:
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n"
-        connection.sendall(head + b"Expect: 100-continue\r\n\r\n")
-        answer = connection.recv(65536)
-    assert statuses(answer) == [413]
-    assert b"100 Continue" not in answer
-
-
-def test_an_endless_upload_is_not_read_for_ever(server: Server) -> None:
-    with connected(server) as connection:
-        connection.sendall(CHUNKED)
-        with pytest.raises(OSError, match=r"reset|pipe"):
-            connection.sendall((b"f4240\r\n" + bytes(1_000_000) + b"\r\n") * 100)
-
-
 def test_a_client_that_leaves_amid_its_upload_leaves_no_trace(server: Server) -> None:
     with connected(server) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nabc")
@@ -159,34 +135,25 @@ def test_a_client_that_leaves_amid_its_upload_leaves_no_trace(server: Server) ->
 
 def test_no_body_needs_what_a_worker_cannot_load(server: Server) -> None:
     """Such as another decoder, or a codec that the body names."""
-    part = b"--b\r\nContent-Disposition: form-data; %b\r\n\r\nx\r\n--b--\r\n"
+    part = b"--b\r\nContent-Disposition: form-data; name*=utf-16''file\r\n\r\nx\r\n--b--\r\n"
     form = {"Content-Type": "multipart/form-data; boundary=b"}
     with httpx.Client(base_url=server.url, timeout=60) as client:
         for data in kinds().values():
             assert client.post("/predict", content=data).status_code == 200
-        for text in (b"\xff", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), "{}".encode("utf-32")):
+        for text in (b"\xff", "{}".encode("utf-16"), "{}".encode("utf-32")):
             assert client.post("/v2/models/cat/infer", content=text).status_code == 400
-        for name in (b"name*=utf-16''file", b"name=file; filename*=koi8-r''x"):
-            answer = client.post("/predict", content=part % name, headers=form)
-            assert answer.is_client_error
-
-
-# --- what is not HTTP ---------------------------------------------------------------------------
+        assert client.post("/predict", content=part, headers=form).is_client_error
 
 
 @pytest.mark.parametrize(
     "head",
     [
         "POST /predict HTTP/1.1\nHost: x\nContent-Length: abc\n",
-        "POST /predict HTTP/1.1\nHost: x\nContent-Length: -1\n",
         "POST /predict HTTP/1.1\nHost: x\nContent-Length: 1\nContent-Length: 2\n",
-        "POST /predict HTTP/1.1\nHost: x\nTransfer-Encoding: gzip\n",
         "POST /predict HTTP/1.1\nContent-Length: 0\n",
         "POST /predict HTTP/1.1\nHost: x\nHost: y\nContent-Length: 0\n",
         "POST /predict HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\n\nno number\n",
-        "GET /\u00e9 HTTP/1.1\nHost: x\n",
         "CONNECT x:443 HTTP/1.1\nHost: x:443\n",
-        "CONNECT http://x/ HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: h2c\n",
         "GET /health HTTP/1.1\nHost: x\n" + "a: b\n" * 200,
         "GET /health HTTP/1.1\nHost: x\na: " + "b" * 70_000 + "\n",
         "GET /health HTTP/1.1\nConnection: Upgrade\nUpgrade: h2c\n",
@@ -206,7 +173,6 @@ def test_options_for_the_whole_service_says_what_it_answers(server: Server) -> N
     received = answers(server, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert statuses(received) == [200]
     assert b"\r\nallow: GET, HEAD, POST, DELETE\r\n" in received
-    assert b"Send a picture to POST /predict" in received
 
 
 def test_what_is_not_http_is_logged_and_counted_like_every_request(server: Server) -> None:
@@ -226,38 +192,6 @@ def test_what_is_not_http_is_logged_and_counted_like_every_request(server: Serve
     assert "secret" not in line
 
 
-@pytest.mark.parametrize(
-    "later",
-    [b"GARBAGE\r\n\r\n", b"\x00", b"GET / HTTP/1.1\r\n\r\n", post(bytes(70_000))],
-    ids=["garbage", "a byte", "no host", "too much ahead of its turn"],
-)
-def test_a_bad_request_is_answered_after_those_before_it(
-    server: Server, cat_picture: bytes, later: bytes
-) -> None:
-    received = answers(server, post(cat_picture) * 2 + later)
-    assert statuses(received) == [200, 200, 400]
-    assert problem_of(received)["type"] == "/problems#bad-request"
-
-
-@pytest.mark.parametrize("more", ["", "Connection: Upgrade\r\nUpgrade: h2c\r\n"], ids=["", "h2c"])
-def test_what_follows_the_last_request_is_ignored(
-    server: Server, cat_picture: bytes, more: str
-) -> None:
-    last = post(cat_picture, f"Connection: close\r\n{more}")
-    for later in (b"GARBAGE", last):
-        assert statuses(answers(server, last + later)) == [200]
-
-
-def test_a_body_that_turns_out_bad_after_its_answer_gets_no_other(server: Server) -> None:
-    with connected(server) as connection:
-        connection.sendall(CHUNKED.replace(b"/predict", b"/nothing"))
-        answer = b""
-        while b"}" not in answer:
-            answer += connection.recv(65536)
-        connection.sendall(b"no number\r\n")
-        assert statuses(answer) + statuses(rest(connection)) == [404]
-
-
 def test_requests_far_ahead_of_their_answers_end_the_connection(server: Server) -> None:
     received = answers(server, HEALTH * 2000)
     assert 0 < statuses(received).count(200) < 100
@@ -267,29 +201,17 @@ def test_requests_far_ahead_of_their_answers_end_the_connection(server: Server) 
     ("head", "endless"),
     [
         (b"GET /", b"a" * 1000),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"a" * 1000),
         (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X: aaaaaaaa\r\n" * 80),
-        (CHUNKED + b"0\r\n", b"X: aaaaaaaa\r\n" * 80),
         (CHUNKED + b"0\r\nX: ", b"a" * 1000),
+        (CHUNKED, (b"f4240\r\n" + bytes(1_000_000) + b"\r\n")),
     ],
-    ids=["address", "header", "headers", "trailers", "trailer"],
+    ids=["address", "headers", "trailer", "body"],
 )
-def test_a_head_without_end_is_not_read_for_ever(
-    server: Server, head: bytes, endless: bytes
-) -> None:
+def test_what_has_no_end_is_not_read_for_ever(server: Server, head: bytes, endless: bytes) -> None:
     with connected(server) as connection:
         connection.sendall(head)
         with pytest.raises(OSError, match=r"reset|pipe"):
-            connection.sendall(endless * 20_000)
-
-
-def test_a_large_head_is_fine(server: Server, cat_picture: bytes) -> None:
-    headers = {f"X-{number}": "a" * 1000 for number in range(30)}
-    url = f"{server.url}/predict?{'a' * 8000}"
-    assert httpx.post(url, content=cat_picture, headers=headers).status_code == 200
-
-
-# --- offers of other protocols ------------------------------------------------------------------
+            connection.sendall(endless * (10**8 // len(endless)))
 
 
 @pytest.mark.parametrize(("part", "offer"), [(2**30, H2C), (37, H2C), (1000, WEBSOCKET)])
@@ -299,12 +221,11 @@ def test_an_offer_of_another_protocol_is_ignored_and_its_body_kept(
     """However the requests are sent, and whatever follows on the connection."""
     get = HEALTH.replace(b"\r\n\r\n", b"\r\n" + offer.encode() + b"\r\n")
     sent = post(cat_picture, offer) + get + post(cat_picture)
-    sent += post(cat_picture, offer, chunked=True) + get
+    sent += post(cat_picture, offer, chunked=True)
     sent += post(cat_picture, offer.replace(": ", ": close, ", 1))
     received = answers(server, sent, part)
-    assert statuses(received) == [200] * 6
+    assert statuses(received) == [200] * 5
     assert received.count(b'"cat_probability"') == 4
     # And it gets round no limit
-    for more in (offer + "a: b\r\n" * 99, offer + f"a: {'b' * 65_500}\r\n"):
-        assert statuses(answers(server, post(b"", more))) == [400]
+    assert statuses(answers(server, post(b"", offer + "a: b\r\n" * 99))) == [400]
     assert statuses(answers(server, post(b"x", offer) * 20))[-1] == 400

@@ -72,7 +72,7 @@ def test_a_checkpoint_that_cannot_go_on_is_refused_with_what_is_wrong(tmp_path: 
     path = tmp_path / "checkpoint.safetensors"
     facts = {"seed": 5, "epochs": 3}
     with trainer() as t:
-        loop.save_checkpoint(path, t, loop.Run(facts))
+        loop.save_checkpoint(path, t, facts)
         with pytest.raises(Refused, match="epochs was 3 and is now 4"):
             loop.resume(path, t, facts | {"epochs": 4})
         with pytest.raises(Refused, match="teacher was 'not set' and is now 'x'"):

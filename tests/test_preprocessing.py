@@ -226,7 +226,7 @@ def test_every_tiff_layout_is_read_right_or_refused_by_name() -> None:
 def test_numbers_without_a_known_white_and_what_pillow_misreads_are_refused() -> None:
     subsampled = [(258, "H", [8, 8, 8]), (262, "H", [6]), (277, "H", [3]), (530, "H", [2, 2])]
     samples = [
-        (layout("RGB", 16, planar=True)[0], "uncompressed 16-bit planes"),
+        (layout("RGB", 16, planar=True)[0], "separate planes"),
         (pictures.tiff(160, 120, bytes(160 * 120 * 3 // 2), tags=subsampled), "subsampled"),
     ]
     for kind in ("<u4", ">u4", "<i4", ">i2", "<i1", "<f4", ">f4"):

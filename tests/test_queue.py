@@ -78,53 +78,23 @@ async def raw(app: FastAPI, arriving: list[Message], path: str = "/predict") -> 
     return sent
 
 
-# --- places -------------------------------------------------------------------------------------
-
-
 @scene
 async def test_beyond_its_places_it_refuses_before_it_reads_a_body() -> None:
     async with service(queue=2) as (client, app):
+        come = asyncio.Event()  # a slow upload takes no place, and is answered when all are taken
+        slow = asyncio.ensure_future(client.post("/predict", content=stalled(come, do("nothing"))))
+        await until(lambda: app.state.queue.in_progress == 1)
         taken = [client.post("/predict", content=large("sleep", seconds=0.3)) for _ in range(3)]
         answers = asyncio.gather(*taken)
         await until(lambda: app.state.workers.waiting == 2)
         start, end = await raw(app, [])
         assert start["status"] == 503
-        assert int(dict(start["headers"])[b"retry-after"]) >= 1
+        assert 1 <= int(dict(start["headers"])[b"retry-after"]) <= 60
         assert b"/problems#busy" in end["body"]
         assert (await client.get("/health")).status_code == 200
-        assert [answer.status_code for answer in await answers] == [200] * 3
-        assert (await client.post("/predict", content=do("nothing"))).status_code == 200
-
-
-@scene
-async def test_slow_uploads_take_no_place_and_are_answered_though_all_are_taken_by_then() -> None:
-    async with service(queue=1) as (client, app):
-        come = asyncio.Event()
-        posts = [client.post("/predict", content=stalled(come, do("nothing"))) for _ in range(3)]
-        slow = asyncio.gather(*posts)
-        await until(lambda: app.state.queue.in_progress == 3)
-        assert (await client.post("/predict", content=do("nothing"))).status_code == 200
-        taken = [client.post("/predict", content=large("sleep", seconds=0.3)) for _ in range(2)]
-        others = asyncio.gather(*taken)
-        await until(lambda: app.state.workers.waiting == 1)
-        assert (await client.post("/predict", content=do("nothing"))).status_code == 503
         come.set()
-        assert [answer.status_code for answer in (*await slow, *await others)] == [200] * 5
-
-
-@pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (9.2, "10"), (1000, "60")])
-@scene
-async def test_retry_after_follows_what_there_is_to_do(seconds: float, header: str) -> None:
-    workers = Stuck({})
-    workers.submit({}, b"")
-    workers.seconds_each = seconds
-    full = Queue(workers, places=1, body_bytes=1000, deadline_seconds=60)
-    with pytest.raises(Problem, match="1 pictures are waiting") as refused, full.enter():
-        pass
-    assert refused.value.headers == {"Retry-After": header}
-
-
-# --- bytes --------------------------------------------------------------------------------------
+        assert [answer.status_code for answer in (await slow, *await answers)] == [200] * 4
+        assert (await client.post("/predict", content=do("nothing"))).status_code == 200
 
 
 def test_a_body_is_refused_before_it_is_read_where_there_is_no_room() -> None:
@@ -133,37 +103,37 @@ def test_a_body_is_refused_before_it_is_read_where_there_is_no_room() -> None:
         first.announce(700)
         assert queue.held_bytes == 0, "who announces and sends nothing takes no room"
         first.arrived(600)
-        with pytest.raises(Problem, match="all the memory") as refused:
+        with pytest.raises(Problem, match="all the memory"):
             second.announce(301)
-        assert refused.value.type.slug == "busy"
         second.announce(300)  # which large uploads leave for small ones
         second.arrived(250)
         with pytest.raises(Problem, match="all the memory"):
             first.arrived(100)
-        assert queue.held_bytes == 850
         for never in (second.announce, second.arrived):
-            with pytest.raises(Problem, match="memory for 750") as too_large:
+            with pytest.raises(Problem, match="memory for 750"):
                 never(751)
-            assert too_large.value.type.slug == "too-large"
     assert queue.held_bytes == 0
 
 
-@pytest.mark.parametrize("ending", ["refused", "disconnected", "cancelled"])
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/cat/infer"])
 @scene
-async def test_an_upload_that_ends_early_leaves_nothing_behind(path: str, ending: str) -> None:
-    async with service(max_upload_bytes=5000) as (_, app):
-        size = 100_000 if ending == "refused" else 100
-        arriving: list[Message] = [{"type": "http.request", "body": bytes(size), "more_body": True}]
-        arriving += [{"type": "http.disconnect"}] * (ending != "cancelled")
-        request = asyncio.create_task(raw(app, arriving, path))
-        if ending == "cancelled":
-            await until(lambda: app.state.queue.held_bytes == 100)
-            request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-
-
-# --- time ---------------------------------------------------------------------------------------
+async def test_a_request_whose_client_goes_is_not_worked_on_and_leaves_nothing_behind(
+    path: str,
+) -> None:
+    async with service() as (client, app):
+        first = asyncio.ensure_future(client.post(path, content=large("sleep", seconds=0.4)))
+        await until(lambda: app.state.workers.busy)
+        leaves: Message = {"type": "http.disconnect"}
+        for more_body in (False, True):  # while its picture waits, and amid its upload
+            body = {"type": "http.request", "body": large("nothing"), "more_body": more_body}
+            await raw(app, [body, leaves], path)
+        assert app.state.workers.waiting == 0
+        cancelled = asyncio.create_task(raw(app, [body], path))
+        await until(lambda: app.state.queue.in_progress == 2)
+        cancelled.cancel()
+        assert not first.done()
+        await asyncio.gather(first, cancelled, return_exceptions=True)
+        assert (await client.post("/predict", content=do("nothing"))).json()["handled"] == 2
 
 
 @scene
@@ -180,20 +150,6 @@ async def test_what_is_not_done_by_its_deadline_is_given_up_and_if_it_waits_not_
 
 
 @scene
-async def test_a_picture_whose_client_has_gone_is_not_worked_on() -> None:
-    async with service() as (client, app):
-        post = client.post("/predict", content=large("sleep", seconds=0.4))
-        first = asyncio.ensure_future(post)
-        await until(lambda: app.state.workers.busy)
-        body = {"type": "http.request", "body": large("nothing")}
-        await raw(app, [body, {"type": "http.disconnect"}])
-        assert app.state.workers.waiting == 0
-        assert not first.done()
-        await first
-        assert (await client.post("/predict", content=do("nothing"))).json()["handled"] == 2
-
-
-@scene
 async def test_an_upload_that_does_not_come_on_is_given_up_one_that_does_gets_more_time() -> None:
     async def steady() -> AsyncIterator[bytes]:
         for _ in range(4):
@@ -205,10 +161,6 @@ async def test_an_upload_that_does_not_come_on_is_given_up_one_that_does_gets_mo
         assert (await client.post("/predict", content=steady())).status_code == 200
         slow = await client.post("/predict", content=stalled(asyncio.Event(), bytes(100)))
         assert (slow.status_code, slow.json()["type"]) == (408, "/problems#slow-upload")
-        assert "10 bytes" in slow.json()["detail"]
-
-
-# --- the machine --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -239,11 +191,9 @@ TWO, BELOW, ONE = "0::/", "0::/a/b", "6:memory:/\n4:cpu,cpuacct:/\n0::/"
     ("group", "contents", "count", "memory"),
     [
         ("", {}, 8, None),
-        (TWO, {"cpu.max": "max 100000", "memory.max": "max"}, 8, None),
         (TWO, {"cpu.max": "150000 100000", "memory.max": "1048576"}, 2, MIB),
         (TWO, {"cpu.max": "10000 100000"}, 1, None),
         (BELOW, {"a/b/memory.max": "max", "a/memory.max": "2097152"}, 8, 2 * MIB),
-        (BELOW, {"a/cpu.max": "300000 100000"}, 3, None),
         (ONE, {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4, None),
         (ONE, {"cpu/cpu.cfs_quota_us": "-1", "memory/memory.limit_in_bytes": "9999"}, 8, 9999),
         (ONE, {"memory/memory.limit_in_bytes": "9223372036854771712"}, 8, None),  # no limit

@@ -16,7 +16,6 @@ import pytest
 from model.__main__ import main as model_command
 from model.archive import Row
 from model.classifier import Classifier
-from model.workers import Workers
 from tests import pictures
 from tests.data_folder import REPOSITORY
 from tests.pictures import zipped
@@ -30,8 +29,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.cluster_utils import Cluster
 
-from deploy.ray import job
-from deploy.ray.job import Answer, main
+from deploy.ray.job import main
 
 # Ray's own: its sockets and processes are closed when Python ends.
 pytestmark = [
@@ -107,22 +105,6 @@ def test_what_cannot_be_done_is_said_before_ray_starts(
     assert stopped.value.code == 2
     assert says in capsys.readouterr().err
     assert not ray.is_initialized()
-
-
-def test_a_picture_that_ends_its_process_is_a_row_and_the_actor_goes_on(
-    weights_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def deadly(weights: Path, count: int) -> Workers:
-        return Workers("tests.test_archive", [str(weights)], count=count, memory_bytes=2**27)
-
-    monkeypatch.setattr(job, "workers_for", deadly)
-    actor = Answer(weights_path.read_bytes())
-    batch = pa.table({"picture": ["good", "fatal", "good"], "bytes": [PNG, b"crash", PNG]})
-    for _ in range(2):
-        good, fatal, again = actor(batch).to_pylist()
-        assert fatal["error"]["reason"] == "crashes-decoder"
-        assert good["cat_probability"] == classifier.predict(PNG).cat_probability
-        assert again == good
 
 
 def test_a_lost_nodes_pictures_are_answered_by_another(tmp_path: Path) -> None:

@@ -81,31 +81,25 @@ def test_what_a_page_names_exists(page: Path) -> None:
         assert TYPES[slug].status == int(status)
 
 
+def test_the_readme_lists_every_setting_error_and_address(client: TestClient) -> None:
+    rows = re.findall(r"^\| `(CAT_\w+)` \| (.*?) \| (.*?) \|$", TEXTS[README], re.M)
+    assert rows == [(name, each.default, each.meaning) for name, each in settings_table().items()]
+    rows = re.findall(r"^\| (\d{3}) \| `([\w-]+)` \|", TEXTS[README], re.M)
+    assert sorted(rows) == sorted((str(each.status), each.slug) for each in TYPES.values())
+    addresses = re.findall(r"^\| `(?:(GET|POST) )?(/[\w/]*)` \|", TEXTS[README], re.M)
+    assert {"/predict", "/explain", "/model", "/health", "/metrics", "/v2", "/docs"} <= {
+        path for _, path in addresses
+    }
+    for method, path in addresses:
+        assert client.request(method or "GET", path).status_code in (200, 422)
+
+
 def test_snippets_can_be_read_as_what_they_are() -> None:
     for block in BLOCKS:
         if block.language == "python":
             compile(block.text, block.page, "exec")
         if block.language in ("sh", "bash"):
             subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
-
-
-def test_the_readme_lists_every_setting_with_its_default() -> None:
-    rows = re.findall(r"^\| `(CAT_\w+)` \| (.*?) \| (.*?) \|$", TEXTS[README], re.M)
-    assert rows == [(name, each.default, each.meaning) for name, each in settings_table().items()]
-
-
-def test_the_readme_lists_every_error_with_its_status() -> None:
-    rows = re.findall(r"^\| (\d{3}) \| `([\w-]+)` \|", TEXTS[README], re.M)
-    assert sorted(rows) == sorted((str(each.status), each.slug) for each in TYPES.values())
-
-
-def test_the_readme_lists_addresses_that_answer(client: TestClient) -> None:
-    rows = re.findall(r"^\| `(?:(GET|POST) )?(/[\w/]*)` \|", TEXTS[README], re.M)
-    assert {"/predict", "/explain", "/model", "/health", "/metrics", "/v2", "/docs"} <= {
-        path for _, path in rows
-    }
-    for method, path in rows:
-        assert client.request(method or "GET", path).status_code in (200, 422)
 
 
 @cache

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import sys
@@ -36,8 +37,6 @@ from tests.server import (
 )
 
 pytestmark = linux_only
-BOTH = pytest.mark.parametrize("command", [PYTHON_M_APP, UVICORN], ids=["python -m app", "uvicorn"])
-LIBFAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 KEY = "open-sesame"
 
 
@@ -61,34 +60,25 @@ def is_zero(pid: int, limit: str) -> bool:
 # --- starting -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [(PYTHON_M_APP, "missing"), (UVICORN, "damaged")],
-)
-def test_weights_that_cannot_be_used_stop_the_start_with_one_sentence(
-    command: list[str], name: str, weights_path: Path, tmp_path: Path
+@pytest.mark.parametrize("command", [PYTHON_M_APP, UVICORN], ids=["python -m app", "uvicorn"])
+def test_what_cannot_be_used_stops_the_start_with_one_sentence(
+    command: list[str], weights_path: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "damaged").write_bytes(weights_path.read_bytes()[:-1000])
-    status, output = ended(command, weights=tmp_path / name)
-    assert status != 0
-    assert output.count(str(tmp_path / name)) == 1
-
-
-@BOTH
-def test_a_bad_setting_stops_the_start_with_one_sentence(command: list[str]) -> None:
     status, output = ended(command, threshold="high")
     assert status != 0
     assert output.splitlines() == [
         "CAT_THRESHOLD is 'high', but must be a number between 0 and 1. Change it, or unset it"
         " to use the default: the one in the weights file."
     ]
+    damaged = tmp_path / "damaged"
+    if command is UVICORN:
+        damaged.write_bytes(weights_path.read_bytes()[:-1000])
+    status, output = ended(command, weights=damaged)
+    assert status != 0
+    assert output.count(str(damaged)) == 1
 
 
 def test_an_address_that_cannot_be_had_is_named() -> None:
-    status, output = ended(PYTHON_M_APP, bind_host="192.0.2.1")
-    assert status == 1
-    assert output.startswith("Cannot listen on 192.0.2.1, port 0: ")
-    assert "CAT_BIND_HOST" in output
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, output = ended(PYTHON_M_APP, bind_port=port)
@@ -164,6 +154,8 @@ def test_under_load_no_request_fails_whatever_ends_workers(weights_path: Path) -
                 assert wait_for_more(answers, 2 * CLIENTS) < 2 + 2 * server.start_seconds
         assert {answer.status_code for answer in answers} == {200}
         assert max(answer.elapsed.total_seconds() for answer in answers) < 10
+        metrics = httpx.get(f"{server.url}/metrics").text
+        assert float(re.findall(r"(?m)^cat_workers_replaced_total (.+)", metrics)[0]) >= 4
         processes = [server.template, *server.workers]
         server.process.kill()
         wait_until_gone(processes)
@@ -194,6 +186,8 @@ def test_new_weights_are_taken_up_under_load_and_bad_ones_change_nothing(
         assert {*seen[reloaded + CLIENTS :]} == {newer.version} == {version(server)}
         assert f"The weights file {path} cannot be used" in server.log
         assert len(children(server.process.pid)) == 1, "the old processes are gone"
+        models = re.findall(r"(?m)^cat_model_info.*", httpx.get(f"{server.url}/metrics").text)
+        assert models == [f'cat_model_info{{name="tiny",version="{newer.version}"}} 1.0']
         server.stop()
     assert "Traceback" not in server.log
 
@@ -204,22 +198,6 @@ def test_a_picture_that_takes_too_much_processor_time_is_refused(weights_path: P
         answer = httpx.post(f"{server.url}/predict", content=slow, timeout=60)
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems#takes-too-long")
         assert httpx.post(f"{server.url}/predict", content=picture()).status_code == 200
-
-
-@pytest.mark.skipif(not Path(LIBFAKETIME).exists(), reason="needs Debian's libfaketime")
-def test_a_clock_that_jumps_back_an_hour_changes_nothing(
-    weights_path: Path, tmp_path: Path
-) -> None:
-    (clock := tmp_path / "clock").write_text("+0")
-    faked = ["env", f"LD_PRELOAD={LIBFAKETIME}", f"FAKETIME_TIMESTAMP_FILE={clock}"]
-    faked += ["FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_NO_CACHE=1", *PYTHON_M_APP]
-    with running(faked, weights=weights_path, deadline_seconds=5, upload_seconds=5) as server:
-        with load(server.url, picture()) as answers:
-            clock.write_text("-3600")
-            wait_for_more(answers, 4 * CLIENTS)
-        assert {answer.status_code for answer in answers} == {200}
-        assert server.stop() == 0
-    assert len({line[11:13] for line in server.log.splitlines()}) > 1, "the clock did jump"
 
 
 def test_clients_that_do_not_send_or_do_not_read_are_dropped(weights_path: Path) -> None:
@@ -250,41 +228,29 @@ def test_clients_that_do_not_send_or_do_not_read_are_dropped(weights_path: Path)
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="needs IPv6")
-def test_it_listens_on_ipv6_alone_and_logs_nothing_but_json(
-    weights_path: Path, cat_picture: bytes
-) -> None:
+def test_it_listens_on_ipv6_alone_and_logs_nothing_but_json(weights_path: Path) -> None:
     check = [sys.executable, "-m", "app.healthcheck"]
     with running(PYTHON_M_APP, weights=weights_path, bind_host="::1", log="json") as server:
-        assert httpx.post(f"{server.url}/predict", content=cat_picture).status_code == 200
         assert httpx.get(f"{server.url}/nothing").status_code == 404
-        for host in ("::1", "::"):
-            assert ended(check, bind_host=host, bind_port=server.port) == (0, "")
+        assert ended(check, bind_host="::", bind_port=server.port) == (0, "")
         assert server.stop() == 0
         status, output = ended(check, bind_host="::1", bind_port=server.port)
         assert (status, "does not answer" in output) == (1, True)
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert {"status", "message"} <= {name for line in lines for name in line}
     assert all(line.keys() >= {"time", "level"} for line in lines)
-    assert server.url.startswith("http://[::1]:")
 
 
 def test_uvicorn_serves_it_on_a_unix_socket(
-    weights_path: Path, classifier: Classifier, cat_picture: bytes, tmp_path: Path
+    weights_path: Path, cat_picture: bytes, tmp_path: Path
 ) -> None:
     """As behind nginx: `proxy_pass http://unix:/run/cat.sock;`."""
     path = str(tmp_path / "socket")
     with (
-        running([*UVICORN[:-2], "--uds", path], weights=weights_path) as server,
+        running([*UVICORN[:-2], "--uds", path], weights=weights_path),
         httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://cat") as client,
     ):
-        answer = client.post("/predict", content=cat_picture, headers={"X-Request-ID": "nginx"})
-        assert answer.json()["cat_probability"] == classifier.predict(cat_picture).cat_probability
-        assert client.get("/v2/health/ready").json()["ready"] is True
-        processes = [server.template, *server.workers]
-        server.stop()
-    wait_until_gone(processes)
-    assert " request_id=nginx " in server.log
-    assert "Traceback" not in server.log
+        assert client.post("/predict", content=cat_picture).status_code == 200
 
 
 # --- stopping -----------------------------------------------------------------------------------
@@ -296,8 +262,9 @@ def test_uvicorn_serves_it_on_a_unix_socket(
 def test_what_has_arrived_is_answered_before_it_stops(
     command: list[str], number: int, weights_path: Path, cat_picture: bytes
 ) -> None:
-    with running(command, weights=weights_path) as server:
+    with running(command, weights=weights_path, drain_seconds=1) as server:
         processes = [server.template, *server.workers]
+        began = time.monotonic()
 
         def slow_upload() -> Iterator[bytes]:
             yield cat_picture[:1000]
@@ -310,16 +277,17 @@ def test_what_has_arrived_is_answered_before_it_stops(
         assert answer.status_code == 200
         status = server.wait()
         assert status == 0 or command is UVICORN
+        assert time.monotonic() - began >= 1, "it has drained"
     wait_until_gone(processes)
     assert "Traceback" not in server.log
     assert "ERROR" not in server.log
 
 
-def test_while_it_drains_it_is_not_ready_but_answers(
+def test_while_it_drains_it_is_not_ready_but_answers_until_it_is_told_again(
     weights_path: Path, cat_picture: bytes
 ) -> None:
-    with running(PYTHON_M_APP, weights=weights_path, drain_seconds=2) as server:
-        began = time.monotonic()
+    with running(PYTHON_M_APP, weights=weights_path, drain_seconds=600) as server:
+        processes = [server.template, *server.workers]
         server.process.terminate()
         ready = f"{server.url}/health/ready"
         answer = wait_until(lambda: (found := httpx.get(ready)).status_code == 503 and found)
@@ -328,15 +296,6 @@ def test_while_it_drains_it_is_not_ready_but_answers(
         assert httpx.get(f"{server.url}/health/live").status_code == 200
         answer = httpx.post(f"{server.url}/predict", content=cat_picture)
         assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
-        assert server.wait() == 0
-        assert time.monotonic() - began >= 2
-
-
-def test_a_second_signal_stops_all_processes_at_once(weights_path: Path) -> None:
-    with running(PYTHON_M_APP, weights=weights_path, drain_seconds=600) as server:
-        processes = [server.template, *server.workers]
-        server.process.terminate()
-        wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 503)
         assert server.stop() == 0
     wait_until_gone(processes)
 

@@ -4,12 +4,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
@@ -23,12 +21,13 @@ from app.settings import Settings
 from app.work import Work
 from model.classifier import Classifier, ViewMode
 from model.formats import Reason
-from model.preprocessing import Views
 from model.worker import Job, Reply
 from model.workers import Failure
 from tests.conftest import Service, SharedWorkers, Stuck
-from tests.pictures import SIX, animation, picture
+from tests.data_folder import REPOSITORY
+from tests.pictures import animation, picture
 
+BROWSER = {"Accept": "text/html,*/*;q=0.8"}
 FORM = "multipart/form-data; boundary=b"
 
 
@@ -65,13 +64,15 @@ def png_that_claims(width: int, height: int) -> bytes:
 # --- answers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("data", [picture(), animation("GIF")], ids=["JPEG", "GIF"])
 def test_the_served_probability_is_exactly_the_models(
-    client: TestClient, classifier: Classifier, cat_picture: bytes
+    client: TestClient, classifier: Classifier, data: bytes
 ) -> None:
-    direct = classifier.predict(cat_picture)
-    answer = client.post("/predict", content=cat_picture)
+    direct = classifier.predict(data)
+    answer = client.post("/predict", content=data)
     assert answer.headers["content-type"] == "application/json"
     PredictionAnswer.model_validate_json(answer.content, strict=True)
+    assert bool(direct.warnings) == data.startswith(b"GIF")
     assert answer.json() == {
         "cat_probability": direct.cat_probability,
         "label": direct.label,
@@ -103,35 +104,27 @@ def test_an_unsure_model_looks_at_all_views_unless_the_setting_is_one(
 def test_small_pictures_that_are_worked_on_together_get_their_answers(
     unsure_path: Path, cat_picture: bytes
 ) -> None:
+    work = Work(Classifier.load(unsure_path))
     head = {"kind": "predict", "threshold": None, "views": "all", "max_pixels": 10**6}
     jobs = [Job(head, data) for data in (cat_picture, b"no picture", picture("PNG", 96, 96))]
-    tested = Classifier.load(unsure_path)
-    logits = [tested.predict(jobs[i].body).view_logits[0] for i in (0, 2)]
-    views = Views(SIX.boxes, unsure=(float(np.mean(logits)), 99.0))  # so that it is of one alone
-    work = Work(replace(tested, views=views))
     together, alone = work(jobs), [work([job])[0] for job in jobs]
     assert together[1] == alone[1]
-    looked_at = set()
-    for one, other in ((together[i], alone[i]) for i in (0, 2)):
-        answer, expected = json.loads(one.body), json.loads(other.body)
-        looked_at.add(answer["views"])
+    for i in (0, 2):
+        answer, expected = json.loads(together[i].body), json.loads(alone[i].body)
         probability = pytest.approx(expected["cat_probability"], abs=1e-6)
         assert answer == expected | {"cat_probability": probability}
-    assert looked_at == {1, 6}
 
 
 def test_a_picture_gets_the_same_answer_however_it_is_sent(
     client: TestClient, cat_picture: bytes
 ) -> None:
-    kinds = ("image/png", "application/json", "application/x-www-form-urlencoded", "x;;=")
-    names = ("cat.jpg", "кіт.jpg", 'a "cat".jpg', "no-extension")
-    requests: list[dict[str, Any]] = [
-        *(body(cat_picture, kind, "identity") for kind in kinds),
-        *({"files": {"file": (name, cat_picture)}, "data": {"button": "Send"}} for name in names),
-    ]
     expected = client.post("/predict", content=cat_picture).text
-    for request in requests:
-        assert client.post("/predict", **request).text == expected
+    for kind in ("image/png", "application/x-www-form-urlencoded", "x;;="):
+        sent = client.post("/predict", **body(cat_picture, kind, "identity"))
+        assert sent.text == expected
+    for name in ("cat.jpg", "кіт.jpg", 'a "cat".jpg'):
+        form = {"files": {"file": (name, cat_picture)}, "data": {"button": "Send"}}
+        assert client.post("/predict", **form).text == expected
 
 
 @pytest.mark.parametrize(
@@ -149,23 +142,16 @@ def test_the_threshold_setting_decides_the_label_and_its_words_and_nothing_else(
     assert answer == default | {"threshold": threshold, "label": label, "words": words}
 
 
-def test_the_answer_warns_of_what_was_left_out(client: TestClient) -> None:
-    (warning,) = client.post("/predict", content=animation("GIF")).json()["warnings"]
-    assert "first of several frames" in warning
-
-
-def test_health_names_the_loaded_model(client: TestClient, classifier: Classifier) -> None:
+def test_health_names_the_loaded_model_also_for_head(
+    client: TestClient, classifier: Classifier
+) -> None:
     named = {"name": classifier.name, "version": classifier.version}
     for path in ("/health", "/health/ready"):
-        ready = {"status": "ready", "version": __version__, "model": named}
-        assert client.get(path).json() == ready
+        get, head = client.get(path), client.head(path)
+        assert get.json() == {"status": "ready", "version": __version__, "model": named}
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == get.headers["content-length"]
     assert client.get("/health/live").json() == {"status": "live"}
-
-
-def test_head_is_answered_where_get_is(client: TestClient) -> None:
-    head, get = client.head("/health"), client.get("/health")
-    assert (head.status_code, head.content) == (200, b"")
-    assert head.headers["content-length"] == get.headers["content-length"]
     assert client.head("/predict").status_code == 405
 
 
@@ -174,14 +160,12 @@ def test_head_is_answered_where_get_is(client: TestClient) -> None:
 REFUSED = [  # request, slug, words of the detail
     ({"content": b""}, "empty", "no body"),
     ({"files": {"file": ("", b"")}}, "empty", "'file' is empty"),
-    (body(b"", FORM), "empty", "no content"),
     ({"content": b"hello, world"}, "not-a-picture", "looks like text"),
     (body(b"hello", "application/x-www-form-urlencoded"), "not-a-picture", "--data-binary"),
     ({"files": {"file": ("cat.jpg", b"hello, world")}}, "not-a-picture", "looks like text"),
     ({"content": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "format-not-allowed", "SVG"),
     ({"content": b"%PDF-1.7\n" + bytes(100)}, "format-not-allowed", "PDF"),
     ({"content": b"\xff\xd8\xff\xe0" + bytes(100)}, "damaged", "JPEG"),
-    ({"content": picture("PNG")[:-100]}, "damaged", "PNG"),
     ({"content": png_that_claims(5001, 5000)}, "too-many-pixels", "25 million"),
     ({"content": png_that_claims(10_001, 1)}, "too-many-pixels", "10,000"),
     (body(b"x", encoding="gzip"), "encoded-body", "'gzip'"),
@@ -192,11 +176,9 @@ REFUSED = [  # request, slug, words of the detail
     (multipart(file("file"), file("image")), "several-files", "'image'"),
     (multipart(file("file"), file("file")), "several-files", "more than one"),
     (multipart("Content-Type: image/jpeg\r\n\r\nx"), "malformed-form", "no Content-Disposition"),
-    (multipart(*[field("note")] * 21), "malformed-form", "more than 20 parts"),
     (multipart(f"X-Long: {'x' * 5000}\r\n\r\nx"), "malformed-form", "between two boundaries"),
     (multipart("a line without a colon\r\n\r\nx"), "malformed-form", "between two boundaries"),
     (multipart(file("file"), end="--b"), "malformed-form", "before its closing boundary"),
-    (body(b"x", "multipart/form-data"), "malformed-form", "Let your HTTP client set this header"),
     (body(b"\xff\xd8\xff", FORM), "malformed-form", "does not begin with the boundary"),
 ]
 
@@ -218,43 +200,27 @@ def test_what_cannot_be_classified_gets_its_problem(
 def test_a_picture_of_exactly_the_limit_passes_and_one_byte_more_does_not(
     service: Service, cat_picture: bytes
 ) -> None:
+    most = len(cat_picture)
     room = {"note": "x" * (FORM_ALLOWANCE_BYTES - 1000)}
-    with service(max_upload_bytes=len(cat_picture)) as client:
+    with service(max_upload_bytes=most) as client:
         for picture, status in ((cat_picture, 200), (cat_picture + b"\0", 413)):
             for request in (
                 {"content": picture},
                 {"content": unannounced(picture)},
-                {"files": {"file": picture}},
                 {"files": {"file": picture}, "data": room},
             ):
                 answer = client.post("/predict", **request)
                 assert answer.status_code == status
                 if status == 413:
                     problem = answer.json()
-                    assert problem["type"] == "/problems#too-large"
-                    assert problem["limit_bytes"] == len(cat_picture)
-                    assert f"at most {len(cat_picture):,}" in problem["detail"]
+                    assert (problem["type"], problem["limit_bytes"]) == (
+                        "/problems#too-large",
+                        most,
+                    )
+                    assert f"at most {most:,}" in problem["detail"]
         beyond = {"note": "x" * FORM_ALLOWANCE_BYTES}
         too_large = client.post("/predict", files={"file": cat_picture}, data=beyond)
         assert too_large.status_code == 413
-
-
-def test_a_nonsensical_length_does_no_harm(client: TestClient, cat_picture: bytes) -> None:
-    for length in ("-1", "²", "9" * 5000):
-        headers = [(b"content-length", length.encode("latin-1"))]
-        answer = client.post("/predict", content=unannounced(cat_picture), headers=headers)
-        assert answer.status_code == 200, length
-
-
-def test_the_connection_is_closed_only_where_an_answer_comes_before_the_bodys_end(
-    client: TestClient, cat_picture: bytes
-) -> None:
-    for path, headers in (("/nothing", {}), ("/predict", {"Content-Encoding": "gzip"})):
-        answer = client.post(path, content=unannounced(bytes(5000)), headers=headers)
-        assert answer.is_client_error
-        assert answer.headers["connection"] == "close"
-    for content in (cat_picture, b"not a picture", unannounced(cat_picture)):
-        assert "connection" not in client.post("/predict", content=content).headers
 
 
 def test_hostile_forms_are_parsed_in_time(client: TestClient) -> None:
@@ -262,18 +228,6 @@ def test_hostile_forms_are_parsed_in_time(client: TestClient) -> None:
     for filler in ("\r\n--b", "\r\n--", "\r\n--b-", "\r\n--b \r\n"):
         request = multipart(file("file") + filler * (2**20 // len(filler)))
         assert client.post("/predict", **request).status_code in (400, 415)
-
-
-def test_every_reason_of_the_model_has_a_type_of_problem() -> None:
-    assert set(Reason) <= set(TYPES)
-
-
-def test_the_pixel_limit_is_a_setting_and_is_named(service: Service) -> None:
-    with service(max_pixels=9_999) as client:
-        problem = client.post("/predict", content=png_that_claims(100, 100)).json()
-    assert problem["type"] == "/problems#too-many-pixels"
-    assert (problem["limit_pixels"], problem["limit_side"]) == (9_999, 10_000)
-    assert "9,999 pixels and 10,000 pixels per side" in problem["detail"]
 
 
 @pytest.mark.parametrize(
@@ -289,13 +243,13 @@ def test_the_pixel_limit_is_a_setting_and_is_named(service: Service) -> None:
             "internal-error",
             "The service failed",
         ),
-        ("/predict", None, "deadline-passed", "0.05 s passed"),
+        ("/predict", None, "deadline-passed", "0.3 s passed"),
     ],
 )
 def test_what_a_worker_cannot_do_gets_its_problem(
     workers: SharedWorkers, path: str, end: Failure | Reply | None, slug: str, words: str
 ) -> None:
-    app = create_app(Settings(deadline_seconds=0.05), Stuck(workers.description, end))
+    app = create_app(Settings(deadline_seconds=0.3), Stuck(workers.description, end))
     with TestClient(app) as client:
         answer = client.post(path, content=b"a picture")
     problem = answer.json()
@@ -307,10 +261,16 @@ def test_what_a_worker_cannot_do_gets_its_problem(
         assert int(answer.headers["retry-after"]) >= 1
 
 
+def test_the_pixel_limit_is_a_setting_and_is_named(service: Service) -> None:
+    with service(max_pixels=9_999) as client:
+        problem = client.post("/predict", content=png_that_claims(100, 100)).json()
+    assert (problem["limit_pixels"], problem["limit_side"]) == (9_999, 10_000)
+    assert "9,999 pixels and 10,000 pixels per side" in problem["detail"]
+
+
 def test_an_unknown_address_is_a_problem(client: TestClient) -> None:
-    posted = ["/predict/", "/%00%ff"]  # no redirect: it would have the picture sent twice
-    answers = [client.post(path, content=b"x") for path in posted]
-    answers += [client.get(path) for path in ("/health/", "/docs/nothing", "/docs/../main.py")]
+    answers = [client.post("/predict/", content=b"x")]  # a redirect would send the picture twice
+    answers += [client.get(path) for path in ("/%00%ff", "/docs/nothing", "/docs/../main.py")]
     for answer in answers:
         assert (answer.status_code, answer.json()["type"]) == (404, "/problems#not-found")
 
@@ -319,8 +279,6 @@ def test_an_unknown_address_is_a_problem(client: TestClient) -> None:
     ("method", "path", "allowed"),
     [
         ("GET", "/predict", "POST"),
-        ("OPTIONS", "/predict", "POST"),
-        ("PUT", "/explain", "POST"),
         ("POST", "/health", "GET"),
         ("NONSENSE", "/health", "GET"),
     ],
@@ -354,47 +312,32 @@ def test_invalid_values_are_a_problem_that_does_not_quote_them(client: TestClien
     assert "secret" not in response.text
 
 
-# --- documents ----------------------------------------------------------------------------------
+# --- pages and documents ------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def document(client: TestClient) -> dict[str, Any]:
-    document: dict[str, Any] = client.get("/openapi.json").json()
-    return document
-
-
-def test_the_api_document_is_valid_and_holds_what_it_refers_to(document: dict[str, Any]) -> None:
+def test_the_api_document_is_valid_and_names_keys_and_problems(
+    client: TestClient, service: Service
+) -> None:
+    document = client.get("/openapi.json").json()
     assert OpenAPI.model_validate(document).info.version == __version__
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert named == set(document["components"]["schemas"])
-    documented = {"/predict", "/explain", "/model", "/metrics", "/v2", "/v2/models/cat/infer"}
-    assert documented | {"/health", "/health/live", "/health/ready"} <= set(document["paths"])
-
-
-@pytest.mark.parametrize("path", ["/predict", "/explain"])
-def test_the_api_document_has_the_forms_and_the_problems_of_pictures(
-    document: dict[str, Any], path: str
-) -> None:
-    operation = document["paths"][path]["post"]
-    content = operation["requestBody"]["content"]
-    assert content["multipart/form-data"]["schema"]["required"] == ["file"]
-    assert {"application/octet-stream", "image/*"} <= set(content)
-    described = operation["responses"]
-    others = ("slow-upload", "too-large", "takes-too-long", "crashes-decoder", "busy", "stopping")
-    for slug in {slug for _, slug, _ in REFUSED} | {*others, "deadline-passed"}:
-        entry = described[str(TYPES[slug].status)]
-        assert f"`/problems#{slug}`" in entry["description"]
-        assert list(entry["content"]) == ["application/problem+json"]
-        assert "X-Request-ID" in entry["headers"]
-    assert set(described) == {"200", "400", "408", "413", "415", "422", "503"}
-    assert "Retry-After" in described["503"]["headers"]
+    content = document["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert {"multipart/form-data", "application/octet-stream", "image/*"} <= set(content)
+    with service(api_keys=("key",)) as locked:
+        paths = locked.get("/openapi.json").json()["paths"]
+    assert paths["/predict"]["post"]["security"] == [{"bearer": []}, {"key": []}]  # either will do
+    for path in ("/predict", "/explain", "/v2/models/cat/infer"):
+        described = document["paths"][path]["post"]["responses"]
+        for slug in ("too-large", "too-many-pixels", "crashes-decoder", "busy", "deadline-passed"):
+            assert f"/problems#{slug}`" in described[str(TYPES[slug].status)]["description"]
 
 
 def test_the_problems_page_has_a_place_for_every_type(client: TestClient) -> None:
     page = client.get("/problems")
     assert page.headers["content-type"].startswith("text/html")
-    for each in TYPES.values():
-        assert page.text.count(f'id="{each.slug}"') == 1
+    for slug in TYPES.keys() | set(Reason):
+        assert page.text.count(f'id="{slug}"') == 1
 
 
 def test_docs_needs_nothing_from_elsewhere(client: TestClient) -> None:
@@ -407,16 +350,63 @@ def test_docs_needs_nothing_from_elsewhere(client: TestClient) -> None:
     assert "validatorUrl: null" in client.get("/docs/start.js").text
 
 
-@pytest.mark.parametrize("name", ["swagger-ui-bundle.js", "swagger-ui.css"])
-def test_swagger_ui_is_served_as_published_and_whole_with_and_without_gzip(
-    client: TestClient, name: str
-) -> None:
+def test_swagger_ui_is_served_as_published_with_and_without_gzip(client: TestClient) -> None:
     readme = (pages.FOLDER / "swagger-ui" / "README.md").read_text(encoding="utf-8")
-    published = re.search(rf"([0-9a-f]{{64}})  {re.escape(name)}", readme)
-    assert published
-    for encoding in ("gzip", "identity"):
-        headers = {"Accept-Encoding": encoding, "Range": "bytes=0-9"}
-        response = client.get(f"/docs/{name}", headers=headers)
-        assert response.status_code == 200
-        assert response.headers.get("content-encoding", "identity") == encoding
-        assert hashlib.sha256(response.content).hexdigest() == published[1]
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
+        published = re.search(rf"([0-9a-f]{{64}})  {re.escape(name)}", readme)
+        assert published
+        for encoding in ("gzip", "identity"):
+            response = client.get(f"/docs/{name}", headers={"Accept-Encoding": encoding})
+            assert response.headers.get("content-encoding", "identity") == encoding
+            assert hashlib.sha256(response.content).hexdigest() == published[1]
+
+
+def test_its_files_are_small_and_allow_nothing_from_elsewhere(client: TestClient) -> None:
+    page = client.get("/", headers=BROWSER)
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    addresses = re.findall(r'(?:href|src|action)="([^"]+)"', page.text)
+    files = [each for each in (pages.FOLDER / "page").iterdir() if each.suffix != ".jpg"]
+    text = "".join(each.read_text() for each in files)
+    modules = re.findall(r'from "\./(.+)"', text)
+    for address in {*addresses, *(f"static/{name}" for name in modules)} - {"docs"}:
+        assert re.fullmatch(r"static/[a-z.]+", address)
+        assert client.get(f"/{address}").status_code == 200, address
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+    assert len(text) < 40_000
+
+
+def test_files_are_sent_again_only_when_they_changed_and_nothing_else_is_sent(
+    client: TestClient, service: Service
+) -> None:
+    first = client.get("/static/cat.jpg")
+    assert first.content == (REPOSITORY / "examples" / "cat.jpg").read_bytes()
+    again = client.get("/static/cat.jpg", headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+    for name in ("index.html", "no.js", "..%2fpage.py", "%2e%2e/page.py", "%00"):
+        assert client.get(f"/static/{name}").status_code == 404
+    with service(page=False) as without:
+        assert {without.get(path).status_code for path in ("/", "/static/page.js")} == {404}
+
+
+def test_names_of_classes_are_text_not_markup(workers: SharedWorkers) -> None:
+    named = workers.description | {"class_names": ("<b>&", '"$title')}
+    with TestClient(create_app(Settings(), Stuck(named))) as client:
+        text = client.get("/", headers=BROWSER).text
+    assert "<title>&lt;b&gt;&amp; or &quot;$title?</title>" in text
+    assert "<b>&" not in text
+
+
+@pytest.mark.parametrize("accept", ["*/*", "", "text/plain;q=0.9,text/html;q=0.1"])
+def test_whoever_does_not_ask_for_a_page_gets_the_commands_to_try(
+    client: TestClient, service: Service, accept: str
+) -> None:
+    answer = client.get("/", headers={"Accept": accept})
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["vary"] == "Accept"
+    assert "\ncurl --data-binary @picture.jpg http://testserver/predict\n" in answer.text
+    with service(api_keys=("secret",)) as locked:
+        text = locked.get("/", headers={"Accept": accept}).text
+    assert '\ncurl -H "X-API-Key: KEY" --data-binary @picture.jpg' in text
+    assert "secret" not in text

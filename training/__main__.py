@@ -19,6 +19,7 @@ try:
     import typer
 
     from model.archive import text
+    from model.classifier import BadArtifact
     from training import Refused
     from training.card import run_card
     from training.course import ITERATIONS, LEARNING_RATE
@@ -93,29 +94,17 @@ def _data(
     return Data(data, validation or (), classes, skip_bad)
 
 
-Pictures = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="DATA", help="HDF5 file, folder or zip with pictures; several are combined"
-    ),
-]
+_DATA = "HDF5 file, folder or zip with pictures; several are combined"
+Pictures = Annotated[list[Path], typer.Argument(metavar="DATA", help=_DATA)]
 Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS", help="weights file")]
-Output = Annotated[
-    Path,
-    _option("--output", "FILE", "weights file to write; the report goes into a folder next to it"),
-]
-Classes = Annotated[
-    tuple[str, str],
-    _option(
-        "--classes",
-        "FIRST SECOND",
-        "names of the classes and their folders; the first is the class to detect",
-    ),
-]
-SkipBad = Annotated[
-    bool,
-    _option("--skip-bad", None, "skip unusable files (default: list them and stop)"),
-]
+_OUTPUT = "weights file to write; the report goes into a folder next to it"
+Output = Annotated[Path, _option("--output", "FILE", _OUTPUT)]
+_CLASSES = "names of the classes and their folders; the first is the class to detect"
+Classes = Annotated[tuple[str, str], _option("--classes", "FIRST SECOND", _CLASSES)]
+_SKIP_BAD = "skip unusable files (default: list them and stop)"
+SkipBad = Annotated[bool, _option("--skip-bad", None, _SKIP_BAD)]
+_EPOCHS = f"number of epochs (default: {SCRATCH.epochs}; with --from {FINE_TUNING.epochs})"
+_SEED = f"seed of the random numbers (default: {SCRATCH.seed})"
 
 
 # --- the commands -------------------------------------------------------------------------------
@@ -131,8 +120,7 @@ def _fit(
     start: Annotated[Path | None, _option("--from", "WEIGHTS", "fine-tune these weights")] = None,
     output: Output = Path("runs/model.safetensors"),
     name: Annotated[
-        str | None,
-        _option("--name", None, "name of the model (default: the name of the weights file)"),
+        str | None, _option("--name", None, "name of the model (default: that of the weights file)")
     ] = None,
     classes: Classes = CLASS_NAMES,
     skip_bad: SkipBad = False,
@@ -146,20 +134,11 @@ def _fit(
         list[str] | None,
         _option("--set", "NAME=VALUE...", "settings that override the file, such as mixup=0.2"),
     ] = None,
-    epochs: Annotated[
-        int | None,
-        _option(
-            "--epochs",
-            "N",
-            f"number of epochs (default: {SCRATCH.epochs}; with --from {FINE_TUNING.epochs})",
-        ),
-    ] = None,
+    epochs: Annotated[int | None, _option("--epochs", "N", _EPOCHS)] = None,
     threads: Annotated[
         int | None, _option("--threads", "N", "number of threads (default: one per core)")
     ] = None,
-    seed: Annotated[
-        int | None, _option("--seed", "N", f"seed of the random numbers (default: {SCRATCH.seed})")
-    ] = None,
+    seed: Annotated[int | None, _option("--seed", "N", _SEED)] = None,
 ) -> Work:
     """Train the network on your own pictures.
 
@@ -201,8 +180,7 @@ def _evaluate(
     weights: Weights,
     data: Pictures,
     test: Annotated[
-        bool,
-        _option("--test", None, "measure on the test split, and record this in EXPERIMENTS.md"),
+        bool, _option("--test", None, "measure on the test split; EXPERIMENTS.md records it")
     ] = False,
     record: Annotated[
         bool, _option("--record", None, "store the metrics in the weights file")
@@ -255,8 +233,7 @@ def _card(weights: Weights) -> Work:
 def _course(
     data: Pictures,
     test: Annotated[
-        list[Path] | None,
-        _option("--test", "DATA...", "test pictures, not used for training"),
+        list[Path] | None, _option("--test", "DATA...", "test pictures, not used for training")
     ] = None,
     learning_rate: Annotated[
         float, _option("--learning-rate", "RATE", "learning rate", min=0)
@@ -311,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         status = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
         return _fail("Stopped. No file is incomplete.", status)
-    except Refused as error:
+    except (Refused, BadArtifact) as error:
         return _fail(f"error: {error}")
     except MemoryError as error:
         return _fail(f"error: out of memory: {error}. Use fewer pictures.")
@@ -327,14 +304,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _one_value_each(given: Sequence[str]) -> list[str]:
     """`--validation a b` as `--validation a --validation b`, for the options in SEVERAL."""
     result: list[str] = []
-    several, values = "", 0
+    several = ""
     for word in given:
         if word.startswith("-"):
-            several, values = (word if word in SEVERAL else ""), 0
-        elif several:
-            if values:
-                result.append(several)
-            values += 1
+            several = word if word in SEVERAL else ""
+        elif several and result[-1] != several:
+            result.append(several)
         result.append(word)
     return result
 

@@ -22,6 +22,7 @@ from model.network import (
 )
 
 STAGES = (64, 128, 256)  # channels at 16×16, 8×8 and 4×4
+MOST_STAGES = 5  # halved after each but the last, 16 places a side become 1
 MEAN, DEVIATION = (0.48, 0.45, 0.41), (0.27, 0.26, 0.27)  # of the training pictures' colours
 
 
@@ -90,27 +91,23 @@ def fold(layers: Sequence[Layer], statistics: Mapping[int, Iterable[Array]]) -> 
     since the scale is positive. No parameters are shared with `layers`: training may go on.
     """
     folded: list[Layer] = []
+    place = 0  # of the last convolution
     for layer in layers:
         if isinstance(layer, BatchNorm):
             mean, variance = statistics[id(layer)]
             scale = 1 / np.sqrt(variance + NORM_EPSILON)
-            before = next(
-                i for i in reversed(range(len(folded))) if isinstance(folded[i], Convolution)
-            )
-            convolution = folded[before]
+            convolution = folded[place]
             assert isinstance(convolution, Convolution)
             weights = convolution.parameters["weights"] * scale
             bias = layer.parameters["shift"] - mean * scale
             bias += convolution.parameters.get("bias", 0) * scale
-            folded[before] = Convolution(
-                weights.astype(np.float32), bias.astype(np.float32), convolution.stride
-            )
+            both = (weights.astype(np.float32), bias.astype(np.float32))
+            folded[place] = Convolution(*both, convolution.stride)
         elif isinstance(layer, Residual):
             folded.append(Residual(fold(layer.layers, statistics)))
-        elif layer.parameters:
-            folded.append(copy.deepcopy(layer))
         else:
-            folded.append(layer)
+            place = len(folded) if isinstance(layer, Convolution) else place
+            folded.append(copy.deepcopy(layer))
     return folded
 
 

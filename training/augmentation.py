@@ -218,15 +218,15 @@ def _damage(x: Array, rng: np.random.Generator, strength: float, limits: Augment
         x[i] = compress(x[i], quality=float(rng.uniform(15, 80)))
 
 
-def _dct_matrix() -> Array:
-    """The orthonormal 8×8 discrete cosine transform of a row-major block as one 64×64 matrix."""
-    place = np.arange(8)
-    dct = np.sqrt(2 / 8) * np.cos(np.pi * (place + 0.5) * place[:, None] / 8)
-    dct[0] /= np.sqrt(2)
-    return np.kron(dct, dct).astype(np.float32)
+def cosines(n: int) -> Array:
+    """The orthonormal discrete cosine transform as a matrix (n, n)."""
+    place = np.arange(n)
+    matrix: Array = np.sqrt(2 / n) * np.cos(np.pi * (place + 0.5) * place[:, None] / n)
+    matrix[0] /= np.sqrt(2)
+    return matrix
 
 
-_DCT = _dct_matrix()
+_DCT: Array = np.kron(cosines(8), cosines(8)).astype(np.float32)  # of a row-major 8×8 block
 # The example quantisation tables of the JPEG standard (ITU-T T.81, annex K), luma and chroma.
 _TABLES = np.array(
     [
@@ -244,9 +244,8 @@ _TABLES = np.array(
     ],
     np.float32,
 )
-_YCC = np.array(
-    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
-)  # JFIF
+_CHROMA = np.array([[-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)  # JFIF
+_YCC: Array = np.vstack([LUMA, _CHROMA])
 _RGB = np.linalg.inv(_YCC).astype(np.float32)
 
 
@@ -254,9 +253,7 @@ def compress(x: Array, quality: float) -> Array:
     """What JPEG compression of that quality (1 to 100) leaves of x (3, 64, 64) in [0, 1]."""
     scale = (5000 / quality if quality < 50 else 200 - 2 * quality) / 100
     steps = np.maximum(_TABLES[[0, 1, 1]] * np.float32(scale), 1)[:, None, :] / 255
-    planes = (_YCC @ x.reshape(3, -1)).reshape(
-        3, 8, 8, 8, 8
-    )  # block row, row, block column, column
+    planes = (_YCC @ x.reshape(3, -1)).reshape(3, 8, 8, 8, 8)  # block row, row, then columns
     blocks = planes.transpose(0, 1, 3, 2, 4).reshape(3, 64, 64)
     coefficients = blocks @ _DCT.T
     coefficients /= steps

@@ -1,8 +1,7 @@
 """What the validation pictures decide: a calibration, a threshold, and whether training helped.
 
 Calibration (Platt 1999; Guo et al. 2017, On Calibration of Modern Neural Networks) is logistic
-regression on one number, the logit z: p = σ(scale·z + shift). Both numbers are folded into the
-last layer, so that a probability stays σ of the last layer's output.
+regression on one number, the logit z: p = σ(scale·z + shift). Both are folded into the last layer.
 
 Letters: z (m,) logits, y (m,) labels in {0, 1}, p (m,) probabilities; sources (m,) names. Sources
 whose pictures are all of one class have no balanced accuracy. Among them, rooms limit what may be
@@ -56,7 +55,7 @@ TOO_FEW = (
 
 
 def enough(y: Array) -> bool:
-    """Whether there are pictures enough to fit a calibration and a threshold."""
+    """Whether the pictures are enough to fit a calibration and a threshold."""
     first = int((y == 1).sum())
     return len(y) >= MIN_PICTURES and min(first, len(y) - first) >= MIN_PER_CLASS
 
@@ -68,12 +67,9 @@ def by_source(sources: Sequence[str]) -> dict[str, Array]:
 
 
 def source_weights(sources: Sequence[str]) -> Array:
-    """Weights (m,) of mean 1 under which every source counts the same.
-
-    The classes keep the mix that they have in each source. A mix of one's own, half cats
-    everywhere, would be fair to neither: where one picture in six is a cat, every probability
-    would come out too large.
-    """
+    """Weights (m,) of mean 1 under which every source counts the same, and the classes of a source
+    in the mix that they have there: with half cats everywhere, every probability would be too
+    large where one picture in six is a cat."""
     _, place, counts = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
     weights: Array = len(place) / len(counts) / counts[place]
     return weights
@@ -95,8 +91,12 @@ class Calibration:
     shift: float = 0.0
     rule: str = TOO_FEW
 
+    def apply(self, z: Array) -> Array:
+        """The calibrated logits."""
+        return self.scale * z + self.shift
+
     def inverse(self, z: Array) -> Array:
-        """The logits before the calibration of what are z after it."""
+        """The logits before calibration."""
         return (z - self.shift) / self.scale
 
 
@@ -118,13 +118,12 @@ def logistic_fit(z: Array, y: Array, ridge: float = 0.0) -> tuple[float, float]:
 
 
 def calibrate(z: Array, y: Array, sources: Sequence[str]) -> Calibration:
-    """The calibration on validation pictures; the identity where they are too few to tell, or
-    where the network tells less than nothing (a scale below 0).
+    """The calibration on validation pictures, as `CALIBRATION_RULE` says; the identity where they
+    are too few, or where the network is worse than guessing (a scale below 0).
 
     Sources disagree: where one picture in fourteen is a cat, the same logit means less than where
-    every second one is. One calibration for all cannot suit each, so it is to suit none badly. A
-    source without one of the classes takes no part: the best that could be said of its pictures
-    is 0, and a shift towards that makes every other source less believable.
+    every second one is. One calibration cannot suit each, so it is to suit none badly. Sources of
+    one class take no part: their best would be a probability of 0, which spoils the others.
     """
     mixed = [(z[own], y[own]) for own in by_source(sources).values() if len(np.unique(y[own])) > 1]
     if not mixed or not enough(np.concatenate([labels for _, labels in mixed])):
@@ -185,8 +184,8 @@ def choose_threshold(
     otherwise: Sequence[float] = (0.5,),
     lookalikes: Container[str] = LOOKALIKE_SOURCES,
 ) -> float:
-    """One threshold for all sources, as `THRESHOLD_RULE` says; where the pictures are too few to
-    choose by, the better on them of those in `otherwise`, the first if they are equal. In (0, 1).
+    """One threshold for all sources, in (0, 1), as `THRESHOLD_RULE` says. Where the pictures are
+    too few, it is the better on them of those in `otherwise`, the first if they are equal.
 
     The single best threshold would follow one picture this way or that. Of those that are as good
     it is the highest: a false alarm is worse than a miss, which the next picture makes good.
@@ -199,11 +198,8 @@ def choose_threshold(
     values = _share_right(candidates, y, p, balanced_weights(y, sources))
     allowed = np.ones(len(candidates), bool)
     for source, own in by_source(sources).items():
-        if (
-            len(np.unique(y[own])) == 1
-            and own.sum() >= MIN_SOURCE_PICTURES
-            and source not in lookalikes
-        ):
+        one_class = len(np.unique(y[own])) == 1 and source not in lookalikes
+        if one_class and own.sum() >= MIN_SOURCE_PICTURES:
             allowed &= _share_right(candidates, y, p, own / own.sum()) >= 1 - MAX_FALSE_RATE
     if allowed.any():  # it may be asked for what cannot be
         values = np.where(allowed, values, -1)
@@ -235,7 +231,7 @@ def choose_unsure(
     one, every: logits (m,) of the whole alone, and the mean over all views.
     """
     calibration = calibrate(every, y, sources)
-    one, every = (calibration.scale * z + calibration.shift for z in (one, every))
+    one, every = map(calibration.apply, (one, every))
     weights = source_weights(sources)
     tried = []
     for low, high in product(LOW_BOUNDS, HIGH_BOUNDS):
@@ -247,8 +243,8 @@ def choose_unsure(
     allowed = [each for each in tried if each[0] <= MAX_UNSURE_SHARE] or [min(tried)]
     best = max(accuracy for _, accuracy, _, _ in allowed)
     _, _, low, high = min(each for each in allowed if each[1] >= best - TOLERANCE)
-    before = [(bound - calibration.shift) / calibration.scale for bound in (low, high)]
-    return before[0], before[1]
+    low, high = calibration.inverse(np.array([low, high])).tolist()
+    return low, high
 
 
 # --- whether training helped --------------------------------------------------------------------
@@ -276,36 +272,31 @@ def compare(
     """before, after: logits (m,) of the held-back pictures, as training left them: a calibration
     that is fitted to these very pictures must not take part. thresholds: of both, for them.
 
-    Two things decide: the log loss, which counts every picture, and the balanced accuracy at the
-    threshold that is stored, which people get. Clearly better: on `ENOUGH_TO_COMPARE` pictures the
-    log loss falls by `LEAST_FALL` of itself and by more than 1.96 standard errors of the mean
-    difference, picture by picture, and the balanced accuracy does not fall. No better: the log loss
-    does not fall, or by less than that while the balanced accuracy does not rise, or the balanced
-    accuracy falls by more than 1.96 of its standard errors.
+    Clearly better: on `ENOUGH_TO_COMPARE` pictures the log loss falls by `LEAST_FALL` of itself and
+    by more than 1.96 standard errors of the mean difference, picture by picture, and the balanced
+    accuracy at the threshold does not fall. No better: the log loss does not fall, or by less than
+    that while the balanced accuracy does not rise, or the balanced accuracy falls by more than 1.96
+    of its standard errors.
     """
+    both = list(zip((before, after), thresholds, strict=True))
     gains = source_weights(sources) * (loss(before, y) - loss(after, y))
-    right = [
-        (sigmoid(z) >= threshold) == (y == 1)
-        for z, threshold in zip((before, after), thresholds, strict=True)
-    ]
-    losses = balanced_weights(y, sources) * (right[0].astype(float) - right[1])
-    figures = [
+    was_right, is_right = ((sigmoid(z) >= threshold) == (y == 1) for z, threshold in both)
+    losses = balanced_weights(y, sources) * (was_right.astype(float) - is_right)
+    old, new = (
         {
             "log_loss": source_log_loss(z, y, sources),
             "balanced_accuracy": mean_balanced_accuracy(y, sigmoid(z), sources, threshold),
             "roc_auc": roc_auc(y, sigmoid(z)),
         }
-        for z, threshold in zip((before, after), thresholds, strict=True)
-    ]
-    old, new = figures
+        for z, threshold in both
+    )
     falls = old["log_loss"] - new["log_loss"] >= max(LEAST_FALL * old["log_loss"], LEAST_SHOWN)
     rises = new["balanced_accuracy"] - old["balanced_accuracy"] >= LEAST_SHOWN
     sure = falls and len(y) >= ENOUGH_TO_COMPARE and _surely_positive(gains)
     verdict = CLEARLY if sure and losses.mean() <= 0 else BY_CHANCE
     if gains.mean() <= 0 or _surely_positive(losses) or not (falls or rises):
         verdict = NOT
-        verdict = NOT
-    return Comparison(figures[0], figures[1], verdict, len(y))
+    return Comparison(old, new, verdict, len(y))
 
 
 def _surely_positive(differences: Array) -> bool:

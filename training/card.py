@@ -18,7 +18,7 @@ from training import Refused
 from training.data import CLASS_NAMES, PROVENANCE, TEACHERS
 from training.evaluation import FORMAT, for_templates, worst_kinds
 from training.fit import FINE_TUNING, SCRATCH
-from training.report import Say, check_output, load, render
+from training.report import Say, check_output, render
 
 EVALUATION, CARD = "evaluation.json", "MODEL_CARD.md"  # beside the weights
 
@@ -38,25 +38,21 @@ def run_card(weights: Path, say: Say) -> None:
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """The numbers of an evaluation; raises Refused where the file holds something else."""
+    source = "the metrics.json of a report of `python -m training evaluate`"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Refused(
-            f"{path} does not exist. Make it with `python -m training evaluate`: it is the "
-            "metrics.json of the report."
-        ) from None
+        raise Refused(f"{path} does not exist. Put {source} there.") from None
     except ValueError as error:
         raise Refused(f"{path} is not an evaluation: it is not JSON ({error}).") from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise Refused(
-            f"{path} is not an evaluation of this version. Use the metrics.json of a new report."
-        )
+        raise Refused(f"{path} is not an evaluation of this version. Use a new one: {source}.")
     return results
 
 
 def model_card(weights: Path, results: Mapping[str, Any]) -> str:
     """The card, in Markdown. Raises Refused where the evaluation is of other weights."""
-    classifier = load(weights)
+    classifier = Classifier.load(weights)
     model = results["model"]
     if model["version"] != classifier.version:
         raise Refused(

@@ -27,18 +27,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.archive import (
-    PICTURE_SUFFIXES,
-    Entry,
-    EntryType,
-    folder_entries,
-    printable,
-    zip_entries,
-)
+from model.archive import PICTURE_SUFFIXES, Entry, EntryType, folder_entries, printable, zip_entries
 from model.machine import cores
 from model.preprocessing import InvalidImage, Preprocessing, read_picture
 from training import Refused
-from training.report import progress_bar
+from training.report import Say, progress_bar
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.float32]
@@ -53,14 +46,11 @@ _HDF5_START, _ZIP_STARTS = b"\x89HDF\r\n\x1a\n", (b"PK\3\4", b"PK\5\6")  # zips:
 _MAX_FILE_BYTES = 256 * 2**20  # a zip may claim more than any picture needs
 _PICTURES_A_TASK = 32  # enough to outweigh handing the task to a thread
 _SHOWN = 100  # files that a message lists
-_SKIP = "Remove or replace them, or skip them with --skip-bad."
 
 
 # --- what names tell ----------------------------------------------------------------------------
 
-_NAMES: dict[str, Any] = tomllib.loads(
-    Path(__file__).with_name("names.toml").read_text(encoding="utf-8")
-)
+_NAMES: dict[str, Any] = tomllib.loads(Path(__file__).with_name("names.toml").read_text("utf-8"))
 _RULE: dict[str, Any] = _NAMES["rule"]
 _GROUP_OF = {kind: group for group, kinds in _NAMES["groups"].items() for kind in kinds}
 LOOKALIKE_SOURCES: tuple[str, ...] = tuple(_RULE["lookalikes"])
@@ -88,24 +78,24 @@ def name_parts(name: str, source: str) -> NameParts:
     first, *words = PurePosixPath(name).stem.split("-")
     if first != source or not words:
         return NameParts(source)
+    repository = ""
+    conditions: list[str] = []
     if wordnet := re.fullmatch(r"(n\d{8})_\d+", words[0]):
         animal = wordnet[1] < _RULE["first_thing"]
         other = "reptiles, fish and insects" if animal else OTHER_THINGS
-        return _of_kind(source, "", _NAMES["wordnet"].get(wordnet[1], other))
-    *words, number = words
-    if not words or not number.isdecimal() or not all(word[:1].isalpha() for word in words):
-        return NameParts(source)
-    repository, *words = words if len(words) > 1 else ["", *words]
-    if repository in _RULE["with_folder"] and len(words) > 1:
-        words = words[1:]
-    kind, *conditions = words
-    if repository in _RULE["rooms"]:
-        return NameParts(ROOMS, kind.replace("_", " "), ROOMS)
-    known = [_RULE["conditions"][word] for word in conditions if word in _RULE["conditions"]]
-    return _of_kind(source, repository, _singular(kind), *known)
-
-
-def _of_kind(source: str, repository: str, kind: str, *conditions: str) -> NameParts:
+        kind = _NAMES["wordnet"].get(wordnet[1], other)
+    else:
+        *words, number = words
+        if not words or not number.isdecimal() or not all(word[:1].isalpha() for word in words):
+            return NameParts(source)
+        repository, *words = words if len(words) > 1 else ["", *words]
+        if repository in _RULE["with_folder"] and len(words) > 1:
+            words = words[1:]
+        kind, *words = words
+        if repository in _RULE["rooms"]:
+            return NameParts(ROOMS, kind.replace("_", " "), ROOMS)
+        kind = _singular(kind)
+        conditions = [_RULE["conditions"][word] for word in words if word in _RULE["conditions"]]
     group = _GROUP_OF.get(kind, OTHER_THINGS)
     return NameParts(source, " ".join([kind, *conditions]), group, repository)
 
@@ -120,7 +110,7 @@ def _singular(word: str) -> str:
 
 def join_small(sources: Sequence[str], least: int = 100) -> list[str]:
     """The sources, those with fewer than `least` pictures as one: file names often begin with a
-    number or a word that means nothing, and a source of three pictures tells nothing."""
+    number or a word that means nothing."""
     counts = Counter(sources)
     return [source if counts[source] >= least else OTHERS for source in sources]
 
@@ -144,9 +134,8 @@ class DataListing:
     """What is in data files, before any picture is decoded."""
 
     pictures: list[ListedPicture] = field(default_factory=list)
-    # (name, reason) of what is in a class folder and no picture, and of what is in no class folder
-    unusable: list[tuple[str, str]] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    unusable: list[tuple[str, str]] = field(default_factory=list)  # (name, reason) of no pictures
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # of what is in no class folder
     hidden: int = 0  # hidden and system files and folders
 
 
@@ -157,42 +146,37 @@ def list_pictures(
     parameters see `read_pictures`. Raises Refused but for single files."""
     listing = DataListing()
     for path in paths:
-        found = _list(path, class_names)
-        listing.pictures += found.pictures
-        listing.unusable += found.unusable
-        listing.left_out += found.left_out
-        listing.hidden += found.hidden
+        _list(path, class_names, listing)
     labels = [picture.label for picture in listing.pictures]
     _check_classes(paths, labels, class_names, both_classes)
     return listing
 
 
-def _list(path: Path, class_names: tuple[str, str]) -> DataListing:
+def _list(path: Path, class_names: tuple[str, str], listing: DataListing) -> None:
+    """Add what is in one path to the listing."""
     try:
         if path.is_dir():
             entries = folder_entries(path, follow_links=True)
-            return _list_classes(path, entries, class_names, partial(_load_file, path))
+            return _list_classes(path, entries, class_names, partial(_load_file, path), listing)
         with path.open("rb") as file:
             start = file.read(len(_HDF5_START))
         if start == _HDF5_START or path.suffix.lower() in (".h5", ".hdf5"):
-            return DataListing(_list_hdf5(path, class_names))
+            listing.pictures += _list_hdf5(path, class_names)
+            return None
         if start[:4] in _ZIP_STARTS or path.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(path)  # kept open by those who load from it
             if locked := [each.filename for each in archive.infolist() if each.flag_bits & 1]:
                 raise Refused(f"{path} is encrypted ({locked[0]}). Unpack it, and give the folder.")
-            entries = zip_entries(archive)
-            return _list_classes(path, entries, class_names, partial(_load_member, archive))
+            load = partial(_load_member, archive)
+            return _list_classes(path, zip_entries(archive), class_names, load, listing)
     except FileNotFoundError:
         raise Refused(f"{path} does not exist.") from None
     except zipfile.BadZipFile as error:
         raise Refused(f"{path} is a damaged or incomplete zip: {error}. Copy it again.") from error
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror or error}.") from error
-    first, second = class_names
-    raise Refused(
-        f"{path} is not data for training. Expected: an HDF5 like the course's, or a folder or zip "
-        f"with the folders {first}/ and {second}/."
-    )
+    expected = "an HDF5 like the course's, or a folder or zip with the folders {}/ and {}/"
+    raise Refused(f"{path} is not data for training. Expected: {expected.format(*class_names)}.")
 
 
 def _load_file(folder: Path, entry: Entry) -> bytes:
@@ -221,9 +205,9 @@ def _list_classes(
     entries: Iterable[Entry],
     class_names: tuple[str, str],
     load: Callable[[Entry], bytes],
-) -> DataListing:
-    """The pictures under the class folders, sorted by their paths."""
-    listing = DataListing()
+    listing: DataListing,
+) -> None:
+    """Add the pictures under the class folders, sorted by their paths."""
     found: dict[PurePosixPath, Entry] = {}
     for entry in entries:
         if entry.type == EntryType.HIDDEN:
@@ -240,21 +224,18 @@ def _list_classes(
             reason = f"not in {class_names[0]}/ or {class_names[1]}/"
             listing.left_out.append((printable(entry.name), reason))
         elif entry.type != EntryType.PICTURE and file.suffix:  # without one, its bytes will tell
-            what = (
-                "a zip: unpack it"
-                if entry.type == EntryType.ZIP
-                else "not a picture by its file extension"
-            )
-            if file.suffix.lower() in PICTURE_SUFFIXES:
-                what = "not a regular file"
-            listing.unusable.append((printable(entry.name), f"is {what}"))
+            reason = "is not a picture by its file extension"
+            if entry.type == EntryType.ZIP:
+                reason = "is a zip: unpack it"
+            elif file.suffix.lower() in PICTURE_SUFFIXES:
+                reason = "is not a regular file"
+            listing.unusable.append((printable(entry.name), reason))
         else:
             first, dash, _ = printable(name.name).partition("-")
             source = first if dash else printable(path.stem)
             label = float(name.parts[0] == class_names[0])
             picture = ListedPicture(printable(str(name)), source, label, path, partial(load, entry))
             listing.pictures.append(picture)
-    return listing
 
 
 def _class_root(
@@ -271,16 +252,12 @@ def _class_root(
     first, second = class_names
     if roots:
         places = ", ".join(f"{folder}/" for folder in sorted(roots)[:10])
-        raise Refused(
-            f"{path} has folders {first}/ or {second}/ in several places: {places}. Use one of "
-            "them (unpack a zip first)."
-        )
+        found = f"{path} has folders {first}/ or {second}/ in several places: {places}"
+        raise Refused(f"{found}. Use one of them (unpack a zip first).")
     folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
     held = f"folders {_quoted(folders[:10])}" if folders else f"{len(files)} files, no folders"
-    raise Refused(
-        f"{path} has no folders {first}/ and {second}/; it contains {held}. Sort the pictures "
-        "into two such folders, or name yours with --classes."
-    )
+    remedy = "Sort the pictures into two such folders, or name yours with --classes."
+    raise Refused(f"{path} has no folders {first}/ and {second}/; it contains {held}. {remedy}")
 
 
 def _quoted(names: Iterable[str]) -> str:
@@ -298,10 +275,8 @@ def _check_classes(
         raise Refused(f"{where}: no pictures that can be used.")
     if both_classes and len(np.unique(labels)) == 1:
         one, other = class_names if labels[0] else class_names[::-1]
-        raise Refused(
-            f"{where}: all {len(labels)} pictures are {one!r}. Training also needs pictures of "
-            f"{other!r}."
-        )
+        found = f"{where}: all {len(labels)} pictures are {one!r}"
+        raise Refused(f"{found}. Training also needs pictures of {other!r}.")
 
 
 # --- the course's HDF5 --------------------------------------------------------------------------
@@ -318,21 +293,15 @@ def _list_hdf5(path: Path, class_names: tuple[str, str]) -> list[ListedPicture]:
     except OSError as error:
         raise Refused(f"{path} is not an HDF5 file, or is damaged: {error}.") from error
     if names and sorted(names) != sorted(class_names):
-        raise Refused(
-            f"{path}: its classes are {_quoted(names)}, not {_quoted(class_names)}. Use --classes "
-            "with these names, the class to detect first."
-        )
+        found = f"{path}: its classes are {_quoted(names)}, not {_quoted(class_names)}"
+        raise Refused(f"{found}. Use --classes with these names, the class to detect first.")
     first = 1 if not names or names[1] == class_names[0] else 0
-    return [
-        ListedPicture(
-            f"{class_names[0 if label == first else 1]}/course-{i:05d}",
-            "course",
-            float(label == first),
-            path,
-            partial(as_png, pixels),
-        )
-        for i, (pixels, label) in enumerate(zip(x, y.tolist(), strict=True))
-    ]
+    pictures = []
+    for i, (pixels, label) in enumerate(zip(x, (y == first).tolist(), strict=True)):
+        name = f"{class_names[0 if label else 1]}/course-{i:05d}"
+        load = partial(as_png, pixels)
+        pictures.append(ListedPicture(name, "course", float(label), path, load))
+    return pictures
 
 
 def _read_hdf5(path: Path, file: h5py.File) -> tuple[Pixels, Labels, list[str]]:
@@ -340,22 +309,19 @@ def _read_hdf5(path: Path, file: h5py.File) -> tuple[Pixels, Labels, list[str]]:
     held = {name for name, each in file.items() if isinstance(each, h5py.Dataset)}
     splits = [s for s in ("train", "test") if {f"{s}_set_x", f"{s}_set_y"} <= held]
     if not splits:
-        raise Refused(
-            f"{path} has no datasets train_set_x and train_set_y, nor test_set_x and "
-            f"test_set_y; it holds: {', '.join(sorted(file)) or 'nothing'}."
-        )
+        wanted = "train_set_x and train_set_y, nor test_set_x and test_set_y"
+        holds = ", ".join(sorted(file)) or "nothing"
+        raise Refused(f"{path} has no datasets {wanted}; it holds: {holds}.")
     x, y = file[f"{splits[0]}_set_x"], file[f"{splits[0]}_set_y"]
     if len(x.shape) != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or x.dtype != "u1":
+        expected = "(m, side, side, 3) of uint8, one RGB picture each"
         raise Refused(
-            f"{path}: {x.name[1:]} has shape {x.shape} of {x.dtype}; expected (m, side, "
-            "side, 3) of uint8, one RGB picture each."
+            f"{path}: {x.name[1:]} has shape {x.shape} of {x.dtype}; expected {expected}."
         )
     labels = np.asarray(y[()])
     if not len(x) == labels.size == max(y.shape, default=0) or not np.isin(labels, (0, 1)).all():
-        raise Refused(
-            f"{path}: {y.name[1:]} of shape {y.shape} must hold a 0 or 1 for each of the {len(x)} "
-            "pictures."
-        )
+        must = f"must hold a 0 or 1 for each of the {len(x)} pictures"
+        raise Refused(f"{path}: {y.name[1:]} of shape {y.shape} {must}.")
     names = np.ravel(file["list_classes"][()]).tolist() if "list_classes" in held else []
     texts = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names]
     return x[()], labels.reshape(-1), texts
@@ -409,21 +375,22 @@ class PictureSet:
         """What the names tell."""
         return [name_parts(n, s) for n, s in zip(self.names, self.sources, strict=True)]
 
-    def count_sources(self, least: int = 1) -> dict[str, dict[str, int]]:
-        """How many pictures of each class each source has, those of fewer than `least` as one."""
-        sources = join_small([part.source for part in self.parts], least)
-        counts = Counter(zip(sources, self.labels.tolist(), strict=True))
-        first, second = self.class_names
-        return {s: {first: counts[s, 1], second: counts[s, 0]} for s in sorted(set(sources))}
+    @property
+    def reported_sources(self) -> list[str]:
+        """The sources (m,) as figures are given for them: rooms apart, small ones together."""
+        return join_small([part.source for part in self.parts], LEAST_OF_A_SOURCE)
 
     def describe(self, paths: Sequence[Path]) -> dict[str, Any]:
         """What weights and reports say of these data, as JSON values: names of files, never where
         they lay."""
+        first, second = self.class_names
+        counts = Counter(zip(self.reported_sources, self.labels.tolist(), strict=True))
+        sources = sorted({source for source, _ in counts})
         return {
             "files": [printable(path.name) for path in paths],
             "pictures": len(self),
             "classes": {name: self.count(name) for name in self.class_names},
-            "sources": self.count_sources(LEAST_OF_A_SOURCE),
+            "sources": {s: {first: counts[s, 1], second: counts[s, 0]} for s in sources},
             "left_out": len(self.skipped),
             "sha256": self.fingerprint,
         }
@@ -455,6 +422,7 @@ def read_pictures(
     preprocessing: Preprocessing = Preprocessing(),
     both_classes: bool = True,
     skip_bad: bool = False,
+    say: Say | None = None,
 ) -> PictureSet:
     """All pictures of all paths, joined in the order of the paths and, within one, of the names.
 
@@ -464,6 +432,7 @@ def read_pictures(
     beyond. Without it all are resized.
     both_classes: refuse data of which all pictures are of one class; training needs both.
     skip_bad: leave out what cannot be used, instead of refusing the data.
+    say: is given a line that says what was read and how much was left out.
 
     Raises Refused: a path that is missing, damaged, encrypted or nothing of the above, files that
     are no pictures, pictures that cannot be read or are there in both classes, only one class.
@@ -474,14 +443,18 @@ def read_pictures(
     sides = np.full(len(listed), side, np.int16)
     spec = replace(preprocessing, side=side)
 
-    def read(i: int) -> None:
-        pixels = read_at_own_size(listed[i].load(), spec, smallest or side)
+    def read(i: int) -> str | None:
+        """What is wrong with the picture, if anything is."""
+        try:
+            pixels = read_at_own_size(listed[i].load(), spec, smallest or side)
+        except (InvalidImage, OSError) as error:
+            return str(error)
         sides[i] = len(pixels)
         pictures[i, : sides[i], : sides[i]] = pixels
+        return None
 
-    _, failures = on_all_cores(read, len(listed), "reading")
-    if not skip_bad:
-        _check_usable(listing, failures)
+    wrong = on_all_cores(read, len(listed), "reading")
+    bad = {i: reason for i, reason in enumerate(wrong) if reason is not None}
     data = PictureSet(
         pictures,
         sides,
@@ -493,15 +466,25 @@ def read_pictures(
         listing.hidden,
         [each.load for each in listed],
     )
-    twice = _same_in_both_classes(data, failures)
-    if twice and not skip_bad:
-        pairs = [(data.names[i], why) for i, why in twice.items() if data.labels[i] == 1]
-        count = f"{len(pairs):,} picture{'s are' if len(pairs) > 1 else ' is'}"
-        raise Refused("\n".join([f"{count} in both classes:", *_lines(pairs), _SKIP]))
-    if bad := failures | twice:
-        skipped = data.skipped + [(listed[i].name, reason) for i, reason in sorted(bad.items())]
+    bad |= _same_in_both_classes(data, bad)
+    unusable = [(f"{listed[i].name} in {listed[i].file}", bad[i]) for i in sorted(bad)]
+    unusable += listing.unusable
+    if unusable and not skip_bad:
+        lines = [f"  {name}: {reason}" for name, reason in unusable[:_SHOWN]]
+        if len(unusable) > _SHOWN:
+            lines.append(f"  and {len(unusable) - _SHOWN:,} more")
+        count = f"{len(unusable):,} file{'s' if len(unusable) > 1 else ''}"
+        remedy = "Remove or replace them, or skip them with --skip-bad."
+        raise Refused("\n".join([f"{count} cannot be used:", *lines, remedy]))
+    if bad:
+        skipped = data.skipped + [(listed[i].name, bad[i]) for i in sorted(bad)]
         data = replace(data.only(~np.isin(np.arange(len(listed)), list(bad))), skipped=skipped)
         _check_classes(paths, data.labels, class_names, both_classes)
+    if say:
+        line = f"{', '.join(printable(path.name) for path in paths)}: {data}"
+        for n, what in ((len(data.skipped), "file"), (data.hidden, "hidden file")):
+            line += f"; left out {n:,} {what}{'s' if n > 1 else ''}" if n else ""
+        say(line)
     return data
 
 
@@ -510,59 +493,28 @@ def read_at_own_size(data: bytes, spec: Preprocessing, smallest: int) -> Pixels:
     and at most the side of `spec`. Raises InvalidImage."""
     picture = read_picture(data, spec)
     side = max(min(max(picture.width, picture.height), spec.side), smallest)
-    return (
-        picture.pixels if side == spec.side else read_picture(data, replace(spec, side=side)).pixels
-    )
+    if side != spec.side:
+        picture = read_picture(data, replace(spec, side=side))
+    return picture.pixels
 
 
-def on_all_cores(
-    function: Callable[[int], T], count: int, label: str
-) -> tuple[dict[int, T], dict[int, str]]:
-    """function(i) for each i below `count`, on as many threads as there are cores: its results,
-    and the messages of its failures, InvalidImage and OSError, by i. Pillow and NumPy let go of the
-    interpreter lock. label: of the progress bar."""
-    results: dict[int, T] = {}
-    failures: dict[int, str] = {}
-
-    def run(rows: range) -> int:
-        for i in rows:
-            try:
-                results[i] = function(i)
-            except (InvalidImage, OSError) as error:
-                failures[i] = str(error)
-        return len(rows)
-
+def on_all_cores(function: Callable[[int], T], count: int, label: str) -> list[T]:
+    """function(i) for each i below `count`, on as many threads as there are cores: Pillow and NumPy
+    let go of the interpreter lock. label: of the progress bar. Raises Refused for an InvalidImage
+    or OSError of the function: what it reads was read before."""
     tasks = [range(count)[i : i + _PICTURES_A_TASK] for i in range(0, count, _PICTURES_A_TASK)]
+    results: list[T] = []
     with ThreadPoolExecutor(cores()) as pool, progress_bar(label, "picture", count) as bar:
         try:
-            for done in pool.map(run, tasks):
-                bar.update(done)
-        except BaseException:
+            for done in pool.map(lambda rows: [function(i) for i in rows], tasks):
+                results += done
+                bar.update(len(done))
+        except BaseException as error:
             pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest
+            if isinstance(error, (InvalidImage, OSError)):
+                raise Refused(f"A picture could be read before, but not now: {error}.") from error
             raise
-    return results, failures
-
-
-def _check_usable(listing: DataListing, failures: Mapping[int, str]) -> None:
-    """Refuse what lies in the class folders and cannot be used, all in one message. failures: why
-    pictures of the listing could not be read, by place."""
-    pictures, unusable = listing.pictures, listing.unusable
-    bad = [
-        (f"{pictures[i].name} in {pictures[i].file}", why) for i, why in sorted(failures.items())
-    ]
-    message = []
-    if bad:
-        message += [f"{len(bad):,} of {len(pictures):,} pictures cannot be read:", *_lines(bad)]
-    if unusable:
-        count = f"{len(unusable):,} file{'s' if len(unusable) > 1 else ''}"
-        message += [f"{count} among the pictures cannot be used:", *_lines(unusable)]
-    if message:
-        raise Refused("\n".join([*message, _SKIP]))
-
-
-def _lines(files: Sequence[tuple[str, str]]) -> list[str]:
-    lines = [f"  {name}: {reason}" for name, reason in files[:_SHOWN]]
-    return [*lines, f"  and {len(files) - _SHOWN:,} more"] if len(files) > _SHOWN else lines
+    return results
 
 
 def _same_in_both_classes(data: PictureSet, unread: Mapping[int, str]) -> dict[int, str]:

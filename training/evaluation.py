@@ -1,13 +1,12 @@
 """`evaluate`: what a classifier is worth on labelled pictures, as figures and as a page.
 
 y (m,) holds the labels, 1 for the first class; p (m,) the probabilities that `Classifier.predict`
-answers for the bytes of each picture, as the service does. Sources are measured apart, since a
-mean over all pictures would be that of the largest one. The pictures of a source that has one class
-only, rooms without a cat, tell how often the first class is seen where it is not; their ROC AUC and
-balanced accuracy are None.
+gives for the bytes of each picture, as the service does. Sources are measured apart: a mean over
+all pictures would be that of the largest one. ROC AUC and balanced accuracy of a source of one
+class, such as rooms without a cat, are None.
 
-The test split is for the numbers of a model that is finished: whoever looks at it while choosing
-chooses by it. So it is read only where that is asked for, and every reading is logged.
+Whoever looks at the test split while choosing chooses by it. So it is read only where that is asked
+for, and every reading is logged.
 """
 
 import re
@@ -36,7 +35,6 @@ from training.data import (
     PictureSet,
     Pixels,
     as_png,
-    join_small,
     on_all_cores,
     read_at_own_size,
     read_pictures,
@@ -56,7 +54,6 @@ from training.report import (
     Say,
     check_folder,
     check_output,
-    load,
     percent,
     render,
     write_report,
@@ -64,7 +61,7 @@ from training.report import (
 
 FORMAT = 2  # of the JSON
 SEED = 1  # of intervals and changes
-FEWEST = 20  # pictures that a source or kind must have before its share says anything
+FEWEST = 20  # pictures that a kind must have before its share says anything
 CHANGED = 500  # pictures of each source that are changed
 NAMES = {  # metric → its name in a table
     "roc_auc": "ROC AUC",
@@ -89,13 +86,8 @@ expected calibration error; of rooms, the share called a cat.
 
 # --- which pictures -----------------------------------------------------------------------------
 
-_SPLIT_WORDS = {
-    "test": "test",
-    "val": "validation",
-    "validation": "validation",
-    "train": "training",
-    "training": "training",
-}
+_SPLIT_WORDS = {"test": "test", "val": "validation", "validation": "validation"}
+_SPLIT_WORDS |= {"train": "training", "training": "training"}
 
 
 def data_files(paths: Sequence[Path], *, test: bool) -> list[Path]:
@@ -118,14 +110,11 @@ def split_of(files: Sequence[Path], *, test: bool) -> str:
         words = re.split(r"[-_. ]", file.stem.lower())
         split = _SPLIT_WORDS.get(words[0]) or _SPLIT_WORDS.get(words[-1])
         if split == "test" and not test:
-            raise Refused(
-                f"{file.name} belongs to the test split. Use validation pictures; for a finished "
-                "model, use --test, which is logged."
-            )
+            remedy = "Use validation pictures; for a finished model, use --test, which is logged."
+            raise Refused(f"{file.name} belongs to the test split. {remedy}")
         if split not in ("test", None) and test:
-            raise Refused(
-                f"{file.name} belongs to the {split} split; --test accepts only test pictures."
-            )
+            only = "--test accepts only test pictures."
+            raise Refused(f"{file.name} belongs to the {split} split; {only}")
         splits.add(split)
     if "training" in splits and len(splits) > 1:
         names = ", ".join(file.name for file in files)
@@ -146,10 +135,7 @@ def answers(classifier: Classifier, files: Sequence[Load], label: str) -> tuple[
         prediction = own.classifier.predict(files[i]())
         return prediction.cat_probability, prediction.views
 
-    found, failures = on_all_cores(ask, len(files), label)
-    for why in failures.values():
-        raise Refused(f"A picture could be read before, but not now: {why}.")
-    p, views = np.array([found[i] for i in range(len(files))]).T
+    p, views = np.array(on_all_cores(ask, len(files), label)).T
     return p, views
 
 
@@ -259,8 +245,7 @@ def changed(
 def evaluate(classifier: Classifier, pictures: PictureSet) -> tuple[dict[str, Any], Array]:
     """Every figure, as JSON values, and the probabilities (m,). The pictures must have been read as
     the classifier reads them."""
-    y, parts, threshold = pictures.labels, pictures.parts, classifier.threshold
-    sources = join_small([part.source for part in parts], FEWEST)
+    y, threshold, sources = pictures.labels, classifier.threshold, pictures.reported_sources
     p, views = answers(classifier, pictures.files, "answering")
     measured = {}
     for source, own in by_source(sources).items():
@@ -268,7 +253,9 @@ def evaluate(classifier: Classifier, pictures: PictureSet) -> tuple[dict[str, An
         measured[source] = measure(y[own], p[own], threshold, rng)
         if len(classifier.views.boxes) > 1:
             measured[source]["looked_again"] = float(np.mean(views[own] > 1))
-    chosen = _sample(sources)
+    rng = np.random.default_rng(SEED)
+    some = [rng.permutation(np.flatnonzero(own))[:CHANGED] for own in by_source(sources).values()]
+    chosen = sorted(np.concatenate(some).tolist())
     own_sources = [sources[i] for i in chosen]
     rows = [_change("as it is", y[chosen], p[chosen], own_sources, threshold)]
     for name in CHANGES:
@@ -279,24 +266,13 @@ def evaluate(classifier: Classifier, pictures: PictureSet) -> tuple[dict[str, An
         "format": FORMAT,
         "date": datetime.now(UTC).date().isoformat(),
         "class_names": list(classifier.class_names),
-        "model": {
-            "name": classifier.name,
-            "version": classifier.version,
-            "threshold": threshold,
-        },
+        "model": {name: getattr(classifier, name) for name in ("name", "version", "threshold")},
         # Rooms and the like, which have one class, last
         "sources": dict(sorted(measured.items(), key=lambda item: item[1]["roc_auc"] is None)),
         "mean": mean_of(measured),
-        "kinds": wrong_by_kind(y, p, parts, threshold),
+        "kinds": wrong_by_kind(y, p, pictures.parts, threshold),
         "changes": {"pictures": len(chosen), "rows": rows},
     }, p
-
-
-def _sample(sources: Sequence[str]) -> list[int]:
-    """The places of at most `CHANGED` pictures of each source."""
-    rng = np.random.default_rng(SEED)
-    own = (np.flatnonzero(own) for own in by_source(sources).values())
-    return sorted(np.concatenate([rng.permutation(each)[:CHANGED] for each in own]).tolist())
 
 
 def _change(
@@ -345,12 +321,6 @@ def for_templates(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def evaluation_page(results: Mapping[str, Any], pictures: PictureSet, p: Array) -> str:
-    """The report as one HTML file."""
-    mistakes = _mistakes(results, pictures, p)
-    return render("evaluation.html", **for_templates(results), mistakes=mistakes)
-
-
 def _mistakes(results: Mapping[str, Any], pictures: PictureSet, p: Array) -> list[dict[str, Any]]:
     """The wrong answers that were the most sure: title, number in all, and tiles of some."""
     first, other = results["class_names"]
@@ -387,8 +357,8 @@ def run_evaluate(
     log: Path = LOG,
 ) -> None:
     """Measure; log if it is the test split; keep the metrics in the weights file if asked; write
-    the report. Raises Refused and OSError."""
-    classifier = load(weights)
+    the report. Raises Refused, BadArtifact and OSError."""
+    classifier = Classifier.load(weights)
     files = data_files(data, test=test)
     split = split_of(files, test=test)
     if keep and split == "training":
@@ -404,15 +374,17 @@ def run_evaluate(
         preprocessing=classifier.preprocessing,
         both_classes=False,
         skip_bad=skip_bad,
+        say=say,
     )
-    say(f"{', '.join(file.name for file in files)}: {pictures}")
     figures, p = evaluate(classifier, pictures)
     described = pictures.describe(files)
     results = {"split": split, "file": weights.name, "data": described, **figures}
     if test:  # before anyone can have seen a number
         log_opening(log, results)
         say(f"logged:   {log}")
-    write_report(folder, evaluation_page(results, pictures, p), results)
+    mistakes = _mistakes(results, pictures, p)
+    page = render("evaluation.html", **for_templates(results), mistakes=mistakes)
+    write_report(folder, page, results)
     if keep:
         record(weights, results)
         say(f"recorded: {weights}")
@@ -424,13 +396,14 @@ def run_evaluate(
 
 def headlines(results: Mapping[str, Any], *, names: bool = False) -> dict[str, str]:
     """The figures of each source that people ask for first, with their names or without."""
-    first = results["class_names"][0]
     lines = {}
     for source, its in results["sources"].items():
         metrics = HEADLINE if its["roc_auc"] is not None else ("called_first",)
-        labels = [NAMES[metric].format(first=first) + " " if names else "" for metric in metrics]
         figures = [number(its[metric], metric) for metric in metrics]
-        lines[source] = ", ".join(map("".join, zip(labels, figures, strict=True)))
+        if names:
+            words = [NAMES[metric].format(first=results["class_names"][0]) for metric in metrics]
+            figures = [" ".join(each) for each in zip(words, figures, strict=True)]
+        lines[source] = ", ".join(figures)
     return lines
 
 

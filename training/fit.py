@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from model.archive import printable
 from model.artifact import build, describe, write_file
-from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics
+from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics, ViewMode
 from model.machine import cores
-from model.network import Layer, parameters, sigmoid, unmirrored
+from model.network import Array, Layer, parameters, sigmoid, unmirrored
 from model.preprocessing import ONE_VIEW, WHOLE, Preprocessing, Views
 from training import Refused
 from training.architecture import default_network, mirrored
@@ -36,31 +36,34 @@ from training.calibration import (
     UNSURE_RULE,
     Calibration,
     Comparison,
+    by_source,
     calibrate,
+    choose_threshold,
     choose_unsure,
     compare,
     enough,
     fold_calibration,
+    mean_balanced_accuracy,
+    source_log_loss,
 )
-from training.data import join_small
+from training.data import PictureSet, join_small
 from training.golden import choose_golden
-from training.held_back import Data, Validation, read
+from training.held_back import Data, read
 from training.loop import (
     Best,
     Examples,
-    Run,
     Settings,
     Trainer,
     one_blas_thread,
     resume,
     sampling_weights,
     save_checkpoint,
+    score,
 )
-from training.metrics import reliability_table
+from training.metrics import reliability_table, roc_auc, summary
 from training.report import (
     PAGE,
     Say,
-    load,
     outputs,
     progress_bar,
     render,
@@ -70,12 +73,10 @@ from training.report import (
 )
 from training.teacher import soft_targets
 
-MOST_STAGES = 5  # halved after each but the last, 16 places a side become 1
 FEW = 1000  # pictures of a class below which training from scratch disappoints
 SHARD = 32  # pictures of a batch that each thread should have at least
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"  # in the folder of a run that goes on
 TIMINGS = ("pictures_per_second", "seconds")  # of a row of the learning curve
-
 
 _PLACES = ((0.2, 0.2), (0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.4, 0.4))
 VIEWS: dict[str, Views] = {  # by the setting's name
@@ -110,7 +111,7 @@ def read_settings(
     """The settings: `given` (None where nothing is), over those of the TOML file, over defaults.
 
     Without `threads`, as many as there are processors for, each with enough of the batch to be
-    worth it. Raises Refused for an unknown name and a value that cannot be.
+    worth it. Raises Refused for an unknown name and a value that cannot be; OSError.
     """
     values: dict[str, Any] = {}
     if config:
@@ -118,8 +119,6 @@ def read_settings(
             values = tomllib.loads(config.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{config} is not TOML: {error}.") from error
-        except OSError as error:
-            raise Refused(f"{config} cannot be read: {error.strerror or error}.") from error
     values |= {name: value for name, value in given.items() if value is not None}
     if fine_tuning and given.get("stages"):
         raise Refused("stages can be set only from scratch, not with --from.")
@@ -135,8 +134,6 @@ def read_settings(
         raise Refused(f"{where}{problems}.") from error
     if "threads" not in values:
         settings = replace(settings, threads=max(1, min(cores(), settings.batch // SHARD)))
-    if len(settings.stages) > MOST_STAGES:
-        raise Refused(f"stages: at most {MOST_STAGES} are possible.")
     return settings
 
 
@@ -148,11 +145,10 @@ class Task:
     """What is to be learned, from what, and with what it is measured."""
 
     name: str  # of the model
-    class_names: tuple[str, str]
     layers: list[Layer]
     start: Classifier | None
     examples: Examples
-    validation: Validation
+    held: PictureSet  # to validate on, as the service reads them
     settings: Settings
     identity: dict[str, Any]  # JSON values that decide which weights come out
     facts: dict[str, Any]  # JSON values for the metadata
@@ -170,31 +166,26 @@ def _task(
     training, held = read(data, settings.seed, say)
     sources = join_small(training.sources)
     if unknown := sorted(settings.shares.keys() - set(sources)):
-        raise Refused(
-            f"shares: there is no source {', '.join(unknown)}. The sources are "
-            f"{', '.join(sorted(set(sources)))}."
-        )
-    targets = training.labels[:, None]
+        known = ", ".join(sorted(set(sources)))
+        raise Refused(f"shares: there is no source {', '.join(unknown)}. The sources are {known}.")
+    labels = training.labels
+    targets = labels[:, None]
     if teacher:
         targets = soft_targets(teacher, training, settings.teacher_share)
         if start:  # a network that is there has one output
             targets = targets[:, :1]
-    if not start and min(training.count(name) for name in training.class_names) < FEW:
-        say(
-            f"note: with fewer than {FEW:,} pictures per class, training from scratch gives a "
-            "weak network; use --from model/cat.safetensors"
-        )
     lookalikes = [  # of each picture the kind by which it is drawn, "" for those that are none
         (part.kind or source) if source in settings.lookalikes and not label else ""
-        for part, source, label in zip(
-            training.parts, training.sources, training.labels, strict=True
-        )
+        for part, source, label in zip(training.parts, training.sources, labels, strict=True)
     ]
     share = settings.lookalike_share
-    weights = sampling_weights(training.labels, sources, settings.shares, lookalikes, share)
+    weights = sampling_weights(labels, sources, settings.shares, lookalikes, share)
     if start:  # a copy: training changes its layers, and the result is compared with the start
         layers = copy.deepcopy(unmirrored(start.layers))
     else:
+        if min(training.count(name) for name in training.class_names) < FEW:
+            weak = "training from scratch gives a weak network; use --from model/cat.safetensors"
+            say(f"note: with fewer than {FEW:,} pictures per class, {weak}")
         rng = np.random.default_rng(settings.seed)
         layers = default_network(rng, settings.stages, targets.shape[1])
     used = asdict(settings) | {"teacher_share": settings.teacher_share if teacher else None}
@@ -222,26 +213,17 @@ def _task(
         "targets": hashlib.sha256(targets.tobytes()).hexdigest(),
         "weights": hashlib.sha256(weights.tobytes()).hexdigest(),
     }
-    return Task(
-        name,
-        data.class_names,
-        layers,
-        start,
-        Examples(training.pictures, training.sides, targets, weights),
-        Validation.of(held, settings.lookalikes),
-        settings,
-        json.loads(json.dumps(identity)),
-        facts,
-    )
+    examples = Examples(training.pictures, training.sides, targets, weights)
+    identity = json.loads(json.dumps(identity))  # as a checkpoint gives it back
+    return Task(name, layers, start, examples, held, settings, identity, facts)
 
 
 def _load_start(path: Path, class_names: tuple[str, str]) -> Classifier:
-    start = load(path)
-    if start.preprocessing != Preprocessing():
-        raise Refused(
-            f"{path} reads pictures as {start.preprocessing.to_json()}; fine-tuning supports only "
-            f"{Preprocessing().to_json()}. Train from scratch."
-        )
+    start = Classifier.load(path)
+    own, supported = start.preprocessing.to_json(), Preprocessing().to_json()
+    if own != supported:
+        what = f"fine-tuning supports only {supported}. Train from scratch."
+        raise Refused(f"{path} reads pictures as {own}; {what}")
     if class_names == start.class_names[::-1]:
         first, second = start.class_names
         raise Refused(f"{path} detects {first!r}. Use --classes {first} {second}.")
@@ -279,18 +261,22 @@ def fit(
     with one_blas_thread():
         task = _task(printable(name or output.stem), data, network, teacher, settings, say)
         with Trainer(task.layers, task.examples, settings) as trainer:
-            run = _begin(task, trainer, unfinished / CHECKPOINT if resumed else None)
+            if resumed:
+                resume(unfinished / CHECKPOINT, trainer, task.identity)
+            else:
+                trainer.best = _best_before(task)
             stopped: KeyboardInterrupt | None = None
             try:
-                _run_epochs(trainer, task.validation, run, unfinished, say)
+                _run_epochs(trainer, task, unfinished, say)
             except KeyboardInterrupt as interrupt:
                 stopped = interrupt
-        if run.curve:
-            _write(task, run, output, folder, say)
+        epochs = len(trainer.curve)
+        if trainer.best and epochs:
+            _write(task, trainer.best, trainer.curve, output, folder, say)
     if stopped:
         say(
-            f"Stopped after epoch {len(run.curve)} of {settings.epochs}. To continue, add --resume."
-            if run.curve
+            f"Stopped after epoch {epochs} of {settings.epochs}. To continue, add --resume."
+            if epochs
             else "Stopped before the end of the first epoch: nothing was written."
         )
         raise stopped
@@ -300,33 +286,25 @@ def fit(
 def _check_unfinished(folder: Path, resumed: bool) -> None:
     there = (folder / CHECKPOINT).is_file()
     if there and not resumed:
-        raise Refused(
-            f"{folder} contains an unfinished run. Continue it with --resume, delete the folder "
-            "to start again, or choose another --output."
-        )
+        remedy = "Continue it with --resume, delete the folder to start again"
+        raise Refused(f"{folder} contains an unfinished run. {remedy}, or choose another --output.")
     if resumed and not there:
-        raise Refused(
-            f"There is no unfinished run in {folder}. Remove --resume to start a new one."
-        )
+        remedy = "Remove --resume to start a new one."
+        raise Refused(f"There is no unfinished run in {folder}. {remedy}")
 
 
-def _begin(task: Task, trainer: Trainer, checkpoint: Path | None) -> Run:
-    if checkpoint:
-        return resume(checkpoint, trainer, task.identity)
-    run = Run(task.identity)
-    if task.start:  # the network that is there takes part: nothing worse than it is kept
-        layers = unmirrored(task.start.layers)
-        z = task.validation.logits(layers, task.settings.threads)
-        run.best = Best(0, task.validation.log_loss(z), layers)
-    return run
+def _best_before(task: Task) -> Best | None:
+    """The network that is there takes part: nothing worse than it is kept."""
+    if not task.start:
+        return None
+    layers = unmirrored(task.start.layers)
+    z = _logits(task, layers)
+    return Best(0, source_log_loss(z, task.held.labels, task.held.reported_sources), layers)
 
 
-def _run_epochs(trainer: Trainer, validation: Validation, run: Run, folder: Path, say: Say) -> None:
-    """Train to the end of the run from wherever the trainer is, adding to `run` after each epoch.
-
-    The checkpoint and the log in `folder` are those of the last complete epoch at any time; an
-    interruption loses the epoch that was going on, and `run` is then good for what is in it.
-    """
+def _run_epochs(trainer: Trainer, task: Task, folder: Path, say: Say) -> None:
+    """Train to the end of the run from wherever the trainer is. The checkpoint and the log in
+    `folder` are those of the last complete epoch: an interruption loses the one going on."""
     config = trainer.config
     each = trainer.steps_per_epoch * config.batch
     latest = ""
@@ -344,26 +322,21 @@ def _run_epochs(trainer: Trainer, validation: Validation, run: Run, folder: Path
             row = {
                 "epoch": trainer.epoch,
                 "loss": sum(losses) / len(losses),
-                **validation.epoch_figures(validation.logits(layers, config.threads)),
+                **_epoch_figures(task, layers),
                 "pictures_per_second": len(losses) * config.batch / trained,
                 "seconds": monotonic() - began,
             }
-            if run.best is None or row["log_loss"] < run.best.log_loss:
-                run.best = Best(trainer.epoch, row["log_loss"], layers)
-            run.curve.append(row)
-            _keep(folder, trainer, run)
+            if trainer.best is None or row["log_loss"] < trainer.best.log_loss:
+                trainer.best = Best(trainer.epoch, row["log_loss"], layers)
+            trainer.curve.append(row)
+            folder.mkdir(parents=True, exist_ok=True)
+            with with_file_name(folder / CHECKPOINT):
+                save_checkpoint(folder / CHECKPOINT, trainer, task.identity)
+            with with_file_name(folder / LOG):
+                write_file(folder / LOG, _log_text(trainer.curve).encode())
             latest = f", val {row['balanced_accuracy']:.1%}"
             with tqdm.external_write_mode():
                 say(_epoch_line(row, config.epochs))
-
-
-def _keep(folder: Path, trainer: Trainer, run: Run) -> None:
-    """Write the checkpoint, then the log; each atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with with_file_name(folder / CHECKPOINT):
-        save_checkpoint(folder / CHECKPOINT, trainer, run)
-    with with_file_name(folder / LOG):
-        write_file(folder / LOG, _log_text(run.curve).encode())
 
 
 def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
@@ -390,45 +363,84 @@ def remove_progress(folder: Path) -> None:
         folder.rmdir()
 
 
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def _logits(task: Task, layers: Sequence[Layer]) -> Array:
+    """z (m,) float64 that the network gives for the whole held-back pictures."""
+    z = score(layers, task.held.pictures, task.held.sides, task.settings.threads)
+    return z.astype(np.float64)
+
+
+def _answers(task: Task, classifier: Classifier, views: ViewMode = "all") -> Array:
+    """z (m,) float64 that the classifier answers by: from all its views, or from one."""
+    if views == "one" or len(classifier.views.boxes) == 1:
+        return _logits(task, classifier.layers)
+    return classifier.logits(classifier.read(load()) for load in task.held.files)
+
+
+def _epoch_figures(task: Task, layers: Sequence[Layer]) -> dict[str, Any]:
+    """The figures of one epoch, as JSON values: after a calibration and with a threshold of its
+    own, since that is how its network would be saved."""
+    y, sources, z = task.held.labels, task.held.reported_sources, _logits(task, layers)
+    calibration = calibrate(z, y, sources)
+    z = calibration.apply(z)
+    p = sigmoid(z)
+    threshold = choose_threshold(y, p, sources, lookalikes=task.settings.lookalikes)
+    aucs = {source: roc_auc(y[own], p[own]) for source, own in by_source(sources).items()}
+    return {
+        "log_loss": source_log_loss(z, y, sources),
+        "balanced_accuracy": mean_balanced_accuracy(y, p, sources, threshold),
+        "roc_auc": {source: auc for source, auc in aucs.items() if auc == auc},  # not NaN
+    }
+
+
+def _metrics(held: PictureSet, p: Array, threshold: float) -> dict[str, Any]:
+    """`training.metrics.summary` of each source, and of all pictures together under "all"."""
+    y, every = held.labels, by_source(held.reported_sources)
+    apart = {name: summary(y[own], p[own], threshold) for name, own in every.items()}
+    return {"all": summary(y, p, threshold), **(apart if len(apart) > 1 else {})}
+
+
+def _compare(task: Task, start: Classifier, classifier: Classifier) -> Comparison:
+    """The two as training left them, before the calibration of the second."""
+    calibration = Calibration(**classifier.metadata["calibration"])
+    threshold = classifier.threshold
+    own = calibration.inverse(np.log(threshold / (1 - threshold)))
+    return compare(
+        _answers(task, start),
+        calibration.inverse(_answers(task, classifier)),
+        task.held.labels,
+        task.held.reported_sources,
+        (start.threshold, float(sigmoid(own))),
+    )
+
+
 # --- what is written ----------------------------------------------------------------------------
 
 
-def _write(task: Task, run: Run, output: Path, folder: Path, say: Say) -> None:
-    best, start = run.best, task.start
-    assert best is not None
+def _write(
+    task: Task, best: Best, rows: Sequence[Mapping[str, Any]], output: Path, folder: Path, say: Say
+) -> None:
+    """rows: of the learning curve."""
+    start = task.start
     say(f"best epoch: {best.epoch}; calibrating and measuring")
-    curve = [{k: v for k, v in row.items() if k not in TIMINGS} for row in run.curve]
+    curve = [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
     facts = {**task.facts, "learning_curve": curve, "best_epoch": best.epoch}
     classifier = build_classifier(best.layers, task, facts)
     if start:
-        comparison = _compare(start, classifier, task)
+        comparison = _compare(task, start, classifier)
         if comparison.verdict == NOT and best.epoch:
             classifier = build_classifier(unmirrored(start.layers), task, facts | {"best_epoch": 0})
         classifier.metadata["comparison"] = asdict(comparison)
-    own = {
-        "name": task.name,
-        "class_names": task.class_names,
-        "threshold": classifier.threshold,
-    }
-    page = _page(classifier, task.validation, run.curve)
-    write_report(folder, page, own | classifier.metadata, {LOG: _log_text(run.curve)})
+    own = {name: getattr(classifier, name) for name in ("name", "class_names", "threshold")}
+    page = _page(task, classifier, rows)
+    write_report(folder, page, own | classifier.metadata, {LOG: _log_text(rows)})
     saved = save(classifier, output, "float16")
     if start:
         say(render("comparison.txt", comparison=comparison, start=start.name).strip())
     say(f"weights: {output} (version {saved.version}, threshold {saved.threshold:.3f})")
     say(f"report:  {folder / PAGE}")
-
-
-def _compare(start: Classifier, classifier: Classifier, task: Task) -> Comparison:
-    """The two as training left them, before the calibration of the second."""
-    held, threads = task.validation, task.settings.threads
-    threshold, calibration = classifier.threshold, classifier.metadata["calibration"]
-    z, own = (
-        Calibration(**calibration).inverse(each)
-        for each in (held.answers(classifier, threads), np.log(threshold / (1 - threshold)))
-    )
-    thresholds = start.threshold, float(sigmoid(own))
-    return compare(held.answers(start, threads), z, held.labels, held.sources, thresholds)
 
 
 def build_classifier(layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]) -> Classifier:
@@ -440,17 +452,21 @@ def build_classifier(layers: Sequence[Layer], task: Task, facts: Mapping[str, An
     are stored. facts: JSON values that go into the metadata beside what is found out here.
     Raises Refused.
     """
-    held, threads = task.validation, task.settings.threads
-    views = task.start.views if task.start else VIEWS[task.settings.views]
-    chosen = not task.start and views != ONE_VIEW and enough(held.labels)
+    held, settings, start = task.held, task.settings, task.start
+    y, sources = held.labels, held.reported_sources
+    views = start.views if start else VIEWS[settings.views]
+    chosen = not start and views != ONE_VIEW and enough(y)
     try:
         stored = round_to_float16(mirrored(layers))
-        classifier = Classifier(task.name, task.class_names, 0.5, stored, views=views)
+        classifier = Classifier(task.name, held.class_names, 0.5, stored, views=views)
         if chosen:
-            views = _choose_views(classifier, held, threads)
+            always = replace(classifier, views=Views(views.boxes, (-1e9, 1e9)))
+            one, every = _answers(task, always, "one"), _answers(task, always)
+            unsure = choose_unsure(one, every, y, sources, settings.lookalikes)
+            views = Views(views.boxes, unsure)  # before calibration
             classifier = replace(classifier, views=views)
-        calibration = calibrate(held.answers(classifier, threads), held.labels, held.sources)
-        low, high = (calibration.scale * z + calibration.shift for z in views.unsure)
+        calibration = calibrate(_answers(task, classifier), y, sources)
+        low, high = calibration.apply(np.array(views.unsure)).tolist()
         classifier = replace(
             classifier,
             layers=round_to_float16(fold_calibration(stored, calibration)),
@@ -458,26 +474,19 @@ def build_classifier(layers: Sequence[Layer], task: Task, facts: Mapping[str, An
         )
     except ValueError as error:
         raise Refused(f"The trained network cannot be saved: {error}.") from error
-    p = sigmoid(held.answers(classifier, threads))
-    threshold = held.threshold(p, (task.start.threshold, 0.5) if task.start else (0.5,))
+    p = sigmoid(_answers(task, classifier))
+    otherwise = (start.threshold, 0.5) if start else (0.5,)
+    threshold = choose_threshold(y, p, sources, otherwise, settings.lookalikes)
     found = {
         "calibration": asdict(calibration),
         **({"unsure_rule": UNSURE_RULE} if chosen else {}),
-        "threshold_rule": THRESHOLD_RULE if enough(held.labels) else FEW_RULE,
-        "metrics": {"validation": held.metrics(p, threshold)},
+        "threshold_rule": THRESHOLD_RULE if enough(y) else FEW_RULE,
+        "metrics": {"validation": _metrics(held, p, threshold)},
         INPUT_STATISTICS: InputStatistics.of(held.pictures).to_json(),
     }
     classifier = replace(classifier, threshold=threshold, metadata={**facts, **found})
-    rng = np.random.default_rng(task.settings.seed)
+    rng = np.random.default_rng(settings.seed)
     return replace(classifier, golden=choose_golden(classifier, rng))
-
-
-def _choose_views(classifier: Classifier, held: Validation, threads: int) -> Views:
-    """Its views, with the logits between which it is unsure, before calibration."""
-    boxes = classifier.views.boxes
-    always = replace(classifier, views=Views(boxes, (-1e9, 1e9)))
-    one, every = held.answers(always, threads, "one"), held.answers(always, threads)
-    return Views(boxes, choose_unsure(one, every, held.labels, held.sources, held.lookalikes))
 
 
 def round_to_float16(layers: Sequence[Layer]) -> list[Layer]:
@@ -487,9 +496,8 @@ def round_to_float16(layers: Sequence[Layer]) -> list[Layer]:
     return build(describe(layers), rounded)
 
 
-def _page(classifier: Classifier, held: Validation, curve: Sequence[Mapping[str, Any]]) -> str:
-    facts = classifier.metadata
-    p = sigmoid(held.answers(classifier, facts["training"]["threads"]))
+def _page(task: Task, classifier: Classifier, curve: Sequence[Mapping[str, Any]]) -> str:
+    p = sigmoid(_answers(task, classifier))
     lines = {
         key: [(row["epoch"], row[key]) for row in curve]
         for key in ("loss", "log_loss", "balanced_accuracy")
@@ -497,8 +505,8 @@ def _page(classifier: Classifier, held: Validation, curve: Sequence[Mapping[str,
     return render(
         "fit.html",
         classifier=classifier,
-        facts=facts,
-        bins=[asdict(bin) for bin in reliability_table(held.labels, p)],
+        facts=classifier.metadata,
+        bins=[asdict(bin) for bin in reliability_table(task.held.labels, p)],
         curves={
             "loss": {"training, with variations": lines["loss"], "validation": lines["log_loss"]},
             "accuracy": {"validation": lines["balanced_accuracy"]},

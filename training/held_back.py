@@ -1,4 +1,4 @@
-"""Which pictures `fit` learns from, which it measures with, and what answers for those are worth.
+"""Which pictures `fit` learns from, and which it measures with.
 
 Pictures to validate on are read as the service reads them. Near copies of a picture (saved again,
 resized, mirrored) are on one side; otherwise the figures would be too good.
@@ -11,36 +11,16 @@ everywhere but in one place.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from model.archive import printable
-from model.classifier import Classifier, ViewMode
-from model.network import Array, Layer, pieces, sigmoid
+from model.network import Array, pieces
 from model.preprocessing import Preprocessing, read_picture
 from training import Refused
-from training.augmentation import LUMA
-from training.calibration import (
-    by_source,
-    calibrate,
-    choose_threshold,
-    mean_balanced_accuracy,
-    source_log_loss,
-)
-from training.data import (
-    CLASS_NAMES,
-    LEAST_OF_A_SOURCE,
-    Load,
-    PictureSet,
-    Pixels,
-    join_small,
-    on_all_cores,
-    read_pictures,
-)
-from training.loop import score
-from training.metrics import roc_auc, summary
+from training.augmentation import LUMA, cosines
+from training.data import CLASS_NAMES, PictureSet, on_all_cores, read_pictures
 from training.report import Say
 
 LARGEST, SMALLEST = 96, 64  # sides that training pictures are kept at: crops of 64 need room
@@ -66,32 +46,28 @@ class Data:
 def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
     """The pictures to train on, at their own size, and those to validate on, at the network's.
     Raises Refused."""
-    training = read_and_report(data.training, data, say, side=LARGEST, smallest=SMALLEST)
+    read_all = partial(read_pictures, class_names=data.class_names, skip_bad=data.skip_bad, say=say)
+    training = read_all(data.training, LARGEST, smallest=SMALLEST)
     grey = grey_pictures(training.pictures, training.sides)
     if data.validation:
-        held = read_and_report(data.validation, data, say)
+        held = read_all(data.validation)
         copies = copies_of(grey_pictures(held.pictures, held.sides), grey)
         if copies.any():
-            say(
-                f"left out {copies.sum():,} validation pictures that are copies of training "
-                f"pictures ({COPIES})"
-            )
+            what = f"validation pictures that are copies of training pictures ({COPIES})"
+            say(f"left out {copies.sum():,} {what}")
             held = held.only(~copies)
     else:
         parts = f"({LEAST_TRAINING} to train on and {LEAST_HELD_BACK} to hold back)"
         _check_counts(training, LEAST_TRAINING + LEAST_HELD_BACK, f"in the data {parts}")
         groups = copy_groups(grey)
         if count := count_copies(groups):
-            say(
-                f"{count:,} pictures have copies ({COPIES}); copies stay together in training "
-                "or in validation"
-            )
+            together = "copies stay together in training or in validation"
+            say(f"{count:,} pictures have copies ({COPIES}); {together}")
         chosen, divided = hold_back(training, groups, np.random.default_rng((seed, 7)))
         for name in divided:
             say(
-                f"note: almost all pictures of {name!r} are copies of each other. Some are in "
-                "both training and validation, so the figures are too good. Use --validation "
-                "with other pictures."
+                f"note: almost all pictures of {name!r} are copies of each other. Some are in both "
+                "training and validation: the figures are too good. Use --validation with others."
             )
         held = _read_again(training, chosen)
         training = training.only(~chosen)
@@ -102,44 +78,15 @@ def read(data: Data, seed: int, say: Say) -> tuple[PictureSet, PictureSet]:
     return training, held
 
 
-def read_and_report(
-    paths: Sequence[Path],
-    data: Data,
-    say: Say,
-    *,
-    side: int = 64,
-    smallest: int | None = None,
-    both_classes: bool = True,
-) -> PictureSet:
-    """`read_pictures`, and a line that says what was read."""
-    pictures = read_pictures(
-        paths,
-        side,
-        data.class_names,
-        smallest=smallest,
-        both_classes=both_classes,
-        skip_bad=data.skip_bad,
-    )
-    left_out = "".join(
-        f"; left out {count:,} {what}{'s' if count > 1 else ''}"
-        for count, what in ((len(pictures.skipped), "file"), (pictures.hidden, "hidden file"))
-        if count
-    )
-    say(f"{', '.join(printable(path.name) for path in paths)}: {pictures}{left_out}")
-    return pictures
-
-
 def _read_again(pictures: PictureSet, chosen: Array) -> PictureSet:
     """The chosen pictures (m,) bool, read from their files at the network's size."""
     places, spec = np.flatnonzero(chosen), Preprocessing()
-    read, failures = on_all_cores(
+    read = on_all_cores(
         lambda i: read_picture(pictures.files[places[i]](), spec).pixels, len(places), "reading"
     )
-    for i, why in failures.items():
-        raise Refused(f"{pictures.names[places[i]]} could be read before, but not now: {why}.")
     sides = np.full(len(pictures), spec.side, np.int16)
     without = replace(pictures, pictures=np.zeros((len(sides), 0, 0, 3), np.uint8), sides=sides)
-    return replace(without.only(chosen), pictures=np.stack([read[i] for i in sorted(read)]))
+    return replace(without.only(chosen), pictures=np.stack(read))
 
 
 def _check_counts(pictures: PictureSet, least: int, purpose: str) -> None:
@@ -197,10 +144,8 @@ _REACH = np.float32(np.sqrt(2 * (1 - LEAST_CORRELATION)))  # distance of vectors
 _LOW = 6  # coarse cosines a direction that are compared first
 _AT_ONCE = 256
 
-_PLACE = np.arange(GREY_SIDE)
-_COSINES = np.sqrt(2 / GREY_SIDE) * np.cos(np.pi * (_PLACE + 0.5) * _PLACE[:, None] / GREY_SIDE)
-_COSINES[0] /= np.sqrt(2)
-_MIRROR = np.tile(np.where(_PLACE[:_LOW] % 2, -1, 1), _LOW).astype(np.float32)  # signs of `low`
+_COSINES = cosines(GREY_SIDE)
+_MIRROR = np.tile(np.where(np.arange(_LOW) % 2, -1, 1), _LOW).astype(np.float32)  # signs of `low`
 
 
 def grey_pictures(pictures: Array, sides: Array) -> Array:
@@ -263,64 +208,3 @@ def count_copies(groups: Array) -> int:
     """How many pictures are copies of another one."""
     _, sizes = np.unique(groups, return_counts=True)
     return int(sizes[sizes > 1].sum())
-
-
-# --- what answers for them are worth ------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Validation:
-    """m pictures (m, 64, 64, 3) to validate on, their labels (m,), and their sources as they are
-    reported: rooms are one of their own, and those of few pictures are one together."""
-
-    pictures: Pixels
-    labels: Array
-    sources: Sequence[str]
-    lookalikes: Sequence[str]  # sources that set no limit to the threshold
-    files: Sequence[Load]
-
-    @classmethod
-    def of(cls, pictures: PictureSet, lookalikes: Sequence[str]) -> "Validation":
-        """The pictures of a set, which were read at the network's size."""
-        sources = join_small([part.source for part in pictures.parts], LEAST_OF_A_SOURCE)
-        return cls(pictures.pictures, pictures.labels, sources, lookalikes, pictures.files)
-
-    def logits(self, layers: Sequence[Layer], threads: int) -> Array:
-        """z (m,) float64 of the network."""
-        sides = np.full(len(self.pictures), self.pictures.shape[1])
-        return score(layers, self.pictures, sides, threads).astype(np.float64)
-
-    def answers(self, classifier: Classifier, threads: int, views: ViewMode = "all") -> Array:
-        """z (m,) float64 that the classifier answers by: from all its views, or from one."""
-        if views == "one" or len(classifier.views.boxes) == 1:
-            return self.logits(classifier.layers, threads)
-        return classifier.logits(classifier.read(load()) for load in self.files)
-
-    def log_loss(self, z: Array) -> float:
-        """The mean over the sources of the mean loss of each."""
-        return source_log_loss(z, self.labels, self.sources)
-
-    def threshold(self, p: Array, otherwise: Sequence[float] = (0.5,)) -> float:
-        """The threshold that probabilities p (m,) ask for; see `choose_threshold`."""
-        return choose_threshold(self.labels, p, self.sources, otherwise, self.lookalikes)
-
-    def epoch_figures(self, z: Array) -> dict[str, Any]:
-        """The figures of one epoch, as JSON values: after a calibration and with a threshold of its
-        own, since that is how its network would be saved."""
-        y, sources = self.labels, self.sources
-        calibration = calibrate(z, y, sources)
-        z = calibration.scale * z + calibration.shift
-        p = sigmoid(z)
-        aucs = {source: roc_auc(y[own], p[own]) for source, own in by_source(sources).items()}
-        return {
-            "log_loss": self.log_loss(z),
-            "balanced_accuracy": mean_balanced_accuracy(y, p, sources, self.threshold(p)),
-            "roc_auc": {source: auc for source, auc in aucs.items() if auc == auc},  # not NaN
-        }
-
-    def metrics(self, p: Array, threshold: float) -> dict[str, Any]:
-        """`training.metrics.summary` of each source, and of all pictures together under "all"."""
-        y = self.labels
-        every = by_source(self.sources)
-        apart = {name: summary(y[own], p[own], threshold) for name, own in every.items()}
-        return {"all": summary(y, p, threshold), **(apart if len(apart) > 1 else {})}

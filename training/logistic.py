@@ -1,12 +1,8 @@
-"""`course`: the lesson of `training.course`, run on files of pictures.
+"""`course`: the lesson of `training.course`, run on files of pictures."""
 
-Source: deeplearning.ai, Neural Networks and Deep Learning, week 2, programming assignment
-"Logistic Regression with a Neural Network mindset".
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,19 +10,11 @@ from typing import Any
 import numpy as np
 
 from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics
-from model.network import parameters
-from training.course import (
-    ITERATIONS,
-    LEARNING_RATE,
-    RECORD_EVERY,
-    THRESHOLD,
-    Progress,
-    predict,
-    train,
-)
-from training.data import as_png
+from model.network import Layer, parameters
+from training.course import ITERATIONS, LEARNING_RATE, RECORD_EVERY, THRESHOLD, predict, train
+from training.data import PictureSet, as_png, read_pictures
 from training.golden import choose_golden
-from training.held_back import Data, read_and_report
+from training.held_back import Data
 from training.metrics import reliability_table, summary, wilson_interval
 from training.report import PAGE, Say, outputs, percent, progress_bar, render, save, write_report
 
@@ -46,14 +34,12 @@ def run_course(
     pictures, write the weights file and the report. Raises Refused and OSError."""
     folder = outputs(output)
     files = {"training": data.training, "test": test}
-    training = read_and_report(data.training, data, say)
+    read = partial(read_pictures, class_names=data.class_names, skip_bad=data.skip_bad, say=say)
+    training = read(data.training)
     sets = {"training": training}
     if test:
-        sets["test"] = read_and_report(test, data, say, both_classes=False)
-    with _costs_shown(iterations, say) as progress:
-        layers, costs = train(
-            training.pictures, training.labels, learning_rate, iterations, progress
-        )
+        sets["test"] = read(test, both_classes=False)
+    layers, costs = _train(training, learning_rate, iterations, say)
     answers = {name: predict(layers, each.pictures) for name, each in sets.items()}
     metrics = {name: summary(each.labels, answers[name], THRESHOLD) for name, each in sets.items()}
     settings = {"command": "course", "learning_rate": learning_rate, "iterations": iterations}
@@ -89,10 +75,11 @@ def run_course(
     say(f"report:  {folder / PAGE}")
 
 
-@contextmanager
-def _costs_shown(iterations: int, say: Say) -> Iterator[Progress]:
-    """Show the cost while gradient descent runs: a bar on a terminal, elsewhere a line for each
-    point of the cost curve."""
+def _train(
+    data: PictureSet, learning_rate: float, iterations: int, say: Say
+) -> tuple[list[Layer], list[float]]:
+    """`train`, with the cost shown: on a terminal by a bar, elsewhere by a line for each point of
+    the cost curve."""
     with progress_bar("training", "iteration", iterations) as bar:
 
         def progress(iteration: int, cost: float) -> None:
@@ -102,7 +89,7 @@ def _costs_shown(iterations: int, say: Say) -> Iterator[Progress]:
             elif iteration % RECORD_EVERY == 0:
                 say(f"training: iteration {iteration:,}: cost {cost:.6f}")
 
-        yield progress
+        return train(data.pictures, data.labels, learning_rate, iterations, progress)
 
 
 def _accuracy(name: str, metrics: dict[str, Any]) -> str:

@@ -1,17 +1,17 @@
 """The training loop: mini-batches on threads, an optimiser, a schedule, checkpoints.
 
-A batch is split into as many shards as there are threads. Each shard draws its variations,
-runs forward and backward with its own scratch memory and sums its gradients; batch normalisation
-sees the shard. NumPy lets go of the interpreter lock in its loops and products, so shards run side
-by side. Every random number comes from (seed, epoch, step, shard): a resumed run goes on exactly
-as the unbroken one would have, and the same seed, data and number of threads give the same weights.
-That holds for one thread of linear algebra inside each of ours, which `one_blas_thread` sees to.
+A batch is split into as many shards as there are threads. Each shard draws its variations, runs
+forward and backward and sums its gradients; batch normalisation sees the shard. Every random number
+comes from (seed, epoch, step, shard). So a resumed run goes on exactly as the unbroken one would
+have, and the same seed, data and number of threads give the same weights, provided that linear
+algebra uses one thread inside each of ours, which `one_blas_thread` sees to.
 """
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,15 +23,17 @@ from threadpoolctl import threadpool_limits
 from model.artifact import build, describe, pack, read_file, unpack, write_file
 from model.network import (
     Array,
+    Composite,
     Gradients,
     Layer,
     Scratch,
     forward,
     parameters,
     pieces,
+    prepare,
 )
 from training import Refused
-from training.architecture import STAGES, batch_norms, first_output, fold
+from training.architecture import MOST_STAGES, STAGES, batch_norms, first_output, fold
 from training.augmentation import augment, mix, whole
 from training.course import forward_backward
 from training.data import LOOKALIKE_SOURCES
@@ -39,7 +41,6 @@ from training.data import LOOKALIKE_SOURCES
 SCORING_ROWS = 32  # pictures a thread takes at a time when nothing is learned
 NUMBERS = 65536  # parameters an update step handles at a time, so that they stay in cache
 CHECKPOINT_VERSION = 2
-
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -72,7 +73,7 @@ class Settings:
     start_share: Share = 0.0  # of the weights that training started from in those that are kept
     norm_pictures: Count = 4096  # that measure the normalisation of the averaged weights
     seed: Annotated[int, Field(ge=0)] = 1  # of everything that is drawn at random
-    stages: tuple[Count, ...] = STAGES  # of the network, from scratch
+    stages: Annotated[tuple[Count, ...], Field(max_length=MOST_STAGES)] = STAGES  # from scratch
     views: Literal["whole", "six"] = "whole"  # of a picture, from scratch
     teacher_share: Share = 0.7  # of the teacher in what is learned, the rest being the label
     shares: dict[str, Positive] = field(default_factory=dict)  # of sources, 1 being as the others
@@ -111,14 +112,10 @@ class Optimizer:
         self.velocity = np.zeros_like(self.theta)
         self.average = self.theta.copy()
         self._gradient = np.empty_like(self.theta)
+        self._gradients = split_vector(self._gradient, own)
         self._decay = np.concatenate(
             [np.full(v.size, weight_decay if v.ndim > 1 else 0, v.dtype) for v in own.values()]
         )
-        self._places: dict[str, slice] = {}
-        start = 0
-        for name, value in own.items():
-            self._places[name] = slice(start, start + value.size)
-            start += value.size
         bind(layers, self.theta)
 
     @property
@@ -130,20 +127,15 @@ class Optimizer:
         self, shards: Sequence[Gradients], examples: int, learning_rate: float, pool: Executor
     ) -> None:
         """One update from the gradients that each shard summed over its part of the examples."""
-        for name, place in self._places.items():
-            total = self._gradient[place].reshape(shards[0][name].shape)
+        for name, total in self._gradients.items():
             np.multiply(shards[0][name], 1 / examples, out=total)
             for shard in shards[1:]:
                 total += shard[name] * (1 / examples)
         self.steps += 1
         beta = min(self.ema_decay, self.steps / (self.steps + 9))
         # Each part is computed alone: the result does not depend on the number of threads.
-        list(
-            pool.map(
-                lambda part: self._update(part, learning_rate, 1 - beta),
-                pieces(len(self.theta), NUMBERS),
-            )
-        )
+        update = partial(self._update, learning_rate=learning_rate, fresh=1 - beta)
+        list(pool.map(update, pieces(len(self.theta), NUMBERS)))
 
     def _update(self, part: slice, learning_rate: float, fresh: float) -> None:
         theta, velocity, average = self.theta[part], self.velocity[part], self.average[part]
@@ -157,28 +149,30 @@ class Optimizer:
         average += fresh * (theta - average)
 
 
+def split_vector(vector: Array, own: Mapping[str, Array]) -> dict[str, Array]:
+    """Parts of the vector, one after the other, in the shapes of the parameters."""
+    ends = np.cumsum([value.size for value in own.values()])
+    parts = zip(own.items(), np.split(vector, ends[:-1]), strict=True)
+    return {name: part.reshape(value.shape) for (name, value), part in parts}
+
+
 def bind(layers: Sequence[Layer], vector: Array) -> None:
     """Make the layers' parameters views of the vector, in the order of `parameters`.
     `model.network.prepare` must follow."""
-    start = 0
-    for layer in layers:
-        inner = getattr(layer, "layers", None)
-        if inner is not None:
-            size = sum(value.size for value in layer.parameters.values())
-            bind(inner, vector[start : start + size])
-            layer.parameters = parameters(inner)
-            start += size
-            continue
-        for name, value in layer.parameters.items():
-            layer.parameters[name] = vector[start : start + value.size].reshape(value.shape)
-            start += value.size
+    sizes = [sum(value.size for value in layer.parameters.values()) for layer in layers]
+    for layer, part in zip(layers, np.split(vector, np.cumsum(sizes)[:-1]), strict=True):
+        if isinstance(layer, Composite):
+            bind(layer.layers, part)
+            layer.parameters = parameters(layer.layers)
+        elif layer.parameters:
+            layer.parameters = split_vector(part, layer.parameters)
 
 
 def learning_rate(epoch: float, config: Settings) -> float:
     """The learning rate after so many epochs, which need not be whole: up in a straight line,
     constant, down in a straight line to 0 (Hägele et al. 2024, Scaling Laws and Compute-Optimal
-    Training Beyond Fixed Training Durations). Runs of any length are the same up to the decay.
-    With `restart`, all of it twice (Loshchilov and Hutter 2017, SGDR)."""
+    Training Beyond Fixed Training Durations). With `restart`, all of it twice (Loshchilov and
+    Hutter 2017, SGDR)."""
     epoch, length = cycle(epoch, config)
     rising = (epoch + 0.05) / config.warm_up if config.warm_up else 1.0
     falling = (1 - epoch / length) / config.decay if config.decay else 1.0
@@ -208,25 +202,36 @@ class Examples:
     weights: Array
 
 
+@dataclass(frozen=True)
+class Best:
+    """The network of the best epoch so far, as it would be saved; epoch 0 is before training."""
+
+    epoch: int
+    log_loss: float  # on validation
+    layers: list[Layer]
+
+
 class Trainer:
     """A network in training: layers, optimiser, progress; a `with` ends its threads.
 
-    An epoch that is interrupted leaves it undefined; what `folded` gave before stays as it was.
+    Of the run until now, `curve` has a row of JSON values for each epoch, and `best` the best
+    network; who measures adds to them. An epoch that is interrupted leaves the layers undefined.
     """
 
     def __init__(self, layers: list[Layer], examples: Examples, config: Settings) -> None:
+        if config.start_share and batch_norms(layers):
+            raise ValueError("start_share is for weights that are trained, without normalisation")
         self.layers, self.examples, self.config = layers, examples, config
         self.epoch = 0
+        self.curve: list[dict[str, Any]] = []
+        self.best: Best | None = None
         self.optimizer = Optimizer(
             layers,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             ema_decay=config.ema_decay,
         )
-        if config.start_share and batch_norms(layers):
-            raise ValueError("start_share is for weights that are trained, without normalisation")
-        own = parameters(layers) if config.start_share else {}
-        self._start = {name: value.copy() for name, value in own.items()}
+        self._start = {name: value.copy() for name, value in parameters(layers).items()}
         self._averaged = copy.deepcopy(layers)
         bind(self._averaged, self.optimizer.average)
         self._scratches = [Scratch(keep=True) for _ in range(config.threads)]
@@ -250,20 +255,15 @@ class Trainer:
         one batch at least; `epoch` grows when it is complete. Raises Refused.
         """
         config, steps = self.config, self.steps_per_epoch
-        order = draw(
-            self.examples.weights,
-            steps * config.batch,
-            np.random.default_rng((config.seed, self.epoch)),
-        )
-        for step in range(steps):
-            batch = order[step * config.batch : (step + 1) * config.batch]
+        rng = np.random.default_rng((config.seed, self.epoch))
+        order = draw(self.examples.weights, steps * config.batch, rng)
+        for step, batch in enumerate(order.reshape(steps, config.batch)):
             yield self._step(batch, step, self.epoch + step / steps)
         self.epoch += 1
 
     def _step(self, batch: Array, step: int, epoch: float) -> float:
         config = self.config
-        since, length = cycle(epoch, config)
-        strength = self._strength(since / length)
+        strength = self._strength(epoch)
         shards = np.array_split(batch, min(config.threads, len(batch)))
 
         def run(i: int) -> tuple[Gradients, float]:
@@ -278,8 +278,8 @@ class Trainer:
                 f"Training diverged in epoch {self.epoch + 1}: the loss is not finite. Try max_lr "
                 f"below {config.max_lr:g}."
             )
-        rate = learning_rate(epoch, config)
         gradients = [shard for shard, _ in results]
+        rate = learning_rate(epoch, config)
         self.optimizer.step(gradients, len(batch), rate, self._pool)
         self._prepare(self.layers)
         return mean_loss
@@ -294,10 +294,11 @@ class Trainer:
             x, y = mix(x, y, rng, self.config.mixup * strength)
         return forward_backward(self.layers, x, y, scratch, self.config.group_weight)
 
-    def _strength(self, progress: float) -> float:
-        config = self.config
-        share = config.augmentation_fade
-        faded = max(0.0, (progress - (1 - share)) / share) if share else 0.0
+    def _strength(self, epoch: float) -> float:
+        """Of the variations, after so many epochs."""
+        config, share = self.config, self.config.augmentation_fade
+        since, length = cycle(epoch, config)
+        faded = max(0.0, (since / length - (1 - share)) / share) if share else 0.0
         return config.augmentation_strength * (1 - faded * (1 - config.augmentation_end))
 
     def _prepare(self, layers: Sequence[Layer]) -> None:
@@ -340,13 +341,6 @@ class Trainer:
 
         results = [one for part in self._pool.map(run, range(config.threads)) for one in part]
         return {id(n): np.mean([one[i] for one in results], axis=0) for i, n in enumerate(norms)}
-
-    def restore(self, vectors: Mapping[str, Array], epoch: int, steps: int) -> None:
-        """Go on, bit for bit, from the optimiser's vectors after so many epochs and steps."""
-        for name, vector in self.optimizer.vectors.items():
-            vector[...] = vectors[name]
-        self.epoch, self.optimizer.steps = epoch, steps
-        self._prepare(self.layers)
 
 
 def draw(weights: Array, count: int, rng: np.random.Generator) -> Array:
@@ -422,47 +416,28 @@ def sampling_weights(
 # that other settings or data are noticed.
 
 
-@dataclass(frozen=True)
-class Best:
-    """The network of the best epoch so far, as it would be saved; epoch 0 is before training."""
+def save_checkpoint(path: Path, trainer: Trainer, identity: dict[str, Any]) -> None:
+    """Write the checkpoint, whole or not at all. Raises OSError.
 
-    epoch: int
-    log_loss: float  # on validation
-    layers: list[Layer]
-
-
-@dataclass
-class Run:
-    """What a run depends on, and what it has come to beside the optimiser's vectors."""
-
-    identity: dict[str, Any]  # JSON values by name: every run with the same gives the same weights
-    curve: list[dict[str, Any]] = field(default_factory=list)  # one row of JSON values an epoch
-    best: Best | None = None
-
-
-def save_checkpoint(path: Path, trainer: Trainer, run: Run) -> None:
-    """Write the checkpoint, whole or not at all. Raises OSError."""
+    identity: JSON values by name, on which the weights depend.
+    """
     tensors = {f"state.{name}": value for name, value in trainer.optimizer.vectors.items()}
     values: dict[str, Any] = {
         "checkpoint_version": CHECKPOINT_VERSION,
-        "identity": run.identity,
-        "curve": run.curve,
+        "identity": identity,
+        "curve": trainer.curve,
         "progress": [trainer.epoch, trainer.optimizer.steps],
         "best": None,
     }
-    if best := run.best:
-        architecture = describe(best.layers)
-        values["best"] = {
-            "epoch": best.epoch,
-            "log_loss": best.log_loss,
-            "architecture": architecture,
-        }
+    if best := trainer.best:
+        values["best"] = {"epoch": best.epoch, "log_loss": best.log_loss}
+        values["best"]["architecture"] = describe(best.layers)
         tensors |= {f"best.{name}": value for name, value in parameters(best.layers).items()}
     write_file(path, pack(values, tensors))
 
 
-def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> Run:
-    """Put the trainer where the checkpoint left off, and return the run so far.
+def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> None:
+    """Put the trainer where the checkpoint left off, bit for bit.
 
     Raises Refused: it is missing or damaged, or of a run with another identity.
     """
@@ -475,16 +450,18 @@ def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> Run:
         for name, tensor in tensors.items():
             part, _, own = name.partition(".")
             parts[part][own] = tensor
-        trainer.restore(parts["state"], *values["progress"])
-        best = values["best"]
-        if best is not None:
+        for name, vector in trainer.optimizer.vectors.items():
+            vector[...] = parts["state"][name]
+        trainer.epoch, trainer.optimizer.steps = values["progress"]
+        trainer.curve = values["curve"]
+        if best := values["best"]:
             layers = build(best["architecture"], parts["best"])
-            best = Best(best["epoch"], best["log_loss"], layers)
+            trainer.best = Best(best["epoch"], best["log_loss"], layers)
+        prepare(trainer.layers)
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(
             f"The checkpoint {path} cannot be used: {error}. Delete its folder and start again."
         ) from error
-    return Run(identity, values["curve"], best)
 
 
 def _check_identity(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

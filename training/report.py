@@ -18,10 +18,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from tqdm import tqdm
 
 from model.artifact import write_file
-from model.classifier import BadArtifact, Classifier
-from training import Refused
+from model.classifier import Classifier
 from training.metrics import wilson_interval
 
+DType = Literal["float32", "float16"]
 Say = Callable[[str], None]  # prints a line for the person at the terminal
 
 PAGE, METRICS = "report.html", "metrics.json"  # the files of every report folder
@@ -35,15 +35,8 @@ def progress_bar(label: str, unit: str, total: int | None = None) -> "tqdm[Never
     on_terminal = sys.stderr.isatty()
     # Terminals made by programs may say that they are 0 × 0; tqdm would show nothing.
     has_size = on_terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    return tqdm(
-        desc=label,
-        unit=f" {unit}s",
-        total=total,
-        disable=not on_terminal,
-        dynamic_ncols=has_size,
-        ncols=None if has_size else 80,
-        nrows=None if has_size else 24,
-    )
+    size: dict[str, Any] = {"dynamic_ncols": True} if has_size else {"ncols": 80, "nrows": 24}
+    return tqdm(desc=label, unit=f" {unit}s", total=total, disable=not on_terminal, **size)
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -78,8 +71,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def outputs(output: Path) -> Path:
-    """The folder of the report, next to the weights file. Finds out before the work what would keep
-    both from being written; raises OSError."""
+    """The folder of the report, next to the weights file; both are checked as below."""
     folder = output.with_name(f"{output.stem}-report")
     check_output(output)
     check_folder(folder)
@@ -100,9 +92,8 @@ def check_output(path: Path) -> None:
 def check_folder(folder: Path) -> None:
     """Find out before the work, with an OSError, what would keep a report from being written."""
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(
-            errno.ENOTDIR, "is a file, but the report needs a folder", str(folder)
-        )
+        what = "is a file, but the report needs a folder"
+        raise NotADirectoryError(errno.ENOTDIR, what, str(folder))
 
 
 @contextmanager
@@ -127,21 +118,7 @@ def write_report(
             write_file(folder / name, text.encode())
 
 
-def save(
-    classifier: Classifier, output: Path, dtype: Literal["float32", "float16"] = "float32"
-) -> Classifier:
-    """`Classifier.save`, with what goes wrong as the command line tells it. Raises Refused, and
-    OSError with the file's name."""
-    try:
-        with with_file_name(output):
-            return classifier.save(output, dtype)
-    except BadArtifact as error:
-        raise Refused(str(error)) from error
-
-
-def load(path: Path) -> Classifier:
-    """`Classifier.load`; raises Refused."""
-    try:
-        return Classifier.load(path)
-    except BadArtifact as error:
-        raise Refused(str(error)) from error
+def save(classifier: Classifier, output: Path, dtype: DType = "float32") -> Classifier:
+    """`Classifier.save`; raises BadArtifact, and OSError with the file's name."""
+    with with_file_name(output):
+        return classifier.save(output, dtype)

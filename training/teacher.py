@@ -11,8 +11,8 @@ on the labels of each.
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,20 +25,16 @@ from training.data import PictureSet
 _SHOWN = 5  # names that a message lists
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """What the teacher says of m pictures: log_odds float64 (m,); groups float32 (m, g) in [0, 1],
-    with no columns where it has none."""
+class Teacher(NamedTuple):
+    """What the teacher says of m pictures."""
 
-    log_odds: Array
-    groups: Array
+    log_odds: Array  # float64 (m,)
+    groups: Array  # float32 (m, g) in [0, 1], g 0 where it has none
 
 
 def read_teacher(path: Path, names: Sequence[str]) -> Teacher:
-    """What the teacher says of the pictures of these names.
-
-    Raises Refused: no such file, values that are not finite, a picture that it lacks.
-    """
+    """What the teacher says of the pictures of these names. Raises Refused: no such file, values
+    that are not finite, a picture that it lacks."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file}
@@ -63,7 +59,7 @@ def read_teacher(path: Path, names: Sequence[str]) -> Teacher:
     place = {name: i for i, name in enumerate(own)}
     missing = [name for name in names if name not in place]
     if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+        shown = ", ".join(missing[:_SHOWN]) + ", …" * (len(missing) > _SHOWN)
         raise Refused(
             f"{path} has no entry for {len(missing):,} of {len(names):,} training pictures: "
             f"{shown}. Add them, train on pictures that it has, or leave --teacher out."
@@ -86,7 +82,7 @@ def calibrated(log_odds: Array, labels: Array, sources: Sequence[str]) -> Array:
 def soft_targets(path: Path, pictures: PictureSet, share: float) -> npt.NDArray[np.float32]:
     """What a network is to learn of the pictures (m, 1 + g): `share` of the teacher's probability
     of the class and the rest of the label; then the teacher's groups. Raises Refused."""
-    teacher = read_teacher(path, pictures.names)
-    probabilities = calibrated(teacher.log_odds, pictures.labels, pictures.sources)
+    log_odds, groups = read_teacher(path, pictures.names)
+    probabilities = calibrated(log_odds, pictures.labels, pictures.sources)
     targets = (1 - share) * pictures.labels + share * probabilities
-    return np.hstack([targets.astype(np.float32)[:, None], teacher.groups])
+    return np.hstack([targets.astype(np.float32)[:, None], groups])
