@@ -23,7 +23,6 @@ from model.preprocessing import (
     Filter,
     InvalidImage,
     Limits,
-    PictureReader,
     Preprocessing,
     Reason,
     read_picture,
@@ -31,8 +30,8 @@ from model.preprocessing import (
     to_vector,
 )
 from tests import pictures
-from tests.pictures import SIX, encode, kinds, picture, scene, see_through
-from tests.test_fuzz_decoding import limited_memory, noisy_libraries
+from tests.pictures import encode, kinds, picture, scene
+from tests.test_fuzz_decoding import noisy_libraries
 
 PHOTO = scene(320, 240).resize((640, 480), Image.Resampling.NEAREST)
 END = b"\xff\xd9"  # of a JPEG
@@ -371,28 +370,6 @@ def test_a_webp_whose_picture_is_larger_than_its_canvas_is_refused() -> None:
     body = pictures.webp_header(64, 64)[8:] + encode(Image.new("RGB", (3000, 2000)), "WEBP")[12:]
     data = b"RIFF" + struct.pack("<I", len(body)) + body
     assert refusal(data, Limits(max_pixels=100_000)).reason == Reason.DAMAGED
-
-
-_LARGE = (1600, 1250)  # 2 million pixels: 8 MB in Pillow's memory
-HEAVY = {  # and how many MiB are enough
-    "baseline JPEG": (picture("JPEG", *_LARGE), 4),
-    "progressive inks": (encode(scene(*_LARGE, "CMYK"), "JPEG", progressive=True), 24),
-    "transparent PNG": (encode(see_through().resize(_LARGE), "PNG"), 16),
-    "GIF": (encode(scene(*_LARGE, "P"), "GIF"), 12),
-    "WebP": (encode(scene(*_LARGE), "WEBP", lossless=False, method=0), 12),
-    "AVIF": (encode(scene(*_LARGE), "AVIF", speed=10, subsampling="4:2:0"), 24),
-    "TIFF by LZMA": (encode(scene(*_LARGE), "TIFF", compression="lzma"), 24),
-}
-
-
-@pytest.mark.parametrize("name", HEAVY)
-def test_memory_that_is_refused_is_never_taken_for_damage_of_the_picture(name: str) -> None:
-    data, enough = HEAVY[name]
-    for mebibytes in range(0, enough, 4):
-        with limited_memory(mebibytes * 2**20), contextlib.suppress(MemoryError):
-            PictureReader(data, views=SIX).other_views()
-    with limited_memory(enough * 2**20):
-        PictureReader(data, views=SIX).other_views()
 
 
 @pytest.mark.parametrize("bomb", [pictures.png_text_bomb, pictures.jpeg_of_many_exif_segments])
