@@ -191,9 +191,11 @@ def load(weights: str) -> tuple[dict[str, Any], Handle]:
     return description, deadly
 
 
-async def rows_of(weights: Path, found: Iterable[Found], most: int = 1000) -> list[Row]:
-    program = "tests.test_archive"
-    workers = Workers(program, [str(weights)], count=2, memory_bytes=2**27, seconds=1)
+async def rows_of(
+    weights: Path, found: Iterable[Found], most: int = 1000, memory: int = 2**27, seconds: int = 1
+) -> list[Row]:
+    limits = {"memory_bytes": memory, "seconds": seconds}
+    workers = Workers("tests.test_archive", [str(weights)], count=2, **limits)
     rows = []
     try:
         await workers.start()
@@ -229,6 +231,27 @@ def test_rows_are_answers_in_order_of_pictures(weights_path: Path, classifier: C
             assert row["error"]["reason"] == DEADLY[name]
         else:
             assert row == expected(classifier, name, data[name])
+
+
+@pytest.mark.parametrize(("mebibytes", "answered"), [(6, 1), (16, 4), (32, 7)])
+def test_memory_that_is_refused_is_never_taken_for_damage(
+    mebibytes: int, answered: int, unsure_path: Path
+) -> None:
+    large = pictures.scene(1600, 1250)  # 2 million pixels: 8 MB in Pillow's memory
+    heavy = {
+        "baseline": pictures.encode(large, "JPEG"),
+        "progressive": pictures.encode(large.convert("CMYK"), "JPEG", progressive=True),
+        "transparent": pictures.encode(pictures.see_through().resize(large.size), "PNG"),
+        "GIF": pictures.encode(large.convert("P"), "GIF"),
+        "WebP": pictures.encode(large, "WEBP", lossless=False, method=0),
+        "AVIF": pictures.encode(large, "AVIF", speed=10, subsampling="4:2:0"),
+        "LZMA": pictures.encode(large, "TIFF", compression="lzma"),
+    }
+    found = [Found(name, partial(bytes, data)) for name, data in heavy.items()]
+    rows = asyncio.run(rows_of(unsure_path, found, memory=mebibytes * 2**20, seconds=9))
+    reasons = [row["error"]["reason"] if "error" in row else None for row in rows]
+    assert {*reasons} <= {None, "too-many-pixels"}
+    assert reasons.count(None) >= answered
 
 
 def test_pictures_are_taken_only_as_they_are_needed(weights_path: Path) -> None:

@@ -113,9 +113,9 @@ EFFECTS: dict[str, tuple[dict[str, float], Effect]] = {
     "brightness": ({"brightness": 0.3}, lambda row, plain: abs(row.mean() - plain.mean()) > 1e-3),
     "contrast": ({"contrast": 0.25}, lambda row, plain: abs(row.std() / plain.std() - 1) > 1e-3),
     "saturation": ({"saturation": 0.5}, lambda row, plain: abs(spread(row) - spread(plain)) > 1e-4),
-    "noise": ({"noisy": 1, "noise": 0.06}, lambda row, plain: 0 < np.std(row - plain) < 0.065),
+    "noise": ({"noisy": 1, "noise": 0.06}, lambda row, plain: 1e-4 < np.std(row - plain) < 0.065),
     "erased": ({"erased": 1}, lambda row, plain: 0.01 < np.mean(np.abs(row - plain) > 1e-4) < 0.3),
-    "compressed": ({"compressed": 1}, lambda row, plain: 0 < np.std(row - plain) < 0.1),
+    "compressed": ({"compressed": 1}, lambda row, plain: 1e-3 < np.std(row - plain) < 0.1),
     "blur": (
         {"blurred": 1, "sharpest": 2, "softest": 2.6},
         lambda row, plain: grain(row) < grain(plain),

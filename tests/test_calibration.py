@@ -176,7 +176,6 @@ FEW = slice(191, 209)
         (8 * (2 * Y - 1), 8.0001 * (2 * Y - 1), 0.5, "no better .*log loss 0.000 before and after"),
         (Z, 1.008 * Z, 0.5, "no better .*log loss 0.402 before, 0.401 after"),
     ],
-    ids=["better", "a little", "few pictures", "worse at its threshold", "nothing", "hardly any"],
 )
 def test_a_verdict_says_what_it_rests_on(
     before: Array, after: Array, threshold: float, words: str

@@ -14,7 +14,7 @@ from model.preprocessing import Preprocessing, read_picture
 from tests.data_folder import data_file
 from tests.pictures import encode, picture, scene, turned, write_files, zipped
 from training import Refused
-from training.data import OTHERS, NameParts, join_small, name_parts, on_all_cores, read_pictures
+from training.data import NameParts, name_parts, on_all_cores, read_pictures
 
 Files = dict[str, bytes]
 
@@ -173,21 +173,21 @@ def test_files_are_joined_and_classes_may_have_other_names(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("prefix", "shape", "classes", "labels"),
     [
-        ("train", (3,), (b"non-cat", b"cat"), [0, 1, 0]),
-        ("test", (1, 3), (b"non-cat", b"cat"), [0, 1, 0]),
-        ("train", (3, 1), (b"cat", b"non-cat"), [1, 0, 1]),  # the list says what 1 means
+        ("train", (3,), ["non-cat", "cat"], [0, 1, 0]),
+        ("test", (1, 3), ["non-cat", "cat"], [0, 1, 0]),
+        ("train", (3, 1), ["cat", "non-cat"], [1, 0, 1]),  # the list says what 1 means
     ],
 )
-def test_the_course_s_hdf5_is_read_as_it_is(
-    tmp_path: Path, prefix: str, shape: tuple[int], classes: tuple[bytes, bytes], labels: list[int]
+def test_the_course_s_hdf5_is_read(
+    tmp_path: Path, prefix: str, shape: tuple[int], classes: list[str], labels: list[int]
 ) -> None:
     y = np.array([0, 1, 0]).reshape(shape)
-    datasets = {f"{prefix}_set_x": pixels(3), f"{prefix}_set_y": y, "list_classes": classes}
-    data = read_pictures([make_hdf5(tmp_path / "d.h5", **datasets)])
+    datasets = {f"{prefix}_set_x": pixels(3), f"{prefix}_set_y": y}
+    path = make_hdf5(tmp_path / "d.h5", list_classes=np.array(classes, "S"), **datasets)
+    data = read_pictures([path])
     assert (data.pictures == pixels(3)).all()
     assert data.labels.tolist() == labels
-    assert data.names[1] == f"{('non-cat', 'cat')[labels[1]]}/course-00001"
-    assert data.sources == ["course"] * 3
+    assert data.names[1] == f"{classes[1]}/course-00001"
 
 
 def test_the_course_s_own_files_are_read() -> None:
@@ -297,8 +297,3 @@ def test_an_interrupted_reading_stops_at_once() -> None:
 )
 def test_a_name_tells_what_the_picture_is(name: str, source: str, parts: tuple[str, ...]) -> None:
     assert name_parts(name, source) == NameParts(*parts)
-
-
-def test_small_sources_are_one() -> None:
-    sources = ["pets"] * 120 + ["IMG"] * 3 + ["2024"]
-    assert join_small(sources) == ["pets"] * 120 + [OTHERS] * 4

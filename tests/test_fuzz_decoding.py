@@ -35,13 +35,13 @@ fuzz = settings(
 
 
 @contextlib.contextmanager
-def limited_memory(more: int) -> Iterator[None]:
-    """Refuse this process more than so many bytes beside what it has, as a worker is refused it."""
+def limited_memory() -> Iterator[None]:
+    """Refuse this process more memory, as a worker is refused it."""
     unlimited = resource.getrlimit(resource.RLIMIT_DATA)
     status = Path("/proc/self/status")
     if status.exists():
         held = int(status.read_text().split("VmData:")[1].split()[0]) * 1024
-        resource.setrlimit(resource.RLIMIT_DATA, (held + more, unlimited[1]))
+        resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, unlimited[1]))
     try:
         yield
     finally:
@@ -53,7 +53,7 @@ def check(data: bytes) -> None:
     start = time.perf_counter()
     refusal = "It takes too much memory."
     try:
-        with contextlib.suppress(MemoryError), limited_memory(MEMORY):
+        with contextlib.suppress(MemoryError), limited_memory():
             result = read_picture(data, limits=LIMITS)
             assert result.pixels.shape == (64, 64, 3)
             assert result.width * result.height <= LIMITS.max_pixels_in_file

@@ -27,8 +27,7 @@ def one_blas() -> Iterator[None]:
 
 
 def blots(m: int, side: int = 64, seed: int = 0) -> loop.Examples:
-    """Pictures with a bright blot on the left (1) or on the right (0): a mirror image would turn
-    one into the other, so the blot is also warm or cold."""
+    """Pictures with a blot, warm (1) or cold (0): no mirror image turns one into the other."""
     rng = np.random.default_rng(seed)
     pictures = rng.integers(60, 120, (m, side, side, 3), np.uint8)
     labels = (np.arange(m) % 2).astype(np.float32)

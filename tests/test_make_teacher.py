@@ -82,12 +82,6 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, unbroken)
 
 
-def test_other_pictures_of_the_same_names_are_seen_anew(tmp_path: Path) -> None:
-    seen(4, Network(4), tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        teacher.see([lambda: jpeg(99)] * 4, cast(Lite, Network(0)), tmp_path, at_once=4)
-
-
 def test_training_reads_what_the_command_writes(tmp_path: Path) -> None:
     if why := not_installed("lite0"):
         pytest.skip(why)

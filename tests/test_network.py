@@ -148,7 +148,8 @@ def direct(x: Array, weights: Array, stride: int = 1) -> Array:
         for i in range(k)
         for j in range(k)
     ]
-    return np.sum(terms, axis=0)
+    y: Array = np.sum(terms, axis=0)
+    return y
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 2), (3, 2), (1, 1)])

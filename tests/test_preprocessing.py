@@ -23,7 +23,6 @@ from model.preprocessing import (
     Filter,
     InvalidImage,
     Limits,
-    PictureReader,
     Preprocessing,
     Reason,
     read_picture,
@@ -31,8 +30,8 @@ from model.preprocessing import (
     to_vector,
 )
 from tests import pictures
-from tests.pictures import SIX, encode, kinds, picture, scene, see_through
-from tests.test_fuzz_decoding import limited_memory, noisy_libraries
+from tests.pictures import encode, kinds, picture, scene
+from tests.test_fuzz_decoding import noisy_libraries
 
 PHOTO = scene(320, 240).resize((640, 480), Image.Resampling.NEAREST)
 END = b"\xff\xd9"  # of a JPEG
@@ -301,9 +300,7 @@ def test_opaque_alpha_is_nothing_to_warn_of_and_hidden_colours_do_not_shine_thro
     ("depth", "colour", "key", "row", "found"),
     [
         (1, 0, [1], b"\xf0" * 10, True),
-        (4, 0, [15], b"\xff\xff\0\0" * 10, True),
         (8, 0, [200], b"\xc8" * 40 + b"\0" * 40, True),
-        (16, 0, [0x1234], b"\x12\x35" * 80, False),
         (8, 2, [9, 8, 7], b"\x09\x08\x07" * 40 + b"\0" * 120, True),
         (8, 2, [9, 8, 7], b"\x09\x08\x06" * 80, False),
         (16, 2, [0x1234, 0, 0xFFFF], b"\x12\x34\0\0\xff\xff" * 40 + b"\0" * 240, True),
@@ -369,28 +366,10 @@ def test_the_decoders_own_limits_do_not_hold() -> None:
     assert read_picture(flat, limits=Limits(max_pixels=100_000_000)).width == 9_700
 
 
-_LARGE = (1600, 1250)  # 2 million pixels: 8 MB in Pillow's memory
-
-HEAVY = {  # and how many MiB are enough
-    "baseline JPEG": (picture("JPEG", *_LARGE), 4),
-    "progressive inks": (encode(scene(*_LARGE, "CMYK"), "JPEG", progressive=True), 24),
-    "transparent PNG": (encode(see_through().resize(_LARGE), "PNG"), 16),
-    "GIF": (encode(scene(*_LARGE, "P"), "GIF"), 12),
-    "BMP": (picture("BMP", *_LARGE), 12),
-    "WebP": (encode(scene(*_LARGE), "WEBP", lossless=False, method=0), 12),
-    "AVIF": (encode(scene(*_LARGE), "AVIF", speed=10, subsampling="4:2:0"), 24),
-    "TIFF by LZMA": (encode(scene(*_LARGE), "TIFF", compression="lzma"), 24),
-}
-
-
-@pytest.mark.parametrize("name", HEAVY)
-def test_memory_that_is_refused_is_never_taken_for_damage_of_the_picture(name: str) -> None:
-    data, enough = HEAVY[name]
-    for mebibytes in range(0, enough, 4):
-        with limited_memory(mebibytes * 2**20), contextlib.suppress(MemoryError):
-            PictureReader(data, views=SIX).other_views()
-    with limited_memory(enough * 2**20):
-        PictureReader(data, views=SIX).other_views()
+def test_a_webp_whose_picture_is_larger_than_its_canvas_is_refused() -> None:
+    body = pictures.webp_header(64, 64)[8:] + encode(Image.new("RGB", (3000, 2000)), "WEBP")[12:]
+    data = b"RIFF" + struct.pack("<I", len(body)) + body
+    assert refusal(data, Limits(max_pixels=100_000)).reason == Reason.DAMAGED
 
 
 @pytest.mark.parametrize("bomb", [pictures.png_text_bomb, pictures.jpeg_of_many_exif_segments])
@@ -438,7 +417,6 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
         (NOT_A_PICTURE, b"\n <html><body>404", "HTML"),
         (NOT_A_PICTURE, b'{"error": "not found"}', "JSON"),
         (NOT_A_PICTURE, "Plain wörds".encode(), "text"),
-        (NOT_A_PICTURE, b"BM, said the text", "text"),
         (NOT_A_PICTURE, b"PK\3\4" + bytes(50), "zip"),
         (NOT_A_PICTURE, b"/9j/4AAQSkZJRgABAQ", "base64"),
         (NOT_A_PICTURE, b"--x\r\nContent-Disposition: form-data", "multipart"),
@@ -446,8 +424,6 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
         (NOT_A_PICTURE, MJPEG_PART + picture(), "(JPEG) begins after 37 bytes"),
         (NOT_A_PICTURE, b"\xef\xbb\xbf" + picture("PNG"), "(PNG) begins after 3 bytes"),
         (NOT_ALLOWED, b"\0\0\1\0\1\0\x10\x10", "ICO"),
-        (NOT_ALLOWED, encode(scene(), "TGA"), "TGA"),
-        (NOT_ALLOWED, encode(scene(), "EPS"), "EPS"),
         (NOT_ALLOWED, encode(scene(), "JPEG2000"), "JPEG 2000"),
         (NOT_ALLOWED, b"<?xml version='1.0'?>\n<svg/>", "SVG"),
         (NOT_ALLOWED, b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "MP4"),
@@ -483,9 +459,9 @@ def test_what_was_done_to_a_picture_on_its_way_is_named(
 
 
 def test_heif_is_accepted_with_its_decoder_and_named_without() -> None:
+    assert heic_is_installed() == ("HEIC" in accepted_formats())
     for brands, name in ((b"heic\0\0\0\0mif1heic", "HEIC"), (b"mif1\0\0\0\0mif1miaf", "HEIF")):
         error = refusal(b"\0\0\0\x18ftyp" + brands)
-        assert heic_is_installed() == ("HEIC" in accepted_formats())
         assert error.reason == (Reason.DAMAGED if heic_is_installed() else NOT_ALLOWED)
         assert heic_is_installed() or f"{name}, which is not accepted. Save it" in str(error)
 
