@@ -25,6 +25,7 @@ TOLERANCE = 0.002  # what the rule may fall short of its best to be on the plate
 # threshold was chosen by.
 MAX_FALSE_RATE = 0.02
 MIN_SOURCE_PICTURES = 100  # pictures of a source of one class for it to count
+NEAR_BEST = 0.01  # of the log loss, for views that take time to be left out
 MAX_UNSURE_SHARE = 0.35  # of the pictures, whose other views are looked at too
 LOW_BOUNDS, HIGH_BOUNDS = (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5), (1.0, 1.5, 2.0, 2.5, 3.0)
 
@@ -45,8 +46,8 @@ FEW_RULE = (
 )
 UNSURE_RULE = (
     "the two logits, from a grid, that leave the fewest pictures unsure, at most "
-    f"{MAX_UNSURE_SHARE:.0%}. The balanced accuracy by source on the validation pictures must be "
-    f"within {TOLERANCE} of the best"
+    f"{MAX_UNSURE_SHARE:.0%}. The log loss on the validation pictures must be within "
+    f"{NEAR_BEST:.0%} of the best"
 )
 TOO_FEW = (
     f"not fitted: there are fewer than {MIN_PICTURES} validation pictures, or fewer than "
@@ -220,11 +221,7 @@ def _share_right(candidates: Array, y: Array, p: Array, weights: Array) -> Array
 
 
 def choose_unsure(
-    one: Array,
-    every: Array,
-    y: Array,
-    sources: Sequence[str],
-    lookalikes: Container[str] = LOOKALIKE_SOURCES,
+    one: Array, every: Array, y: Array, sources: Sequence[str]
 ) -> tuple[float, float]:
     """The two logits of the whole picture between which all views are used, as `UNSURE_RULE` says.
 
@@ -236,13 +233,11 @@ def choose_unsure(
     tried = []
     for low, high in product(LOW_BOUNDS, HIGH_BOUNDS):
         unsure = (low < one) & (one < high)
-        p = sigmoid(np.where(unsure, every, one))
-        threshold = choose_threshold(y, p, sources, lookalikes=lookalikes)
-        share = float(np.mean(weights * unsure))
-        tried.append((share, mean_balanced_accuracy(y, p, sources, threshold), low, high))
+        log_loss = source_log_loss(np.where(unsure, every, one), y, sources)
+        tried.append((float(np.mean(weights * unsure)), log_loss, low, high))
     allowed = [each for each in tried if each[0] <= MAX_UNSURE_SHARE] or [min(tried)]
-    best = max(accuracy for _, accuracy, _, _ in allowed)
-    _, _, low, high = min(each for each in allowed if each[1] >= best - TOLERANCE)
+    most = (1 + NEAR_BEST) * min(log_loss for _, log_loss, _, _ in allowed)
+    _, _, low, high = min(each for each in allowed if each[1] <= most)
     low, high = calibration.inverse(np.array([low, high])).tolist()
     return low, high
 

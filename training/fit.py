@@ -462,7 +462,7 @@ def build_classifier(layers: Sequence[Layer], task: Task, facts: Mapping[str, An
         if chosen:
             always = replace(classifier, views=Views(views.boxes, (-1e9, 1e9)))
             one, every = _answers(task, always, "one"), _answers(task, always)
-            unsure = choose_unsure(one, every, y, sources, settings.lookalikes)
+            unsure = choose_unsure(one, every, y, sources)
             views = Views(views.boxes, unsure)  # before calibration
             classifier = replace(classifier, views=views)
         calibration = calibrate(_answers(task, classifier), y, sources)
