@@ -249,7 +249,7 @@ def _input(values: Any, tensors: memoryview, specs: Sequence[Spec]) -> tuple[Spe
         f"{name} must have either data or the parameter binary_data_size, and not both.",
     )
     _check(
-        isinstance(size, int | None) and (size or 0) == len(tensors),
+        (size is None or type(size) is int) and (size or 0) == len(tensors),
         f"The binary_data_size of {name} is {size if type(size) is int else _shown(size)}, but "
         f"{len(tensors):,} bytes follow the JSON, whose length the header {HEADER_LENGTH} gives.",
     )

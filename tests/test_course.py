@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from model.network import Array, Layer, Linear, Relu, Scratch, forward, parameters
 from model.preprocessing import to_vector
 from tests.data_folder import REPOSITORY, data_file
+from tests.test_network import slope
 from training import course
 from training.course import loss, propagate
 
@@ -65,16 +66,10 @@ def test_gradients_are_the_derivatives_of_the_cost(
     assert pytest.approx(cost()) == J
     weights = parameters(layers)
     assert gradients.keys() == weights.keys()
-    step = 1e-6
     for name, values in weights.items():
         for place in np.ndindex(values.shape):
-            kept = values[place]
-            values[place] = kept + step
-            above = cost()
-            values[place] = kept - step
-            slope = (above - cost()) / (2 * step)
-            values[place] = kept
-            assert gradients[name][place] == pytest.approx(slope, rel=1e-6, abs=1e-8)
+            expected = slope(cost, values, place, step=1e-6)
+            assert gradients[name][place] == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
 def test_the_gradients_of_logistic_regression_are_the_course_s_formulas() -> None:

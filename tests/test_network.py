@@ -1,6 +1,6 @@
 """Every layer's backward pass is the derivative of its forward pass, and what serving relies on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -35,6 +35,17 @@ def convolution(
     return Convolution(weights, random(c_out) if bias else None, stride)
 
 
+def slope(cost: Callable[[], float], values: Array, place: tuple[int, ...], step: float) -> float:
+    """The derivative of the cost by one of these values, as a central finite difference."""
+    middle = values[place]
+    values[place] = middle + step
+    above = cost()
+    values[place] = middle - step
+    found = (above - cost()) / (2 * step)
+    values[place] = middle
+    return float(found)
+
+
 def check_gradients(
     layers: list[Layer], x: Array, places: int = 25, step: float = STEP, error: float = 1e-7
 ) -> None:
@@ -56,13 +67,8 @@ def check_gradients(
         assert gradient.shape == values.shape, name
         chosen = rng.permutation(values.size)[:places]
         for place in map(tuple, np.array(np.unravel_index(chosen, values.shape)).T):
-            middle = values[place]
-            values[place] = middle + step
-            above = cost()
-            values[place] = middle - step
-            slope = (above - cost()) / (2 * step)
-            values[place] = middle
-            np.testing.assert_allclose(gradient[place], slope, 1e-6, error, err_msg=name)
+            expected = slope(cost, values, place, step)
+            np.testing.assert_allclose(gradient[place], expected, 1e-6, error, err_msg=name)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (3, 4, 4, 2), (2, 7, 5, 3), (1, 1, 1, 2)])

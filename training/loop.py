@@ -222,7 +222,8 @@ class Trainer:
             weight_decay=config.weight_decay,
             ema_decay=config.ema_decay,
         )
-        self._start = {name: value.copy() for name, value in parameters(layers).items()}
+        own = parameters(layers) if config.start_share else {}
+        self._start = {name: value.copy() for name, value in own.items()}
         self._averaged = copy.deepcopy(layers)
         bind(self._averaged, self.optimizer.average)
         self._scratches = [Scratch(keep=True) for _ in range(config.threads)]
