@@ -20,6 +20,7 @@ class ProblemType:
     slug: str
     status: int
     title: str
+    advice: str  # what to do
 
     @property
     def uri(self) -> str:
@@ -27,8 +28,38 @@ class ProblemType:
         return f"{PAGE}#{self.slug}"
 
 
+ADVICE = {
+    "bad-request": "Use an HTTP client or library; do not write the request by hand.",
+    "origin-not-allowed": "Ask the operator to add the page's origin to CAT_CORS_ORIGINS.",
+    "malformed-form": "Let your HTTP client make the form and its Content-Type; send all of it.",
+    "invalid-inference": "Compare the request with the model's metadata at /v2/models/cat.",
+    "unauthorized": "Send a valid key as X-API-Key; the service reads new keys when it restarts.",
+    "foreign-page": "Open the service's own page; a proxy must pass on Host with its port.",
+    "not-found": "Compare the address with the list at /docs; feedback needs CAT_COLLECT.",
+    "method-not-allowed": "Use a method that the Allow header of the answer names.",
+    "slow-upload": "Send a smaller picture; the operator can raise CAT_UPLOAD_SECONDS.",
+    "too-large": "Scale the picture down or compress it more; the operator can raise the limit.",
+    "not-a-picture": "Send the bytes of a picture, not a web page, a document or a text.",
+    "format-not-allowed": "Save the picture as JPEG or PNG and send that.",
+    "encoded-body": "Send the file as it is, without Content-Encoding.",
+    "empty": "Choose a picture, and send its bytes.",
+    "missing-file": "Send the picture in a field with the name 'file'.",
+    "several-files": "Send one request for each picture.",
+    "damaged": "Send the whole file, or save the picture again with another program.",
+    "too-many-pixels": "Scale the picture down; a baseline JPEG needs the least memory.",
+    "takes-too-long": "Scale the picture down, or save it as an ordinary JPEG or PNG.",
+    "crashes-decoder": "Save the picture with another program, and report it.",
+    "invalid-request": "Correct the values that the detail names; /docs lists what is accepted.",
+    "internal-error": "Try again; if it fails again, give the operator the request_id.",
+    "collection-failed": "Tell the operator: the disk of CAT_COLLECT is full, read-only or gone.",
+    "busy": "Try again as Retry-After says; if it lasts, the service needs more cores.",
+    "deadline-passed": "Try again as Retry-After says; if it lasts, the service needs more cores.",
+    "not-ready": "Use another replica, or try again later.",
+    "stopping": "Send the picture again, if possible to another replica.",
+    "collection-full": "Ask the operator to train with the saved pictures and then move them away.",
+}
 TYPES: dict[str, ProblemType] = {
-    slug: ProblemType(slug, status, title)
+    slug: ProblemType(slug, status, title, ADVICE[slug])
     for slug, status, title in (
         ("bad-request", 400, "The request is not valid HTTP"),
         ("origin-not-allowed", 400, "Web pages of this origin may not send this request"),
