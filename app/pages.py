@@ -47,6 +47,7 @@ async def page(request: Request) -> Response:
         raise HTTPException(404)
     model = request.app.state.model
     first, other = model["class_names"]
+    second = "not" if first in other else other
     base = str(request.base_url)
     key = f' -H "{KEY_HEADER}: KEY"' if settings.keys else ""
     if preferred(request.headers.get("accept", ""), "text/plain", "text/html") == "text/plain":
@@ -55,12 +56,13 @@ async def page(request: Request) -> Response:
             f"curl{key} --data-binary @picture.jpg -H 'Accept: image/png' -o why.png {base}explain",
             f"curl{key} {base}model",
         )
-        kept = "saved for training" if settings.collect else "not saved: this service answers 404"
-        lines = (f"Is it {first} or {other}? Send a picture:", "", *commands, "")
-        text = "\n".join((*lines, f"Pictures sent to {base}feedback are {kept}.\n"))
+        lines = [f"Is it a {first} or {second}? Send a picture:", "", *commands, ""]
+        if settings.collect:
+            lines += [f"Pictures sent to {base}feedback are saved for training.", ""]
+        text = "\n".join(lines)
         return PlainTextResponse(text, headers=VARY)
     texts = {
-        "title": f"{first[:1].upper()}{first[1:]} or {'not' if first in other else other}?",
+        "title": f"{first[:1].upper()}{first[1:]} or {second}?",
         "first": first,
         "other": other,
         "base": base,
@@ -122,9 +124,10 @@ def _inflated(name: str) -> bytes:
 async def problems() -> HTMLResponse:
     """All types of problems: where an answer's `type` leads."""
     rows = "".join(
-        f'<dt id="{each.slug}"><strong>{html.escape(each.title)}</strong>'
-        f"</dt><dd><code>{each.status} {each.uri}</code></dd>\n"
+        f'<dt id="{each.slug}"><b>{html.escape(each.title)}</b></dt><dd>{html.escape(each.advice)}'
+        f'<br><code class="small">{each.status} {each.uri}</code></dd>\n'
         for each in errors.TYPES.values()
     )
     template = Template((FOLDER / "problems.html").read_text(encoding="utf-8"))
-    return HTMLResponse(template.substitute(problems=rows))
+    content = template.substitute(problems=rows)
+    return HTMLResponse(content, headers={"Content-Security-Policy": POLICY})

@@ -107,7 +107,9 @@ def test_an_example_is_answered_and_explained(server: Server, visit: Visit) -> N
     expect_answers(page, "cat.jpg · 451×300 JPEG")
     card = cards(page)
     expect(card.locator(".probability")).to_contain_text("% probability of cat")
-    expect(card.locator(".threshold")).to_contain_text("at 50 % or more, the answer is cat")
+    expect(card.locator(".threshold")).to_contain_text(
+        "At 50 % or more (the mark), the label is cat."
+    )
     expect(card.locator(".sum")).to_contain_text("Heat map: weights times pixels. Its sum")
     expect(card.locator(".views")).to_have_count(0)
     expect(feedback_of(page)).to_have_count(0)
@@ -140,7 +142,7 @@ def test_chosen_dropped_and_pasted_pictures_get_a_card_each(server: Server, visi
 
 
 def test_several_views_are_shown(server: Server, visit: Visit) -> None:
-    boxes = {"whole picture": (0, 0, 1, 1), "left": (0, 0, 0.6, 1), "top right": (0.5, 0, 1, 0.5)}
+    boxes = {"whole": (0, 0, 1, 1), "left": (0, 0, 0.6, 1), "top right": (0.5, 0, 1, 0.5)}
 
     def add_views(route: Any) -> None:
         response = route.fetch()
@@ -153,6 +155,8 @@ def test_several_views_are_shown(server: Server, visit: Visit) -> None:
     choose(page, upload("cat.jpg", CAT.read_bytes()))
     views = cards(page).locator(".views li")
     expect(views).to_have_text([re.compile(f"{place}.*25 %", re.DOTALL) for place in boxes])
+    share = cards(page).locator(".probability b").inner_text()
+    expect(cards(page).locator(".views")).to_contain_text(f"the mean of their logits: {share}.")
     page.unroute_all(behavior="wait")
     assert_accessible(page)
 
@@ -210,7 +214,7 @@ def test_nothing_is_sent_without_the_key_that_is_needed(weights_path: Path, visi
             expect(cards(page)).to_have_count(0)
         field.fill("wrong")
         choose(page, CAT)
-        expect(cards(page)).to_contain_text("The key in the request is not valid")
+        expect(cards(page)).to_contain_text("This key is not valid. Enter another one above.")
         field.fill(" open-sesame ")
         choose(page, CAT)
         expect_answers(page, "cat.jpg")
@@ -262,6 +266,9 @@ def test_it_is_accessible_and_fits_in_light_and_dark_wide_and_narrow(
     for place in (cards(page).first, page.get_by_role("status")):
         expect(place).to_contain_text("send the bytes of a JPEG, PNG")
     expect(cards(page).first).to_contain_text("<b>notes</b>.txt")
+    choose(page, upload("half.jpg", CAT.read_bytes()[:9000]))
+    expect(cards(page).first).to_contain_text("damaged or cut off")
+    expect(cards(page).first.locator("img")).to_have_count(0)
     page.get_by_text("The model", exact=True).click()
     page.get_by_text("Use it from a program").click()
     page.get_by_role("link", name="All of this as JSON").wait_for()
@@ -305,6 +312,16 @@ def test_feedback_is_given_changed_and_undone_with_the_keyboard(
         expect(buttons).to_have_text(["cat", "non-cat"])
         assert focused(page) == "non-cat"
         assert kept() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_problems_page_is_accessible(server: Server, visit: Visit, scheme: str) -> None:
+    page = visit(server, color_scheme=scheme, viewport={"width": 320, "height": 800})
+    page.goto(f"{server.url}/problems#busy")
+    expect(page.get_by_text("The service is busy")).to_be_in_viewport()
+    assert_accessible(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert page.locator("body").evaluate("it => getComputedStyle(it).maxWidth") == "928px"
 
 
 def test_without_javascript_one_sentence_gives_the_command(server: Server, visit: Visit) -> None:

@@ -1,10 +1,12 @@
 """The service as a client sees it: answers, refusals, the pages of documents."""
 
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +324,10 @@ def test_the_api_document_is_valid_and_names_keys_and_problems(
     assert OpenAPI.model_validate(document).info.version == __version__
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert named == set(document["components"]["schemas"])
+    operations = [each for methods in document["paths"].values() for each in methods.values()]
+    tags = [*chain.from_iterable(each["tags"] for each in operations)]
+    assert set(tags) == {"Cat or not", "Open Inference Protocol"}
+    assert len(tags) == len(operations)
     content = document["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert {"multipart/form-data", "application/octet-stream", "image/*"} <= set(content)
     with service(api_keys=("key",)) as locked:
@@ -338,6 +344,7 @@ def test_the_problems_page_has_a_place_for_every_type(client: TestClient) -> Non
     assert page.headers["content-type"].startswith("text/html")
     for slug in TYPES.keys() | set(Reason):
         assert page.text.count(f'id="{slug}"') == 1
+        assert html.escape(TYPES[slug].advice) in page.text
 
 
 def test_docs_needs_nothing_from_elsewhere(client: TestClient) -> None:
@@ -400,13 +407,18 @@ def test_names_of_classes_are_text_not_markup(workers: SharedWorkers) -> None:
 
 @pytest.mark.parametrize("accept", ["*/*", "", "text/plain;q=0.9,text/html;q=0.1"])
 def test_whoever_does_not_ask_for_a_page_gets_the_commands_to_try(
-    client: TestClient, service: Service, accept: str
+    client: TestClient, service: Service, accept: str, tmp_path: Path
 ) -> None:
     answer = client.get("/", headers={"Accept": accept})
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.headers["vary"] == "Accept"
+    assert answer.text.startswith("Is it a cat or not? Send a picture:\n")
     assert "\ncurl --data-binary @picture.jpg http://testserver/predict\n" in answer.text
-    with service(api_keys=("secret",)) as locked:
+    assert "feedback" not in answer.text
+    with service(api_keys=("secret",), collect=tmp_path) as locked:
         text = locked.get("/", headers={"Accept": accept}).text
+    assert text.endswith(
+        "\n\nPictures sent to http://testserver/feedback are saved for training.\n"
+    )
     assert '\ncurl -H "X-API-Key: KEY" --data-binary @picture.jpg' in text
     assert "secret" not in text

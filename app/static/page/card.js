@@ -39,6 +39,7 @@ export class Card {
 
   showRefusal(title, detail) {
     this.item.classList.add("refused");
+    this.item.querySelector(".picture")?.remove();
     this.finish(title, element("p", {}, detail), []);
   }
 
@@ -70,8 +71,9 @@ function answerPart(answer) {
   const { cat_probability: probability, threshold, heat, warnings, views = [] } = answer;
   const part = copyOf("answer");
   const find = (selector) => part.querySelector(selector);
-  find(".probability b").textContent = percent(probability);
-  find(".threshold span").textContent = percent(threshold);
+  for (const each of part.querySelectorAll(".share")) each.textContent = percent(probability);
+  const [mark, label] = part.querySelectorAll(".threshold span");
+  [mark.textContent, label.textContent] = [percent(threshold), answer.label];
   const bar = find(".bar");
   bar.ariaLabel = `${percent(probability)}, threshold ${percent(threshold)}`;
   bar.classList.add(probability < threshold ? "against" : "for");
@@ -96,7 +98,7 @@ function viewItem({ box, cat_probability: probability, picture_png: png }) {
 
 /** Where a box lies, in words; its edges are fractions of the picture's sides. */
 function placeOf([left, top, right, bottom]) {
-  if (right - left > 0.99 && bottom - top > 0.99) return "whole picture";
+  if (right - left > 0.99 && bottom - top > 0.99) return "whole";
   const [x, y] = [(left + right) / 2, (top + bottom) / 2];
   const words = [y < 0.45 && "top", y > 0.55 && "bottom", x < 0.45 && "left", x > 0.55 && "right"];
   return words.filter(Boolean).join(" ") || "middle";

@@ -51,7 +51,7 @@ function section(title, show, model) {
 function about({ name, version, network, explanation, classes, threshold }) {
   const parameters = network.parameters.toLocaleString("en");
   return paragraphs(
-    `Model ${name}, version ${version}: ${network.summary}, ${parameters} parameters`,
+    `Model ${name}, version ${version}: ${network.summary}; ${parameters} parameters`,
     `It answers ${classes[0]} at a probability of ${percent(threshold)} or more`,
     `Heat maps: ${explanation.name}. ${explanation.description.replace(/\.$/, "")}`,
   );
@@ -80,24 +80,28 @@ function table(caption, heads, rows) {
   return made;
 }
 
-/** Lines over epochs or iterations, each between the least and the greatest value of them all. */
+/** Lines over epochs or iterations, on one scale. */
 function chart({ x: axis, series }) {
   const points = Object.values(series).flat();
   const [[left, right], [low, high]] = [0, 1].map((i) => rangeOf(points.map((each) => each[i])));
   const place = ([x, y]) => `${(x - left) / (right - left)},${(high - y) / (high - low)}`;
   const ends = Object.entries(series).map(
-    ([name, line]) => `${name}: ${line[0][1]} → ${line.at(-1)[1]}`,
+    ([name, line]) => `${name}: ${short(line[0][1])} → ${short(line.at(-1)[1])}`,
   );
+  const heights = `${short(low)} to ${short(high)}`;
+  const edges = `Left to right: ${axis} ${left} to ${right}. Bottom to top: ${heights}.`;
   return [
     svg(
       "svg",
       { viewBox: "0 0 1 1", preserveAspectRatio: "none", class: "curve", "aria-hidden": true },
       ...Object.values(series).map((line) => svg("polyline", { points: line.map(place) })),
     ),
-    element("p", { class: "small" }, `From ${axis} ${left} to ${right}:`),
+    element("p", { class: "small" }, edges),
     list(ends, "lines small"),
   ];
 }
+
+const short = (number) => number.toPrecision(3);
 
 function rangeOf(values) {
   const [least, most] = [Math.min(...values), Math.max(...values)];

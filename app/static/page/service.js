@@ -57,6 +57,10 @@ export function hasKey() {
 }
 
 function refusalOf({ status, body }) {
+  if (status === 401 && key.required) {
+    const invalid = "This key is not valid. Enter another one above.";
+    return new Refusal("No answer", key.value ? invalid : "Enter the key above.");
+  }
   const detail = body?.detail ?? `The service answered with status ${status}. Try again.`;
   return new Refusal(body?.title ?? "No answer", detail);
 }
