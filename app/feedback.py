@@ -136,7 +136,7 @@ class FeedbackAnswer(BaseModel):
     label: str = Field(description="The class under which it is saved.")
 
 
-router = APIRouter()
+router = APIRouter(tags=["Cat or not"])
 PROBLEMS = ("foreign-page", "not-found", "collection-failed")
 KEEP_PROBLEMS = (*FORM_PROBLEMS, *UPLOAD_PROBLEMS, *PROBLEMS, "invalid-request", "collection-full")
 

@@ -136,7 +136,7 @@ class Metrics:
             self.distances.observe(distance)
 
 
-router = APIRouter()
+router = APIRouter(tags=["Cat or not"])
 
 
 @router.get(

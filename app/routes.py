@@ -159,8 +159,8 @@ class PlainRoute(APIRoute):
         return endpoint
 
 
-router = APIRouter()
-plain_router = APIRouter(route_class=PlainRoute)
+router = APIRouter(tags=["Cat or not"])
+plain_router = APIRouter(route_class=PlainRoute, tags=["Cat or not"])
 
 
 @plain_router.post(
