@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.artifact import describe
+from model.artifact import describe, summary
 from model.classifier import Classifier
 from model.explanation import method, picture_of_weights
-from model.network import Composite, Layer, parameters
+from model.network import parameters
 
 ALL = "all"  # the source of metrics that are not given by source
 
@@ -65,25 +65,6 @@ def png_text(pixels: NDArray[np.uint8]) -> str:
     return base64.b64encode(png(pixels)).decode()
 
 
-def summary(layers: Sequence[Layer]) -> str:
-    """The layers that have weights, counted: "10 convolutions, 1 linear"."""
-    kinds = [*_kinds(layers)]
-    if kinds == ["linear"] and len(layers) == 1:
-        return "Logistic regression on the pixels"
-    counts = {kind: kinds.count(kind) for kind in kinds}
-    return ", ".join(
-        f"{n} {kind}{'s' if n > 1 and kind != 'linear' else ''}" for kind, n in counts.items()
-    )
-
-
-def _kinds(layers: Sequence[Layer]) -> Iterator[str]:
-    for layer in layers:
-        if isinstance(layer, Composite):
-            yield from _kinds(layer.layers)
-        elif layer.parameters:
-            yield layer.kind
-
-
 def _or_none(make: Callable[[Any], Any], values: Any) -> Any:
     try:
         return make(values)
@@ -114,34 +95,37 @@ def _limits(classifier: Classifier) -> list[str]:
 
 def _measured_limits(classifier: Classifier, metrics: Mapping[str, Any]) -> Iterator[str]:
     """A sentence a source: how much of each class gets the wrong answer."""
-    first, other = classifier.class_names
+    first = classifier.class_names[0]
     split = "test" if "test" in metrics else "validation"
     for source, measured in metrics.get(split, {}).items():
-        where = f"Of the {split} pictures" + ("" if source == ALL else f" from {source}")
+        where = f"{split} pictures" if source == ALL else source
         at = measured.get("threshold")
         if at not in (None, classifier.threshold):  # the service was given another
-            where += f", with a threshold of {at:.1%},"
+            where += f", with a threshold of {at:.1%}"
         missed, found, taken, left = (
             measured.get(name, 0)
             for name in ("false_negative", "true_positive", "false_positive", "true_negative")
         )
-        words = [f"misses {missed / (missed + found):.0%} of {first}"] if missed + found else []
+        cats = missed + found
+        words = [f"{missed / cats:.0%} of the {first} pictures are missed"] if cats else []
         if taken + left:
-            words.append(f"calls {taken / (taken + left):.0%} of {other} {first}")
+            others = "others" if cats else f"pictures without a {first}"
+            words.append(f"{taken / (taken + left):.0%} of the {others} are called {first}")
         if words:
-            yield f"{where} it {' and '.join(words)}.".replace("%", " %")
+            yield f"{where}: {'; '.join(words)}.".replace("%", " %")
 
 
 def _curve(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The course's costs, or the losses and metrics of epochs."""
+    """The course's costs, or the validation metrics of epochs."""
     series: dict[str, list[tuple[float, float]]] = {}
     if "costs" in facts:
         every, costs = facts["costs"]["every"], facts["costs"]["values"]
         series["cost"] = [(float(i * every), float(cost)) for i, cost in enumerate(costs)]
     else:
         for row in facts["learning_curve"]:
-            areas = {f"AUC {name}": value for name, value in row.get("roc_auc", {}).items()}
-            for name, value in {"loss": row.get("loss"), **areas}.items():
+            shown = {f"AUC {name}": value for name, value in row.get("roc_auc", {}).items()}
+            shown["balanced accuracy"] = row.get("balanced_accuracy")
+            for name, value in shown.items():
                 if value is not None:
                     series.setdefault(name, []).append((float(row["epoch"]), float(value)))
     series = {name: line for name, line in series.items() if len(line) > 1}

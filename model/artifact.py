@@ -114,6 +114,27 @@ _LAYERS = (
 _KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in _LAYERS}
 
 
+def summary(layers: Sequence[Layer]) -> str:
+    """What the layers are, in words: "10 convolutions, 3 residual blocks, 1 linear layer"."""
+    names = {
+        Convolution: "convolution",
+        network.Residual: "residual block",
+        network.Linear: "linear layer",
+    }
+    counts = [(_count(layers, of), name) for of, name in names.items()]
+    if len(layers) == 1 and isinstance(layers[0], network.Linear):
+        return "logistic regression on the pixels"
+    words = [f"{n} {name}{'s' if n > 1 else ''}" for n, name in counts if n]
+    if _count(layers, network.Mirrored):
+        words.append("mean over the picture and its mirror image")
+    return ", ".join(words)
+
+
+def _count(layers: Sequence[Layer], of: type[Layer]) -> int:
+    inside = sum(_count(layer.layers, of) for layer in layers if isinstance(layer, Composite))
+    return inside + sum(isinstance(layer, of) for layer in layers)
+
+
 def describe(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """The description of the layers."""
     return [

@@ -103,7 +103,8 @@ def test_the_model_says_what_it_is(request: pytest.FixtureRequest, weights: str)
     else:
         assert 0.9 < model.metrics["test"]["pets"]["roc_auc"] < 1
         assert model.learning_curve
-        assert len(model.learning_curve["series"]["loss"]) > 2
+        assert len(model.learning_curve["series"]["balanced accuracy"]) > 2
+        assert "rooms: 2 % of the pictures without a cat are called cat." in model.limits
 
 
 def test_the_courses_weights_have_a_curve_of_costs() -> None:
@@ -121,4 +122,6 @@ def test_a_threshold_from_the_settings_is_told_apart_from_the_measured_one(
     counts = {"pictures": 9, "false_negative": 1, "true_positive": 3, "threshold": 0.5}
     measured = replace(classifier, metadata={"metrics": {"test": counts}})
     limits = about(replace(measured, threshold=0.8))["limits"]
-    assert "Of the test pictures, with a threshold of 50.0 %, it misses 25 % of cat." in limits
+    assert (
+        "test pictures, with a threshold of 50.0 %: 25 % of the cat pictures are missed." in limits
+    )

@@ -5,15 +5,14 @@ again.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model.artifact import write_file
+from model.artifact import summary, write_file
 from model.classifier import Classifier
-from model.convolution import Convolution
-from model.network import Composite, Layer, Linear, Mirrored, Residual, parameters
+from model.network import parameters
 from training import Refused
 from training.data import CLASS_NAMES, PROVENANCE, TEACHERS
 from training.evaluation import FORMAT, for_templates, worst_kinds
@@ -65,7 +64,7 @@ def model_card(weights: Path, results: Mapping[str, Any]) -> str:
         classifier=classifier,
         weights=weights.name,
         megabytes=weights.stat().st_size / 1e6,
-        architecture=_architecture(classifier.layers),
+        architecture=summary(classifier.layers),
         parameters=sum(value.size for value in parameters(classifier.layers).values()),
         house_cat=classifier.class_names == CLASS_NAMES,
         facts=facts,
@@ -86,17 +85,3 @@ def _recipe(classifier: Classifier) -> dict[str, Any]:
     standard = json.loads(json.dumps(defaults)) | {"command": "fit"}
     settings: Mapping[str, Any] = facts.get("training", {})
     return {name: it for name, it in settings.items() if it not in (None, standard.get(name))}
-
-
-def _architecture(layers: Sequence[Layer]) -> str:
-    convolutions = _count(layers, Convolution)
-    if not convolutions and len(layers) == 1:
-        return "logistic regression on the pixels"
-    blocks, linear = _count(layers, Residual), _count(layers, Linear)
-    twice = ", mean over the picture and its mirror image" if _count(layers, Mirrored) else ""
-    return f"{convolutions} convolutions, {blocks} residual blocks, {linear} linear{twice}"
-
-
-def _count(layers: Sequence[Layer], of: type[Layer]) -> int:
-    inside = sum(_count(layer.layers, of) for layer in layers if isinstance(layer, Composite))
-    return inside + sum(isinstance(layer, of) for layer in layers)
