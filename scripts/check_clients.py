@@ -155,7 +155,7 @@ def _tritonclient(case: Case) -> None:
     for status, words, name, options in (
         ("422", "image[0]", "image", {}),
         ("404", "no version '0'", "pixels", {"model_version": "0"}),
-        ("400", "no output 'dog'", "pixels", {"outputs": dog}),
+        ("400", "an output is 'dog'", "pixels", {"outputs": dog}),
     ):
         refused = _refused(refusal, lambda: infer(name, True, **options))  # noqa: B023 - now
         assert refused.status() == status, refused.status()
