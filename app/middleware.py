@@ -268,7 +268,8 @@ class RequestMiddleware:
             facts.seconds = ended - began
             # Few values: the template of the route, where one answered.
             route = asked["route"].path if "route" in asked else OTHER
-            record(facts, scope, route, self.log_form, self.metrics)
+            if not scope.get("refused"):
+                record(facts, scope, route, self.log_form, self.metrics)
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -261,6 +261,8 @@ class StrictHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, CoalescedWrites(transport, self.loop)))
         transport.set_write_buffer_limits(MOST_UNREAD_BYTES)
+        if self.client and "." in self.client[0]:  # IPv4 on ::, as ::ffff:1.2.3.4
+            self.client = self.client[0].removeprefix("::ffff:"), self.client[1]
         if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
             transport.close()
 
@@ -371,6 +373,8 @@ class StrictHttp(HttpToolsProtocol):
             keep_alive=False,
             on_response=self.on_response_complete,
         )
+        # What had begun is logged and counted as this alone
+        self.scope["refused"] = True  # type: ignore[typeddict-unknown-key]
         self.cycle.more_body = False
         self.cycle.message_event.set()  # there is nothing to wait for
         refusal = ProblemResponse(Problem("bad-request", msg))
@@ -408,5 +412,7 @@ def _parse_error_text(error: httptools.HttpParserError) -> str:
     """For the sender: what the parser found, or one of its callbacks, but nothing of what came."""
     if isinstance(error.__context__, BadRequest):
         return str(error.__context__)
+    if "PRI" in str(error):
+        return "This looks like HTTP/2 (or gRPC); this service speaks HTTP/1.1."
     what = "the address is not valid" if error.__context__ else str(error)
     return f"This cannot be read as HTTP/1.1: {what}."

@@ -228,16 +228,24 @@ def test_clients_that_do_not_send_or_do_not_read_are_dropped(weights_path: Path)
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="needs IPv6")
-def test_it_listens_on_ipv6_alone_and_logs_nothing_but_json(weights_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("listens", "to", "client"), [("::1", "[::1]", "::1"), ("::", "127.0.0.1", "192.0.2.7")]
+)
+def test_it_listens_on_ipv6_believes_a_proxy_on_ipv4_and_logs_nothing_but_json(
+    weights_path: Path, listens: str, to: str, client: str
+) -> None:
     check = [sys.executable, "-m", "app.healthcheck"]
-    with running(PYTHON_M_APP, weights=weights_path, bind_host="::1", log="json") as server:
-        assert httpx.get(f"{server.url}/nothing").status_code == 404
+    chosen = {"bind_host": listens, "log": "json", "forwarded_allow_ips": "127.0.0.1"}
+    with running(PYTHON_M_APP, weights=weights_path, **chosen) as server:
+        url, headers = f"http://{to}:{server.port}/nothing", {"X-Forwarded-For": "192.0.2.7"}
+        assert httpx.get(url, headers=headers).status_code == 404
         assert ended(check, bind_host="::", bind_port=server.port) == (0, "")
         assert server.stop() == 0
         status, output = ended(check, bind_host="::1", bind_port=server.port)
         assert (status, "does not answer" in output) == (1, True)
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert {"status", "message"} <= {name for line in lines for name in line}
+    assert [line["client"] for line in lines if "status" in line] == [client]
     assert all(line.keys() >= {"time", "level"} for line in lines)
 
 
