@@ -289,8 +289,8 @@ def test_an_unknown_address_is_a_problem(client: TestClient) -> None:
     ("method", "path", "allowed"),
     [
         ("GET", "/predict", "POST"),
-        ("POST", "/health", "GET"),
-        ("NONSENSE", "/health", "GET"),
+        ("POST", "/health", "GET, HEAD"),
+        ("NONSENSE", "/openapi.json", "GET, HEAD"),
     ],
 )
 def test_a_wrong_method_is_a_problem_that_names_the_right_one(
