@@ -114,8 +114,11 @@ def _listen(host: str, port: int) -> socket.socket:
             address, family=family, backlog=BACKLOG, dualstack_ipv6=both
         )
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        advice = "Stop what listens there, or set CAT_BIND_PORT." if taken else "Set CAT_BIND_HOST."
+        advice = {
+            errno.EADDRINUSE: "Stop what listens there, or set CAT_BIND_PORT.",
+            errno.EADDRNOTAVAIL: "This machine does not have that address. Set CAT_BIND_HOST to one"
+            " that it has, or to 0.0.0.0.",
+        }.get(error.errno or 0, "Set CAT_BIND_HOST.")
         why = (error.strerror or str(error)).partition(" (")[0]
         raise SystemExit(f"Cannot listen on {host}, port {port}: {why}. {advice}") from error
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
@@ -155,6 +158,13 @@ class Server(uvicorn.Server):
             self.should_exit = True
             asyncio.get_running_loop().call_later(CLIENT_SECONDS, self._drop_waiting_clients)
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the lifespan too where a second signal came: uvicorn would cancel it, and show that
+        as an error."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
     def _close_slow_clients(self, now: float) -> None:
         """Close connections whose request's head, or whose reading of answers, takes too long.

@@ -163,7 +163,7 @@ def _cell(rounds: Sequence[Round], name: str, what: str) -> str:
         for each in rounds
         if name != THIS and name in each and THIS in each and each[name][what]
     ]
-    digits = 0 if median(values) >= 100 else 2
+    digits = 0 if median(values) >= 100 or what.endswith(("MB", "errors")) else 2
     ratio = f" ({median(ratios):.2f}×)" if ratios else ""
     return f"{median(values):,.{digits}f}{ratio}"
 
