@@ -13,6 +13,7 @@ setup: $(STAMP)
 $(STAMP): requirements/development.txt
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed; $(PYTHON) is ' + sys.version.split()[0] + '. Name another one: make $(MAKECMDGOALS) PYTHON=python3.13')"
 	@test ! -L .venv || { echo ".venv is a link; making a new one would empty the folder behind it. Remove the link."; exit 1; }
+	@echo "Installing packages into .venv; this takes a minute or more."
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --require-hashes -r requirements/development.txt
 	@touch $(STAMP)

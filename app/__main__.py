@@ -18,9 +18,8 @@ from model.workers import CannotStart
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m app",
-        description="Serve the cat classifier over HTTP. SIGTERM or Ctrl-C finishes open "
-        "requests and stops the service; a second signal stops it at once. "
-        "SIGHUP reloads the weights.",
+        description="Serve the cat classifier over HTTP. SIGTERM or Ctrl-C finishes open requests\n"
+        "and stops the service; a second signal stops it at once. SIGHUP reloads the weights.",
         epilog=f"Settings, from the environment:\n\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,6 +32,8 @@ def main() -> None:
     except BadSettings as error:
         sys.exit(str(error))
     if options.settings:
+        for name in settings.ignored:
+            print(f"{name} is not a setting of this service and is ignored", file=sys.stderr)
         sys.exit(_show("\n".join(in_force(settings, os.environ))))
     workers = workers_for(settings, plan(settings.workers))
     try:

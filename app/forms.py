@@ -1,5 +1,6 @@
 """Take the one picture out of a multipart form. Runs in a worker."""
 
+import re
 from collections.abc import Iterator
 
 from python_multipart.multipart import parse_options_header
@@ -29,34 +30,22 @@ def picture_of(body: bytes, content_type: str) -> bytes:
         )
     if not body:
         raise Problem("empty", "The form has no content. Send the picture in the field 'file'.")
-    pictures, others = [], []
-    for name, is_file, content in _parts(body, boundary):
-        if name == b"file":
-            pictures.append(content)
-            continue
-        others.append(name[:40].decode(errors="replace"))
-        if is_file and pictures:
-            raise Problem(
-                "several-files",
-                f"The form has a second file in the field {others[-1]!r}. Send one request for "
-                "each picture.",
-            )
-        if is_file:
-            raise Problem(
-                "missing-file",
-                f"The form has a file in the field {others[-1]!r}. Name the field 'file', and send"
-                " no other file with it.",
-            )
-    if len(pictures) > 1:
-        detail = "The form has more than one field 'file'. Send one request for each picture."
+    parts = list(_parts(body, boundary))
+    files = [(name, content) for name, is_file, content in parts if is_file or name == b"file"]
+    files = [file for file in files if file != (b"file", b"")] or files[:1]
+    names = ", ".join(repr(name[:40].decode(errors="replace")) for name, _, _ in parts)
+    if len(files) > 1:
+        detail = f"The form has {len(files)} files (fields: {names}). Send one request for each."
         raise Problem("several-files", detail)
-    if not pictures:
-        there = f"; there are {', '.join(map(repr, others))}" if others else ""
-        detail = f"The form has no field 'file'{there}. Send the picture in a field of that name."
-        raise Problem("missing-file", detail, field="file")
-    if not pictures[0]:
+    if not files or files[0][0] != b"file":
+        raise Problem(
+            "missing-file",
+            f"The form has no picture in a field 'file' (fields: {names or 'none'}). Send it in a "
+            "field of that name.",
+        )
+    if not files[0][1]:
         raise Problem("empty", "The form's field 'file' is empty. Choose a picture.")
-    return pictures[0]
+    return files[0][1]
 
 
 def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
@@ -68,6 +57,8 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
             "it does not begin with the boundary in Content-Type. Let your HTTP client set this "
             "header, or send the picture as the body"
         )
+    if body.startswith(first + b"\n"):
+        raise _malformed("its lines must end with CR LF")
     at = len(first)
     for _ in range(MAX_PARTS + 1):
         if body.startswith(b"--", at):
@@ -77,7 +68,8 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
             raise _malformed("it ends before its closing boundary")
         # The picture is copied once, as what is yielded: it may be most of what a worker may take.
         head_end = body.find(b"\r\n\r\n", at, min(end, at + MAX_HEAD_BYTES))
-        line, *lines = body[at : max(head_end, at)].split(b"\r\n")
+        head = re.sub(rb"\r\n[ \t]+", b" ", body[at : max(head_end, at)])  # also folded lines
+        line, *lines = head.split(b"\r\n")
         headers = [header.partition(b":") for header in lines]
         if head_end < 0 or line.strip(b" \t") or not all(colon for _, colon, _ in headers):
             raise _malformed("a part between two boundaries is malformed")
@@ -85,6 +77,10 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
         _, options = parse_options_header(named.get(b"content-disposition"))
         if b"name" not in options:
             raise _malformed("a part has no Content-Disposition with a name")
+        encoding = named.get(b"content-transfer-encoding", b"").lower()
+        if encoding in (b"base64", b"quoted-printable"):
+            how = f"Content-Transfer-Encoding: {encoding.decode()}"
+            raise _malformed(f"a part has {how}; send the bytes as they are")
         yield options[b"name"], bool(options.get(b"filename")), body[head_end + 4 : end]
         at = end + 2 + len(first)
     raise _malformed(f"it has more than {MAX_PARTS} parts; one named 'file' is enough")

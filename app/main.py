@@ -134,7 +134,7 @@ def _log_startup(app: FastAPI) -> None:
     logger.info("Model: %s, version %s", model["name"], model["version"])
     if address:
         logger.info("Listening on %s (Ctrl-C stops it)", address)
-    command = "curl --data-binary @picture.jpg"
+    command = "curl --data-binary @picture.jpg" + ' -H "X-API-Key: KEY"' * bool(settings.keys)
     logger.info("Try it: %s %s/predict", command, address or "http://ADDRESS:PORT")
     logger.info(
         "Workers: %d, each with %.0f MB of memory; uploads up to %.1f MB each, %.0f MB in total",
@@ -147,9 +147,7 @@ def _log_startup(app: FastAPI) -> None:
         kept = state.collection
         logger.info("Feedback is saved in %s, which holds %d pictures", kept.folder, kept.pictures)
     for missing in state.workers.missing_limits:
-        logger.warning(
-            "Workers are not prevented from %s: this system or user does not allow it", missing
-        )
+        logger.warning("Workers are not prevented from %s", missing)
 
 
 def _reload_on_hangup(app: FastAPI) -> None:

@@ -95,9 +95,9 @@ def install_handlers(app: FastAPI) -> None:
         # Of all that the framework raises, only 405 and 404 come up here.
         path = request.scope["path"][:LONGEST]
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
-            allowed = error.headers["Allow"]
+            allowed = re.sub("(HEAD, )?GET(, HEAD)?", "GET, HEAD", error.headers["Allow"])
             detail = f"{path} answers to {allowed}, not to {request.method[:20]}."
-            return ProblemResponse(Problem("method-not-allowed", detail, error.headers))
+            return ProblemResponse(Problem("method-not-allowed", detail, {"Allow": allowed}))
         if (request.method, path) == ("OPTIONS", "*"):  # the whole service: RFC 9110, section 9.3.7
             text = f"This service accepts {METHODS}. Send a picture to POST /predict.\n"
             return PlainTextResponse(text, headers={"Allow": METHODS})
@@ -199,9 +199,16 @@ class Cors(CORSMiddleware):
         if response.status_code == HTTPStatus.OK:
             return response
         refused = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+        asked = ("origin", "access-control-request-method", "access-control-request-headers")
+        origin, method, names = (request_headers.get(name, "none")[:100] for name in asked)
+        advice = "The operator sets allowed origins with CAT_CORS_ORIGINS."
+        if "origin" not in refused:
+            advice = (
+                f"Allowed: {', '.join(self.allow_methods)} with {', '.join(self.allow_headers)}."
+            )
         detail = (
-            f"A page of {request_headers['origin'][:100]} may not send this request: its "
-            f"{refused} is not allowed. The operator sets allowed origins with CAT_CORS_ORIGINS."
+            f"A page of {origin} may not send {method} with the headers {names}, because of its "
+            f"{refused}. {advice}"
         )
         kept = {name: text for name, text in response.headers.items() if name[:8] != "content-"}
         return ProblemResponse(Problem("origin-not-allowed", detail, kept))
@@ -268,7 +275,8 @@ class RequestMiddleware:
             facts.seconds = ended - began
             # Few values: the template of the route, where one answered.
             route = asked["route"].path if "route" in asked else OTHER
-            record(facts, scope, route, self.log_form, self.metrics)
+            if not scope.get("refused"):
+                record(facts, scope, route, self.log_form, self.metrics)
 
 
 def _request_id(scope: Scope) -> bytes:

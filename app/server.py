@@ -114,8 +114,11 @@ def _listen(host: str, port: int) -> socket.socket:
             address, family=family, backlog=BACKLOG, dualstack_ipv6=both
         )
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        advice = "Stop what listens there, or set CAT_BIND_PORT." if taken else "Set CAT_BIND_HOST."
+        advice = {
+            errno.EADDRINUSE: "Stop what listens there, or set CAT_BIND_PORT.",
+            errno.EADDRNOTAVAIL: "This machine does not have that address. Set CAT_BIND_HOST to one"
+            " that it has, or to 0.0.0.0.",
+        }.get(error.errno or 0, "Set CAT_BIND_HOST.")
         why = (error.strerror or str(error)).partition(" (")[0]
         raise SystemExit(f"Cannot listen on {host}, port {port}: {why}. {advice}") from error
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
@@ -155,6 +158,13 @@ class Server(uvicorn.Server):
             self.should_exit = True
             asyncio.get_running_loop().call_later(CLIENT_SECONDS, self._drop_waiting_clients)
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the lifespan too where a second signal came: uvicorn would cancel it, and show that
+        as an error."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
     def _close_slow_clients(self, now: float) -> None:
         """Close connections whose request's head, or whose reading of answers, takes too long.
@@ -261,6 +271,8 @@ class StrictHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, CoalescedWrites(transport, self.loop)))
         transport.set_write_buffer_limits(MOST_UNREAD_BYTES)
+        if self.client and "." in self.client[0]:  # IPv4 on ::, as ::ffff:1.2.3.4
+            self.client = self.client[0].removeprefix("::ffff:"), self.client[1]
         if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
             transport.close()
 
@@ -371,6 +383,8 @@ class StrictHttp(HttpToolsProtocol):
             keep_alive=False,
             on_response=self.on_response_complete,
         )
+        # What had begun is logged and counted as this alone
+        self.scope["refused"] = True  # type: ignore[typeddict-unknown-key]
         self.cycle.more_body = False
         self.cycle.message_event.set()  # there is nothing to wait for
         refusal = ProblemResponse(Problem("bad-request", msg))
@@ -408,5 +422,7 @@ def _parse_error_text(error: httptools.HttpParserError) -> str:
     """For the sender: what the parser found, or one of its callbacks, but nothing of what came."""
     if isinstance(error.__context__, BadRequest):
         return str(error.__context__)
+    if "PRI" in str(error):
+        return "This looks like HTTP/2 (or gRPC); this service speaks HTTP/1.1."
     what = "the address is not valid" if error.__context__ else str(error)
     return f"This cannot be read as HTTP/1.1: {what}."

@@ -56,7 +56,8 @@ _probability = _number("a number between 0 and 1", lambda number: 0 < number < 1
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
-            raise ValueError(f"one of {', '.join(words)}")
+            *others, last = map(repr, words)
+            raise ValueError(f"{', '.join(others)} or {last}")
         return text.lower()
 
     return parse
@@ -94,12 +95,15 @@ def _keys_in_file(text: str) -> tuple[str, ...]:
         lines = Path(text).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ValueError(f"a readable file of keys, one per line ({text}: {why})") from None
+        advice = "Name a file of keys, one per line."
+        raise BadSettings(
+            f"CAT_API_KEYS_FILE is {text!r}, which cannot be read: {why}. {advice}"
+        ) from None
     filled = ((number, line.strip()) for number, line in enumerate(lines, 1) if line.strip())
     keys = {number: key for number, key in filled if not key.startswith("#")}
     wrong = [number for number, key in keys.items() if not _is_key(key)]
     if wrong or not keys:
-        where = f"line {wrong[0]} of {text} is not a key" if wrong else f"{text} has none"
+        where = f"its line {wrong[0]} is not a key" if wrong else "it has none"
         raise ValueError(
             "a file of keys of printable ASCII characters, one per line, without spaces, commas "
             "or quotation marks around them, with comments only on lines that begin with # "
@@ -292,8 +296,10 @@ class Settings:
                 if _is_quoted(text.strip()):
                     raise ValueError("without quotation marks around it")
                 values[name.removeprefix(PREFIX).lower()] = table[name].parse(text.strip())
+            except BadSettings:
+                raise
             except ValueError as error:
-                shown = "a secret" if table[name].secret else repr(text)
+                shown = "a secret" if table[name].parse is _keys else repr(text)
                 raise BadSettings(
                     f"{name} is {shown}, but must be {error}. Change it, or unset it to use the "
                     f"default: {table[name].default}."

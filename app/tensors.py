@@ -9,6 +9,7 @@ little-endian, before the bytes themselves. Runs in a worker.
 import binascii
 import json
 import re
+import reprlib
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,6 +180,11 @@ def _parse(text: bytes) -> Any:
     try:
         # UTF-8, as RFC 8259 has it; for bytes `json` would load the codecs of other encodings
         return json.loads(text.decode().removeprefix("\ufeff"), parse_constant=_no_number)
+    except UnicodeDecodeError:
+        raise _invalid(
+            "The request is not JSON: it has bytes that are not UTF-8. For one picture as the "
+            f"whole body, send {HEADER_LENGTH}: 0, or use POST /predict."
+        ) from None
     except (ValueError, RecursionError) as error:
         raise _invalid(f"The request is not JSON: {str(error)[:100]}.") from None
 
@@ -204,7 +210,7 @@ def _named(value: Any, what: str, specs: Sequence[Spec]) -> tuple[Spec, dict[str
     name = entry.get("name")
     known = [spec for spec in specs if spec.name == name]
     names = ", ".join(spec.name for spec in specs)
-    _check(bool(known), f"There is no {what[:-1]} {_shown(name)}. Use one of {names}.")
+    _check(bool(known), f"The name of an {what[:-1]} is {_shown(name)}. Use one of {names}.")
     parameters = _parameters(entry, f"The parameters of {name}")
     for each in _NOT_OFFERED:
         _check(each not in parameters, f"{name} has the parameter {each}, which is not supported.")
@@ -212,7 +218,7 @@ def _named(value: Any, what: str, specs: Sequence[Spec]) -> tuple[Spec, dict[str
 
 
 def _shown(value: Any) -> str:
-    return repr(value[:40]) if isinstance(value, str) else f"of the type {type(value).__name__}"
+    return "missing" if value is None else reprlib.repr(value)  # of a few characters
 
 
 def _outputs(message: dict[str, Any]) -> Iterator[tuple[Spec, bool]]:
@@ -242,7 +248,7 @@ def _input(values: Any, tensors: memoryview, specs: Sequence[Spec]) -> tuple[Spe
     spec, parameters = _named(entry, "inputs", specs)
     name, datatype, size = spec.name, entry.get("datatype"), parameters.get("binary_data_size")
     fits = datatype == spec.datatype
-    _check(fits, f"{name} has the datatype {spec.datatype}, not {_shown(datatype)}.")
+    _check(fits, f"The datatype of {name} is {_shown(datatype)}. Use {spec.datatype}.")
     shape = _shape(entry.get("shape"), spec)
     _check(
         ("data" in entry) == (size is None),
@@ -250,8 +256,8 @@ def _input(values: Any, tensors: memoryview, specs: Sequence[Spec]) -> tuple[Spe
     )
     _check(
         (size is None or type(size) is int) and (size or 0) == len(tensors),
-        f"The binary_data_size of {name} is {size if type(size) is int else _shown(size)}, but "
-        f"{len(tensors):,} bytes follow the JSON, whose length the header {HEADER_LENGTH} gives.",
+        f"The binary_data_size of {name} is {_shown(size)}, but the number of bytes after the JSON,"
+        f" whose length the header {HEADER_LENGTH} gives, is {len(tensors):,}.",
     )
     if size is None:
         return spec, _from_json(entry["data"], shape, spec)
@@ -266,9 +272,11 @@ def _shape(value: Any, spec: Spec) -> tuple[int, ...]:
     fits = sizes is value and row[1:] == list(spec.shape[1:]) and len(row) > 0
     _check(
         fits,
-        f"The shape of {spec.name} must be {list(spec.shape)}, where -1 is the number of pictures.",
+        f"The shape of {spec.name} is {_shown(value)}, but must be {list(spec.shape)}, where -1 is "
+        "the number of pictures.",
     )
-    several = f"A request may have 1 to {MAX_PICTURES} pictures. Split it into several requests."
+    advice = " Split it into several requests." * (row[0] > MAX_PICTURES)
+    several = f"A request may have 1 to {MAX_PICTURES} pictures, not {_shown(row[0])}.{advice}"
     _check(1 <= row[0] <= MAX_PICTURES, several)
     return tuple(sizes)
 
@@ -296,14 +304,15 @@ def _flat(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
     values = np.array(data, object)
     _check(
         values.shape in (shape, (prod(shape),)),
-        f"The data of {name} do not match the shape {list(shape)}, neither flat nor nested.",
+        f"The data of {name} must be a list for the shape {list(shape)}, flat or nested, but have "
+        f"the shape {list(values.shape)}.",
     )
     return list(values.reshape(-1))
 
 
 def _base64(value: Any, name: str) -> bytes:
     try:
-        text: bytes = value.encode("ascii")
+        text: bytes = value.encode("ascii", "replace")
         return _decoded(text.partition(b",")[2] if text.startswith(b"data:") else text)
     except (AttributeError, ValueError) as error:
         why = str(error) if isinstance(value, str) else f"it is {_shown(value)}"
@@ -344,7 +353,7 @@ def _elements(tensor: memoryview, count: int, name: str) -> list[bytes]:
     _check(
         at == len(tensor) and len(elements) == count,
         f"{name} must have elements of a 4-byte little-endian length and then that many bytes, "
-        f"{count} in all.",
+        f"{count} in all. The length of what arrived is {len(tensor):,}.",
     )
     return [_decoded_where_text(element) for element in elements]
 

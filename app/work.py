@@ -289,11 +289,19 @@ def _or_refusal(work: Callable[[Job], T], job: Job) -> T | Reply:
     except Problem as error:
         problem = error
     except InvalidImage as error:
-        members, detail = {}, str(error)
+        members, detail, kind = {}, str(error), job.head.get("content_type", "")
         if error.reason is Reason.TOO_MANY_PIXELS:
             members = {"limit_pixels": job.head["max_pixels"], "limit_side": Limits().max_side}
-        elif "form-urlencoded" in job.head.get("content_type", "") and "--data" not in detail:
-            detail += " If you used `curl -d`, use `curl --data-binary @file`."
+        elif "multipart form" in detail and kind and "form-data" not in kind:
+            detail = (
+                f"The body is a multipart form, but Content-Type is {kind[:40]!r}. Let your HTTP "
+                "client set Content-Type: multipart/form-data with its boundary."
+            )
+        elif "like text" in detail and "form-urlencoded" in kind:
+            detail = (
+                "The body is a URL-encoded form. Send the file's bytes (`curl --data-binary "
+                "@file`), or a multipart form (requests: files=, not data=)."
+            )
         problem = Problem(error.reason, detail, **members)
     head = {"problem": problem.type.slug, "detail": problem.detail}
     return Reply({**head, "headers": problem.headers, "members": problem.members})

@@ -2,8 +2,9 @@
 
     python -m benchmarks.engine CORE VIEWS FILE…
 
-It works on one thread, and only when asked through its standard input (`Process`). It imports one
-of the two alone. A second .onnx file is for the other views of a picture.
+First it prints its version, memory and probabilities, a line of JSON. Then it works on one thread,
+and only when asked through its standard input (`Process`). It imports one of the two alone. A
+second .onnx file is for the other views of a picture.
 """
 
 import json
@@ -82,13 +83,17 @@ class Process:
             stdout=subprocess.PIPE,
             text=True,
         )
+        # Memory: megabytes beside NumPy's own, step by step; the probabilities are of each pass
+        self.version, self.memory, self.probabilities = self._read()
 
-    def ask(self, *question: object) -> Any:
-        """ "version"; "memory": megabytes beside NumPy's own, step by step; "probabilities" of each
-        pass; or a pass and repetitions: the seconds of each."""
+    def seconds(self, which: int, repetitions: int) -> list[float]:
+        """How long each of so many repetitions of a pass takes."""
         assert self._process.stdin is not None
+        print(which, repetitions, file=self._process.stdin, flush=True)
+        return list(self._read())
+
+    def _read(self) -> Any:
         assert self._process.stdout is not None
-        print(json.dumps(question), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the engine ended with {self._process.wait()}")
@@ -102,7 +107,7 @@ class Process:
 
 
 def main() -> None:
-    """Be the child: answer the questions on standard input."""
+    """Be the child: time the passes that standard input names."""
     core, views, *files = sys.argv[1:]
     os.sched_setaffinity(0, {int(core)})
     before = _resident_mb()  # NumPy is here, and nothing else
@@ -114,14 +119,11 @@ def main() -> None:
     for predict, x, step in zip(engine.passes, inputs, ("whole", "other views"), strict=False):
         probabilities.append(predict(x).astype(float).tolist())
         memory[step] = _resident_mb() - before
-    known = {"version": engine.version, "memory": memory, "probabilities": probabilities}
+    print(json.dumps([engine.version, memory, probabilities]), flush=True)
     for line in sys.stdin:
-        match json.loads(line):
-            case [str(what)]:
-                answer: Any = known[what]
-            case [which, repetitions]:
-                answer = [_seconds(engine.passes[which], inputs[which]) for _ in range(repetitions)]
-        print(json.dumps(answer), flush=True)
+        which, repetitions = map(int, line.split())
+        seconds = [_seconds(engine.passes[which], inputs[which]) for _ in range(repetitions)]
+        print(json.dumps(seconds), flush=True)
 
 
 def _seconds(predict: Callable[[Any], Array], x: Any) -> float:

@@ -104,23 +104,20 @@ def _compare(
     engines: Mapping[str, Process], rounds: int, repetitions: int, unsure: float | None
 ) -> float:
     """Print a line for each engine; the largest difference of a probability to ours."""
-    found = {name: process.ask("probabilities") for name, process in engines.items()}
+    found = {name: process.probabilities for name, process in engines.items()}
     taken: dict[str, list[list[float]]] = {name: [[] for _ in each] for name, each in found.items()}
     for number in range(rounds + 1):
         for name, process in engines.items():
             for which, seconds in enumerate(taken[name]):
-                new = process.ask(which, repetitions)
+                new = process.seconds(which, repetitions)
                 seconds += new if number else []  # the first round fills caches and buffers
     print("\nthe network alone, milliseconds a picture: median (95th percentile)\n")
-    print(
-        f"{'':<16}{'whole':>16}{'other views':>16}{'mean':>8}   megabytes in addition to "
-        "NumPy's own"
-    )
+    print(f"{'':<16}{'whole':>16}{'other views':>16}{'mean':>8}   megabytes beside NumPy's own")
     for name, process in engines.items():
         cells = "".join(f"{_cell(seconds):>16}" for seconds in taken[name])
         mean = _mean(*map(median, taken[name]), unsure=unsure)
-        memory = ", ".join(f"{step} {mb:.0f}" for step, mb in process.ask("memory").items())
-        print(f"{name:<16}{cells:<32}{mean:>8}   {memory} ({process.ask('version')})")
+        memory = ", ".join(f"{step} {mb:.0f}" for step, mb in process.memory.items())
+        print(f"{name:<16}{cells:<32}{mean:>8}   {memory} ({process.version})")
     pairs = zip(chain(*found.get(SAME, found[OURS])), chain(*found[OURS]), strict=True)
     differs: float = max(abs(a - b) for a, b in pairs)
     print(f"\nlargest difference of a probability to {SAME}: {differs:.0e}")

@@ -1,12 +1,18 @@
-"""Networks as ONNX graphs, for ONNX Runtime: this project's layers, without PyTorch."""
+"""Networks as ONNX graphs, for ONNX Runtime: this project's layers, without PyTorch.
 
+python -m benchmarks.onnx_graph WEIGHTS FILE.onnx
+"""
+
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from model.classifier import Classifier
 from model.convolution import Convolution
 from model.network import (
     Array,
@@ -79,8 +85,10 @@ class Graph:
 
 def from_layers(layers: Sequence[Layer], side: int = 64) -> bytes:
     """The model that gives σ(z) (m, 1) for pictures (m, 3, side, side) in [0, 1]."""
-    graph = Graph(side)
-    return graph.model(graph.add("Sigmoid", _add(graph, layers, "x")))
+    graph, x = Graph(side), "x"
+    if isinstance(layers[0], Linear):  # it takes rows, whose last axis are the colours
+        x = graph.add("Flatten", graph.add("Transpose", x, perm=[0, 2, 3, 1]))
+    return graph.model(graph.add("Sigmoid", _add(graph, layers, x)))
 
 
 def _add(graph: Graph, layers: Sequence[Layer], x: str) -> str:
@@ -111,3 +119,7 @@ def _add(graph: Graph, layers: Sequence[Layer], x: str) -> str:
             case _:
                 raise TypeError(f"{__name__} does not know {layer.kind} layers yet")
     return x
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_bytes(from_layers(Classifier.load(sys.argv[1]).layers))

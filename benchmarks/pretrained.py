@@ -28,10 +28,10 @@ from model.classifier import Classifier, default_weights
 from model.network import Array, pieces, sigmoid
 from model.preprocessing import Preprocessing
 from training import Refused
-from training.calibration import calibrate
-from training.calibration import choose_threshold as training_threshold
+from training.calibration import calibrate, choose_threshold
 from training.data import PictureSet, read_pictures
-from training.metrics import confusion, roc_auc
+from training.evaluation import data_files
+from training.metrics import summary
 
 OURS = "this project"
 DEFAULT = default_weights()
@@ -65,12 +65,12 @@ def _enlarged(pictures: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint
     return np.stack([np.asarray(Image.fromarray(p).resize(size, bicubic)) for p in pictures])
 
 
-def choose_threshold(labels: Array, sources: Sequence[str], log_odds: Array) -> float:
+def threshold_of(labels: Array, sources: Sequence[str], log_odds: Array) -> float:
     """The log-odds that part cats from the rest, by the steps and the rule that this project's
     threshold comes from: calibrate on the validation pictures, then choose."""
     calibration = calibrate(log_odds, labels, sources)
-    p = sigmoid(calibration.scale * log_odds + calibration.shift)
-    return float(calibration.inverse(np.asarray(_logit(training_threshold(labels, p, sources)))))
+    p = sigmoid(calibration.apply(log_odds))
+    return float(calibration.inverse(np.asarray(_logit(choose_threshold(labels, p, sources)))))
 
 
 def _logit(p: float) -> float:
@@ -85,16 +85,12 @@ def judge(
         chosen = sources == source
         y = labels[chosen]
         for way, threshold in thresholds.items():
-            counts = confusion(y, scores[way][chosen], threshold)
-            auc = roc_auc(y, scores[way][chosen])
-            figures = (
-                f"{x:8.3f}" if x == x else "       –" for x in (auc, counts.balanced_accuracy)
-            )
-            cats, called = int(y.sum()), 1 - counts.specificity
-            yield (
-                f"{source:<10}{cats:>7,}{len(y) - cats:>9,}  {way:<14}{'   '.join(figures)}"
-                f"{called:>12.1%}"
-            )
+            its = summary(y, sigmoid(scores[way][chosen]), sigmoid(np.asarray(threshold)).item())
+            both = (its["roc_auc"], its["balanced_accuracy"])
+            figures = "   ".join("       –" if x is None else f"{x:8.3f}" for x in both)
+            cats, others = int(y.sum()), int((y != 1).sum())
+            called = its["false_positive"] / max(1, others)
+            yield f"{source:<10}{cats:>7,}{others:>9,}  {way:<14}{figures}{called:>12.1%}"
 
 
 def main(
@@ -114,20 +110,13 @@ def main(
         sys.exit(2)
 
 
-def _files(folder: Path, split: str) -> list[Path]:
-    files = sorted(folder.glob(f"*-{split}.zip"))
-    if not files:
-        raise Refused(f"{folder} holds no *-{split}.zip; docs/training.md says how to make them.")
-    return files
-
-
 def _compare(data: Path, weights: Path, other: Lite, test: bool) -> None:
     ours = Classifier.load(weights)
-    labels, sources, scores = score(_files(data, "val"), ours, other)
-    thresholds = {way: choose_threshold(labels, sources.tolist(), scores[way]) for way in scores}
+    labels, sources, scores = score(data_files([data], test=False), ours, other)
+    thresholds = {way: threshold_of(labels, sources.tolist(), scores[way]) for way in scores}
     thresholds[OURS] = _logit(ours.threshold)
     if test:
-        labels, sources, scores = score(_files(data, "test"), ours, other)
+        labels, sources, scores = score(data_files([data], test=True), ours, other)
     print(f"{describe()}\n\n{'test' if test else 'validation'} pictures:\n")
     print("source       cats   others  way                AUC   balanced  others said cat")
     print(*judge(labels, sources, scores, thresholds), sep="\n")

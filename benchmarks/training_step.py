@@ -32,9 +32,9 @@ from benchmarks.machine import describe
 from model.network import Array, Gradients, Layer, Scratch, parameters, prepare
 from training.architecture import default_network
 from training.course import forward_backward
-from training.loop import Optimizer, bind
+from training.loop import MOMENTUM, Optimizer, bind
 
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, EMA_DECAY = 0.01, 0.9, 5e-4, 0.999
+LEARNING_RATE, WEIGHT_DECAY, EMA_DECAY = 0.01, 5e-4, 0.999
 TOLERANCE = 1e-6  # relative, of the vectors' lengths, in float64
 
 Step = dict[str, dict[str, Array]]  # loss, gradients, parameters, averages; by parameters' names
@@ -68,9 +68,7 @@ class Ours:
 
     def __init__(self, task: Task) -> None:
         self.layers = task.layers()
-        self.optimizer = Optimizer(
-            self.layers, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, ema_decay=EMA_DECAY
-        )
+        self.optimizer = Optimizer(self.layers, WEIGHT_DECAY, EMA_DECAY)
         prepare(self.layers)
         self.X, self.y = task.data()
         self.scratches = [Scratch(keep=True) for _ in range(task.threads)]

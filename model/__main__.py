@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
     what = "write JSON Lines to this file; if it has some already, continue after them"
     parser.add_argument("--output", metavar="FILE", type=Path, help=what)
-    default, what = Path(__file__).with_name("cat.safetensors"), "weights (default: %(default)s)"
+    default, what = Path(__file__).with_name("cat.safetensors"), "default: model/cat.safetensors"
     parser.add_argument("--weights", metavar="FILE", type=Path, default=default, help=what)
     return parser
 
@@ -99,9 +99,12 @@ async def _answer(options: argparse.Namespace) -> int:
                 print(_sentence(row) if few and not options.json else json.dumps(row), flush=True)
             counts[_kind(row)] += 1
             bar.update()
+    if not counts.total():
+        where = ", ".join(options.pictures)
+        return _fail(f"No pictures found in {where}. Expected files such as .jpg or .png.", 1)
     if not few:
         _print_summary(counts, before, pictures.skipped, time.monotonic() - began)
-    return 1 if counts.keys() - labels or not counts.total() else 0
+    return 1 if counts.keys() - labels else 0
 
 
 def _kind(row: Row) -> str:
@@ -116,7 +119,7 @@ def _print_summary(counts: Counter[str], before: int, skipped: int, seconds: flo
         f"{before:,} of these from the previous run" if before else "",
         f"{skipped:,} other file{'s' * (skipped > 1)} left out" if skipped else "",
         f"{new / seconds:,.1f} pictures/s" if new else "",
-        "" if new else f"no pictures {'left' if before else 'found'}",
+        "" if new else "no pictures left",
     )
     print("; ".join(filter(None, parts)), file=sys.stderr)
 
@@ -173,9 +176,10 @@ class Output:
                 there = row["picture"], row["model_version"]
                 _kind(row)
             except (ValueError, TypeError, LookupError):
-                what = f"Line {number:,} of {self._path} was not written by this command"
-                why = f"{what}. Name another output, or keep only the lines before it."
-                raise Refused(why) from None
+                why = f"{self._path} was not written by this command. Name another output"
+                if number > 1:
+                    why = f"Line {number:,} of {why}, or keep only the lines before it"
+                raise Refused(f"{why}.") from None
             found = next(pictures, None)
             now = (found.name if found else "no picture", self._version)
             if now != there:

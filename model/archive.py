@@ -190,7 +190,8 @@ def zip_entries(archive: ZipFile) -> Iterator[Entry]:
 
 
 class Refused(Exception):
-    """Sources or an output that cannot be used; the message says which, why, and what to do."""
+    """What keeps a command from its work; the message says which file or argument, what is wrong
+    with it, and what to do."""
 
 
 class Unreadable(Exception):

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Final
@@ -89,7 +90,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a new file, then rename it: readers see the old file or the new one, never half of one.
 
-    Raises OSError. Interrupted at any point, it leaves the old file as it was.
+    Raises OSError, named `path`. Interrupted at any point, it leaves the old file as it was.
     """
     # Behind a symbolic link it is the file that is replaced, not the link
     target = Path(os.path.realpath(path))
@@ -102,9 +103,11 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    except OSError as error:  # a full disk gives no name, other errors that of the file beside it
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with suppress(OSError):  # after the rename, or in a folder that is none, nothing is there
+            beside.unlink()
 
 
 _LAYERS = (

@@ -94,10 +94,11 @@ def serve(load: Callable[..., tuple[dict[str, Any], Handle]]) -> NoReturn:
 
 
 def missing_limits() -> list[str]:
-    """The limits of a worker that this system or user cannot have."""
-    missing = [] if sys.platform == "linux" else ["taking memory", "outliving the service"]
-    if resource is None or not hasattr(os, "geteuid") or os.geteuid() == 0:
-        missing.append("starting processes")  # root may always
+    """What a worker is not prevented from, and why."""
+    linux_only = () if sys.platform == "linux" else ("taking memory", "outliving the service")
+    missing = [f"{what}: this system does not allow it" for what in linux_only]
+    if os.geteuid() == 0:
+        missing.append("starting processes: the service runs as root. Run it as another user.")
     return missing
 
 

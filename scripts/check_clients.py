@@ -7,10 +7,12 @@ they disagree on what they need. The first time uv fetches them, about 1 GB. Pri
 kind of request; the exit status is 1 if anything failed.
 """
 
+import argparse
 import asyncio
 import base64
 import importlib
 import json
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -38,6 +40,9 @@ def main() -> None:
     # Not at the top: in a client's environment nothing of the project can be imported.
     from tests.server import PYTHON_M_APP, running
 
+    name, style = "python -m scripts.check_clients", argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(name, description=__doc__, formatter_class=style).parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # and the service with it
     failed = []
     with TemporaryDirectory() as folder, running(PYTHON_M_APP, log="off") as server:
         case = Path(folder, "case.json")
@@ -57,14 +62,17 @@ def main() -> None:
 
 def _case(url: str) -> Case:
     """What the clients send and have to get: JSON values."""
-    from model.preprocessing import read_picture, to_vector
+    from app.capacity import WEIGHTS
+    from model.classifier import Classifier
+    from model.preprocessing import to_vector
 
     files = [(REPOSITORY / "examples" / name).read_bytes() for name in PICTURES]
     answers = []
     for data in files:
         with urllib.request.urlopen(f"{url}/predict", data) as response:  # noqa: S310 - our own
             answers.append(json.load(response))
-    pixels = [read_picture(data).pixels for data in files]
+    classifier = Classifier.load(WEIGHTS)
+    pixels = [classifier.read(data).picture.pixels for data in files]
     return {
         "url": url,
         "version": answers[0]["model"]["version"],
@@ -155,7 +163,7 @@ def _tritonclient(case: Case) -> None:
     for status, words, name, options in (
         ("422", "image[0]", "image", {}),
         ("404", "no version '0'", "pixels", {"model_version": "0"}),
-        ("400", "no output 'dog'", "pixels", {"outputs": dog}),
+        ("400", "an output is 'dog'", "pixels", {"outputs": dog}),
     ):
         refused = _refused(refusal, lambda: infer(name, True, **options))  # noqa: B023 - now
         assert refused.status() == status, refused.status()

@@ -85,6 +85,15 @@ PREFLIGHT = {
 }
 
 
+def test_a_page_that_asks_for_too_much_reads_what_is_allowed(service: Service) -> None:
+    asked = PREFLIGHT | {"Access-Control-Request-Method": "DELETE"}
+    with service(cors_origins=(PAGE,)) as client:
+        detail = client.options("/predict", headers=asked).json()["detail"]
+    assert "send DELETE with" in detail
+    assert "Allowed: GET, HEAD, POST with accept, " in detail
+    assert "CAT_CORS_ORIGINS" not in detail
+
+
 @pytest.mark.parametrize("origins", [(), ("https://example.org.example.net",)])
 def test_a_page_of_an_origin_that_is_not_named_may_not_call(
     service: Service, origins: tuple[str, ...]

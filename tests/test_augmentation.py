@@ -11,7 +11,7 @@ from PIL import Image
 from model.network import Array
 from model.preprocessing import read_picture
 from tests.pictures import decode, encode
-from training.augmentation import Augmentation, augment, compress, mix, whole
+from training.augmentation import Augmentation, augment, compress, whole
 from training.data import read_pictures
 
 
@@ -144,13 +144,3 @@ def test_compression_leaves_about_what_jpeg_leaves(quality: int) -> None:
     damage = float(np.abs(jpeg - x).mean())
     assert np.abs(ours - jpeg).mean() < damage / 2
     assert float(np.abs(ours - x).mean()) == pytest.approx(damage, rel=0.25)
-
-
-def test_mixed_rows_are_means_of_two_and_their_targets_the_same_means() -> None:
-    x, y = np.eye(200, dtype=np.float32), np.arange(200, dtype=np.float32)[:, None]
-    rows, targets = mix(x.copy(), y, np.random.default_rng(3), share=0.5)
-    np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(rows @ y, targets, rtol=1e-5)
-    np.testing.assert_array_equal(y[:, 0], np.arange(200))
-    assert (np.diag(rows) >= 0.5).all()
-    assert 70 < (np.diag(rows) < 1).sum() < 130

@@ -157,15 +157,20 @@ def test_what_could_not_be_loaded_is_not_saved(
 
 
 @pytest.mark.parametrize("moment", [(os, "fsync"), (Path, "replace")])
-@pytest.mark.parametrize("what", [KeyboardInterrupt(), OSError(5, "Input/output error")])
+@pytest.mark.parametrize(
+    "what", [KeyboardInterrupt(), OSError(5, "Input/output error"), OSError("no number")]
+)
 def test_an_interrupted_save_leaves_the_old_file_and_no_other(
     path: Path, moment: tuple[object, str], what: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logistic().save(path)
     before = path.read_bytes()
     monkeypatch.setattr(*moment, Mock(side_effect=what))
-    with pytest.raises(type(what)):
+    with pytest.raises(type(what)) as stopped:
         logistic(bias=1).save(path)
+    if isinstance(stopped.value, OSError):
+        assert stopped.value.filename == str(path)
+        assert f"{stopped.value.strerror}" in str(what)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 

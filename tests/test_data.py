@@ -190,6 +190,9 @@ def test_the_course_s_hdf5_is_read(
     assert data.names[1] == f"{classes[1]}/course-00001"
 
 
+ODD_LABELS = ([[0, 1], [0, 1]], [0, 1, np.nan, 0], [0, 1, 2, 0], [*"0101"], 1, h5py.Empty("f"))
+
+
 def test_the_course_s_own_files_are_read() -> None:
     train = read_pictures([data_file("train_catvnoncat.h5")])
     assert str(train) == "209 pictures (72 cat, 137 non-cat)"
@@ -205,6 +208,17 @@ def test_the_course_s_own_files_are_read() -> None:
         ({"train_set_x": pixels(2) / 255, "train_set_y": [0, 1]}, "float64; expected .* uint8"),
         ({"train_set_x": pixels(2)[:, 1:], "train_set_y": [0, 1]}, r"shape \(2, 63, 64, 3\)"),
         ({"train_set_x": pixels(0), "train_set_y": np.zeros(0)}, "no pictures"),
+        ({"train_set_x": 3, "train_set_y": "x"}, r"train_set_x has shape \(\) of int64; expected"),
+        ({"train_set_x": h5py.Empty("u1"), "train_set_y": [0]}, r"shape \(\) of object; expected"),
+        ({"test_set_x": ["a", "b"], "test_set_y": [0, 1]}, r"test_set_x has shape \(2,\)"),
+        *(
+            ({"train_set_x": pixels(4), "train_set_y": y}, "train_set_y has shape .* a 0 or 1 for")
+            for y in ODD_LABELS
+        ),
+        (
+            {"train_set_x": pixels(2), "train_set_y": [0, 1], "list_classes": "cat"},
+            "its classes are 'cat', not 'cat', 'non-cat'",
+        ),
         (
             {"train_set_x": pixels(2), "train_set_y": [0, 1], "list_classes": [b"dog", b"\xff"]},
             "its classes are 'dog', '\ufffd', not 'cat', 'non-cat'.*--classes",

@@ -158,6 +158,7 @@ def test_no_body_needs_what_a_worker_cannot_load(server: Server) -> None:
         "GET /health HTTP/1.1\nHost: x\na: " + "b" * 70_000 + "\n",
         "GET /health HTTP/1.1\nConnection: Upgrade\nUpgrade: h2c\n",
         "NO HTTP AT ALL\n",
+        "PRI * HTTP/2.0\n\nSM\n",
     ],
     ids=lambda head: head[:60],
 )
@@ -167,6 +168,7 @@ def test_what_is_not_http_is_answered_with_a_problem(server: Server, head: str) 
     problem = problem_of(received)
     assert problem["type"] == "/problems#bad-request"
     assert "callback" not in problem["detail"]
+    assert ("HTTP/2 (or gRPC)" in problem["detail"]) == head.startswith("PRI")
 
 
 def test_options_for_the_whole_service_says_what_it_answers(server: Server) -> None:
@@ -175,18 +177,27 @@ def test_options_for_the_whole_service_says_what_it_answers(server: Server) -> N
     assert b"\r\nallow: GET, HEAD, POST, DELETE\r\n" in received
 
 
-def test_what_is_not_http_is_logged_and_counted_like_every_request(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("name", "begin", "end"),
+    [
+        ("porch-17", b"GET /?secret HTTP/1.1\r\n", b"A: b\r\nNo header\r\n\r\n"),
+        ("porch-18", CHUNKED[:-2], b"\r\nno number\r\n"),  # after it has begun
+    ],
+)
+def test_what_is_not_http_is_logged_and_counted_once_like_every_request(
+    server: Server, name: str, begin: bytes, end: bytes
+) -> None:
     def count() -> int:
         text = httpx.get(f"{server.url}/metrics").text
         found = re.search(r'(?m)^cat_rejections_total\{reason="bad-request"\} (\d+)', text)
         return int(found[1]) if found else 0
 
     before = count()
-    head = b"GET /?secret HTTP/1.1\r\nX-Request-ID: porch-17\r\nA: b\r\nNo header\r\n\r\n"
-    assert problem_of(answers(server, head))["request_id"] == "porch-17"
+    sent = begin + b"X-Request-ID: %b\r\n" % name.encode() + end
+    assert problem_of(answers(server, sent))["request_id"] == name
     assert count() == before + 1
-    server.wait_for_log("request_id=porch-17")
-    (line,) = (line for line in server.log.splitlines() if "porch-17" in line)
+    server.wait_for_log(f"request_id={name}")
+    (line,) = (line for line in server.log.splitlines() if name in line)
     assert " status=400 " in line
     assert line.endswith(" problem=bad-request")
     assert "secret" not in line

@@ -15,9 +15,7 @@ from training.architecture import default_network
 from training.augmentation import whole
 from training.loop import Settings, Trainer, score
 
-CONFIG = Settings(
-    epochs=3, batch=8, max_lr=0.02, warm_up=0.5, ema_decay=0.9, norm_pictures=24, seed=5
-)
+CONFIG = Settings(epochs=3, batch=8, max_lr=0.02, warm_up=0.5, ema_decay=0.9, seed=5)
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +117,7 @@ def test_a_share_of_the_start_keeps_weights_on_the_way_back_to_the_start() -> No
 
 def test_scores_are_those_of_one_picture_at_a_time_on_any_number_of_threads() -> None:
     examples = blots(70, side=80)
-    with trainer(replace(CONFIG, norm_pictures=8)) as t:
+    with trainer() as t:
         layers = t.folded()
     x = whole(examples.pictures, examples.sides)
     alone = [float(forward(layers, row[None], Scratch())[-1][0, 0]) for row in x]
@@ -164,7 +162,7 @@ def test_a_step_is_nesterov_momentum_with_decay_and_an_average(n_x: int) -> None
     normal = np.random.default_rng(0).standard_normal
     inner = Residual([Linear(normal((3, 3)), normal(3))])
     layers: list[Layer] = [Linear(normal((n_x, 3)), normal(3)), inner]
-    optimizer = loop.Optimizer(layers, momentum=0.8, weight_decay=0.01, ema_decay=0.5)
+    optimizer = loop.Optimizer(layers, 0.01, 0.5)
     theta = flat(parameters(layers)).copy()
     velocity, average = np.zeros_like(theta), theta.copy()
     decay = flat({n: np.full(v.shape, 0.01 * (v.ndim > 1)) for n, v in parameters(layers).items()})
@@ -174,8 +172,8 @@ def test_a_step_is_nesterov_momentum_with_decay_and_an_average(n_x: int) -> None
             rate, beta = 0.1 / (step + 1), min(0.5, (step + 1) / (step + 10))
             optimizer.step(shards, 12, rate, pool)
             g = sum(flat(shard) for shard in shards) / 12 + decay * theta
-            velocity = 0.8 * velocity + g
-            theta = theta - rate * (g + 0.8 * velocity)
+            velocity = 0.9 * velocity + g
+            theta = theta - rate * (g + 0.9 * velocity)
             average += (1 - beta) * (theta - average)
     np.testing.assert_allclose(flat(parameters(layers)), theta, atol=1e-12)
     np.testing.assert_allclose(optimizer.average, average, atol=1e-12)

@@ -12,8 +12,8 @@ from benchmarks import teacher
 from benchmarks.lite import Lite, not_installed
 from model.preprocessing import Preprocessing
 from tests.pictures import encode, zipped
+from training.examples import read_teacher
 from training.metrics import roc_auc
-from training.teacher import read_teacher
 
 
 def test_every_class_of_imagenet_is_in_one_group() -> None:
@@ -89,6 +89,6 @@ def test_training_reads_what_the_command_writes(tmp_path: Path) -> None:
     data, output = tmp_path / "a-train.zip", tmp_path / "teacher.npz"
     data.write_bytes(zipped({name: jpeg(i) for i, name in enumerate(names)}))
     teacher.main([data], output, "lite0", threads=1)
-    found = read_teacher(output, names)
-    assert found.groups.shape == (24, len(teacher.GROUPS) - 1)
-    assert len(np.unique(found.log_odds)) == 24
+    log_odds, groups = read_teacher(output, names)
+    assert groups.shape == (24, len(teacher.GROUPS) - 1)
+    assert len(np.unique(log_odds)) == 24

@@ -85,6 +85,11 @@ def test_an_address_that_cannot_be_had_is_named() -> None:
     assert status == 1
     assert output.startswith(f"Cannot listen on 127.0.0.1, port {port}: Address already in use")
     assert "CAT_BIND_PORT" in output
+    _, output = ended(PYTHON_M_APP, bind_host="192.0.2.1")  # which RFC 5737 keeps for examples
+    assert output.endswith(
+        " This machine does not have that address. Set CAT_BIND_HOST to one that it has, or to"
+        " 0.0.0.0.\n"
+    )
 
 
 def test_few_open_files_mean_few_connections_and_a_warning(weights_path: Path) -> None:
@@ -109,6 +114,9 @@ def test_workers_hold_one_socket_and_have_no_rights(weights_path: Path, cat_pict
         key = {"X-API-Key": KEY}
         answer = httpx.post(f"{server.url}/predict", content=cat_picture, headers=key)
         assert answer.status_code == 200
+        assert f'@picture.jpg -H "X-API-Key: KEY" {server.url}/predict' in server.log
+        as_root = "WARNING Workers are not prevented from starting processes: the service runs as"
+        assert (as_root in server.log) == (os.geteuid() == 0)
         for name in ("CAT_TRESHOLD", "CAT_PORT"):
             assert server.log.count(f"WARNING {name} is not a setting") == 1
         front = os.getpriority(os.PRIO_PROCESS, server.process.pid)
@@ -228,16 +236,24 @@ def test_clients_that_do_not_send_or_do_not_read_are_dropped(weights_path: Path)
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="needs IPv6")
-def test_it_listens_on_ipv6_alone_and_logs_nothing_but_json(weights_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("listens", "to", "client"), [("::1", "[::1]", "::1"), ("::", "127.0.0.1", "192.0.2.7")]
+)
+def test_it_listens_on_ipv6_believes_a_proxy_on_ipv4_and_logs_nothing_but_json(
+    weights_path: Path, listens: str, to: str, client: str
+) -> None:
     check = [sys.executable, "-m", "app.healthcheck"]
-    with running(PYTHON_M_APP, weights=weights_path, bind_host="::1", log="json") as server:
-        assert httpx.get(f"{server.url}/nothing").status_code == 404
+    chosen = {"bind_host": listens, "log": "json", "forwarded_allow_ips": "127.0.0.1"}
+    with running(PYTHON_M_APP, weights=weights_path, **chosen) as server:
+        url, headers = f"http://{to}:{server.port}/nothing", {"X-Forwarded-For": "192.0.2.7"}
+        assert httpx.get(url, headers=headers).status_code == 404
         assert ended(check, bind_host="::", bind_port=server.port) == (0, "")
         assert server.stop() == 0
         status, output = ended(check, bind_host="::1", bind_port=server.port)
         assert (status, "does not answer" in output) == (1, True)
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert {"status", "message"} <= {name for line in lines for name in line}
+    assert [line["client"] for line in lines if "status" in line] == [client]
     assert all(line.keys() >= {"time", "level"} for line in lines)
 
 
@@ -299,6 +315,7 @@ def test_while_it_drains_it_is_not_ready_but_answers_until_it_is_told_again(
         assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
         assert server.stop() == 0
     wait_until_gone(processes)
+    assert "ERROR" not in server.log
 
 
 def test_clients_alone_cannot_keep_it_from_stopping(weights_path: Path) -> None:

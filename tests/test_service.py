@@ -31,6 +31,8 @@ from tests.pictures import animation, picture
 
 BROWSER = {"Accept": "text/html,*/*;q=0.8"}
 FORM = "multipart/form-data; boundary=b"
+FOLDED = 'Content-Disposition: form-data;\r\n name="file";\r\n\tfilename="x"\r\n\r\nx'
+ENCODED = "Content-Transfer-Encoding"
 
 
 def body(content: bytes, kind: str = "", encoding: str = "") -> dict[str, Any]:
@@ -164,6 +166,7 @@ REFUSED = [  # request, slug, words of the detail
     ({"files": {"file": ("", b"")}}, "empty", "'file' is empty"),
     ({"content": b"hello, world"}, "not-a-picture", "looks like text"),
     (body(b"hello", "application/x-www-form-urlencoded"), "not-a-picture", "--data-binary"),
+    (body(b"--b\r\n" + file("file").encode(), "image/jpeg"), "not-a-picture", "is 'image/jpeg'"),
     ({"files": {"file": ("cat.jpg", b"hello, world")}}, "not-a-picture", "looks like text"),
     ({"content": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "format-not-allowed", "SVG"),
     ({"content": b"%PDF-1.7\n" + bytes(100)}, "format-not-allowed", "PDF"),
@@ -173,10 +176,17 @@ REFUSED = [  # request, slug, words of the detail
     (body(b"x", encoding="gzip"), "encoded-body", "'gzip'"),
     # What is wrong with a form, in its sender's words.
     ({"files": {"image": ("cat.jpg", b"x")}}, "missing-file", "'image'"),
-    (multipart(field("a"), field("b")), "missing-file", "no field 'file'; there are 'a', 'b'."),
-    (multipart(), "missing-file", "no field 'file'."),
+    (multipart(field("a"), field("b")), "missing-file", "'file' (fields: 'a', 'b')."),
+    (multipart(), "missing-file", "'file' (fields: none)."),
     (multipart(file("file"), file("image")), "several-files", "'image'"),
-    (multipart(file("file"), file("file")), "several-files", "more than one"),
+    (multipart(file("file"), file("file")), "several-files", "2 files"),
+    (
+        multipart(FOLDED, file("file")[:-1]),
+        "not-a-picture",
+        "(1 byte)",
+    ),  # the empty one is left out
+    (multipart(f"{ENCODED}: Base64\r\n{file('file')}"), "malformed-form", f"{ENCODED}: base64"),
+    (body(f"--b\n{file('file')}\n--b--\n".encode(), FORM), "malformed-form", "CR LF"),
     (multipart("Content-Type: image/jpeg\r\n\r\nx"), "malformed-form", "no Content-Disposition"),
     (multipart(f"X-Long: {'x' * 5000}\r\n\r\nx"), "malformed-form", "between two boundaries"),
     (multipart("a line without a colon\r\n\r\nx"), "malformed-form", "between two boundaries"),
@@ -281,8 +291,8 @@ def test_an_unknown_address_is_a_problem(client: TestClient) -> None:
     ("method", "path", "allowed"),
     [
         ("GET", "/predict", "POST"),
-        ("POST", "/health", "GET"),
-        ("NONSENSE", "/health", "GET"),
+        ("POST", "/health", "GET, HEAD"),
+        ("NONSENSE", "/openapi.json", "GET, HEAD"),
     ],
 )
 def test_a_wrong_method_is_a_problem_that_names_the_right_one(

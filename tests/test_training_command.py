@@ -23,7 +23,7 @@ from tests.data_folder import REPOSITORY
 from tests.pictures import encode, write_files
 from training.__main__ import main
 from training.data import read_pictures
-from training.metrics import confusion
+from training.metrics import summary
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_course_writes_weights_that_answer_as_measured(data: Path, tmp_path: Pat
     assert files_in(output.parent) == {"mine.safetensors"} | report
     classifier, pictures = Classifier.load(output), read_pictures([data])
     p = classifier.probabilities(to_vector(pictures.pictures))
-    assert confusion(pictures.labels, p).accuracy == 1
+    assert summary(pictures.labels, p)["accuracy"] == 1
     assert (classifier.name, classifier.threshold) == ("logistic", 0.5)
     metadata = classifier.metadata
     settings = {"command": "course", "learning_rate": 0.005, "iterations": 120}
@@ -168,7 +168,7 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
         ([], "Missing command"),
         (["course", "d", "--learning-rate", "-1"], "greater than or equal to 0"),
         (["course", "d", "--iterations", "1.5"], "should be a valid integer"),
-        (["fit", "d", "--set", "mixup"], "'mixup' is not NAME=VALUE, such as mixup=0.2"),
+        (["fit", "d", "--set", "mixup"], "'mixup' is not NAME=VALUE, such as epochs=20"),
     ],
 )
 def test_wrong_arguments_are_explained(

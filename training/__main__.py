@@ -6,8 +6,8 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -25,9 +25,10 @@ try:
     from training.course import ITERATIONS, LEARNING_RATE
     from training.data import CLASS_NAMES
     from training.evaluation import run_evaluate
-    from training.fit import FINE_TUNING, SCRATCH, fit
-    from training.held_back import Data
+    from training.examples import Data
+    from training.fit import fit
     from training.logistic import run_course
+    from training.loop import FINE_TUNING, SCRATCH
 except ModuleNotFoundError as error:
     sys.exit(f"error: training needs {error.name}, which is not installed: `make setup`.")
 
@@ -69,29 +70,14 @@ def _option(name: str, metavar: str | None, text: str, **more: Any) -> Any:
 
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:
-    """`epochs=5 shares.web=1.4 views=six` as TOML has them, the last one of a name; a word needs no
-    quotation marks."""
-    lines = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            tomllib.loads(text)
-            lines[name] = text
-        except tomllib.TOMLDecodeError:
-            lines[name] = f"{name} = {json.dumps(value)}" if value else text
+    """`epochs=5 shares.web=1.4 views=six` as TOML has them; a word needs no quotation marks."""
+    quoted = [re.sub(r"=([A-Za-z]\w*)$", r'="\1"', text) for text in texts]
+    last = {text.partition("=")[0]: text for text in quoted}  # of each name
     try:
-        return tomllib.loads("\n".join(lines.values()))
+        return tomllib.loads("\n".join(last.values()))
     except tomllib.TOMLDecodeError:
-        message = f"{' '.join(texts)!r} is not NAME=VALUE, such as mixup=0.2 shares.web=1.4"
+        message = f"{' '.join(texts)!r} is not NAME=VALUE, such as epochs=20 shares.web=1.4"
         raise typer.BadParameter(message, param_hint="--set") from None
-
-
-def _data(
-    data: list[Path], classes: tuple[str, str], skip_bad: bool, validation: list[Path] | None = None
-) -> Data:
-    if classes[0] == classes[1]:
-        raise Refused(f"--classes needs two different names, not {classes[0]!r} twice")
-    return Data(data, validation or (), classes, skip_bad)
 
 
 _DATA = "HDF5 file, folder or zip with pictures; several are combined"
@@ -132,7 +118,7 @@ def _fit(
     config: Annotated[Path | None, _option("--config", "FILE", "TOML file with settings")] = None,
     settings: Annotated[
         list[str] | None,
-        _option("--set", "NAME=VALUE...", "settings that override the file, such as mixup=0.2"),
+        _option("--set", "NAME=VALUE...", "settings that override the file, such as epochs=20"),
     ] = None,
     epochs: Annotated[int | None, _option("--epochs", "N", _EPOCHS)] = None,
     threads: Annotated[
@@ -155,7 +141,7 @@ def _fit(
           fine-tuning with a few hundred pictures in mycamera/cat/ and mycamera/non-cat/
       python -m training fit photos.zip more/ --validation apart.zip --epochs 20
           from scratch, with a zip and a folder, validated on another zip
-      python -m training fit photos.zip --set mixup=0.2 shares.web=1.4 stages=[32,64]
+      python -m training fit photos.zip --set max_lr=0.05 shares.web=1.4 stages=[32,64]
           with single settings; --config reads them from a file
       CAT_WEIGHTS=runs/mine.safetensors python -m app
           the service with the result
@@ -163,7 +149,7 @@ def _fit(
     options = {"epochs": epochs, "threads": threads, "seed": seed}
     given = _settings(settings or ()) | {key: n for key, n in options.items() if n is not None}
     return lambda: fit(
-        _data(data, classes, skip_bad, validation),
+        Data(data, validation or (), classes, skip_bad),
         output,
         say,
         start=start,
@@ -254,8 +240,7 @@ def _course(
           the course's run: 2,000 iterations at learning rate 0.005; takes about a second
     """
     return lambda: run_course(
-        _data(data, classes, skip_bad),
-        test or (),
+        Data(data, test or (), classes, skip_bad),
         output,
         say,
         learning_rate=learning_rate,

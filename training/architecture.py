@@ -111,12 +111,6 @@ def fold(layers: Sequence[Layer], statistics: Mapping[int, Iterable[Array]]) -> 
     return folded
 
 
-def first_output(last: Layer) -> Linear:
-    """The last layer with its first output alone, the class: what is saved."""
-    weights, bias = last.parameters["weights"], last.parameters["bias"]
-    return Linear(weights[:, :1].copy(), bias[:1].copy())
-
-
 def batch_norms(layers: Sequence[Layer]) -> list[BatchNorm]:
     """All BatchNorm layers, those inside residual layers too."""
     found: list[BatchNorm] = []

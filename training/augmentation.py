@@ -71,21 +71,6 @@ def augment(
     return _unroll(x)
 
 
-def mix(x: Array, y: Array, rng: np.random.Generator, share: float) -> tuple[Array, Array]:
-    """Some of the rows as weighted means of two, and their targets as the same means.
-
-    x (m, n), which is changed, y (m, 1); `share` of the rows keep between a half and all of
-    themselves, the rest comes from another row (Zhang et al. 2018, mixup). Returns x and y.
-    """
-    mixed = np.flatnonzero(rng.random(len(x)) < share)
-    others = rng.permutation(mixed)
-    part = rng.uniform(0, 0.5, (len(mixed), 1)).astype(x.dtype)
-    x[mixed] += part * (x[others] - x[mixed])
-    y = y.copy()
-    y[mixed] += part * (y[others] - y[mixed])
-    return x, y
-
-
 def whole(pictures: Array, sides: Array) -> Array:
     """The rows of whole, unvaried pictures, as the service makes them up to the rounding of its
     pixels to whole numbers; pictures, sides and what comes out as for `augment`."""

@@ -8,9 +8,10 @@ whose pictures are all of one class have no balanced accuracy. Among them, rooms
 called a cat. Look-alikes, such as foxes, do not: with 2 % of them a cat, many cats are missed.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,9 @@ MAX_UNSURE_SHARE = 0.35  # of the pictures, whose other views are looked at too
 LOW_BOUNDS, HIGH_BOUNDS = (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5), (1.0, 1.5, 2.0, 2.5, 3.0)
 
 CALIBRATION_RULE = (
-    "the scale and shift that minimise, over the sources with both classes, the largest excess "
-    "of the Brier score on validation pictures over that of a scale and shift for the source "
-    "alone"
+    "the scale and shift whose worst source is as good as possible. Of each source with both "
+    "classes, the Brier score on validation pictures is compared with that of its own best scale "
+    "and shift"
 )
 THRESHOLD_RULE = (
     "the highest whose balanced accuracy on the validation pictures (the mean over sources with "
@@ -179,18 +180,13 @@ def mean_balanced_accuracy(y: Array, p: Array, sources: Sequence[str], threshold
 
 
 def choose_threshold(
-    y: Array,
-    p: Array,
-    sources: Sequence[str],
-    otherwise: Sequence[float] = (0.5,),
-    lookalikes: Container[str] = LOOKALIKE_SOURCES,
+    y: Array, p: Array, sources: Sequence[str], otherwise: Sequence[float] = (0.5,)
 ) -> float:
     """One threshold for all sources, in (0, 1), as `THRESHOLD_RULE` says. Where the pictures are
     too few, it is the better on them of those in `otherwise`, the first if they are equal.
 
     The single best threshold would follow one picture this way or that. Of those that are as good
     it is the highest: a false alarm is worse than a miss, which the next picture makes good.
-    lookalikes: sources of one class that set no limit.
     """
     if not enough(y):
         return max(otherwise, key=lambda t: mean_balanced_accuracy(y, p, sources, t))
@@ -199,7 +195,7 @@ def choose_threshold(
     values = _share_right(candidates, y, p, balanced_weights(y, sources))
     allowed = np.ones(len(candidates), bool)
     for source, own in by_source(sources).items():
-        one_class = len(np.unique(y[own])) == 1 and source not in lookalikes
+        one_class = len(np.unique(y[own])) == 1 and source not in LOOKALIKE_SOURCES
         if one_class and own.sum() >= MIN_SOURCE_PICTURES:
             allowed &= _share_right(candidates, y, p, own / own.sum()) >= 1 - MAX_FALSE_RATE
     if allowed.any():  # it may be asked for what cannot be
@@ -250,21 +246,12 @@ LEAST_FALL = 0.01  # of the log loss, as a share of it, for it to count,
 LEAST_SHOWN = 0.001  # and of either figure what people are shown
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Figures of two networks on the held-back pictures, JSON values; the verdict is one of the
-    three above."""
-
-    before: dict[str, float]
-    after: dict[str, float]
-    verdict: str
-    pictures: int
-
-
 def compare(
     before: Array, after: Array, y: Array, sources: Sequence[str], thresholds: tuple[float, float]
-) -> Comparison:
-    """before, after: logits (m,) of the held-back pictures, as training left them: a calibration
+) -> dict[str, Any]:
+    """Figures of two networks on held-back pictures, and one of the three verdicts, as JSON values.
+
+    before, after: logits (m,) of the held-back pictures, as training left them: a calibration
     that is fitted to these very pictures must not take part. thresholds: of both, for them.
 
     Clearly better: on `ENOUGH_TO_COMPARE` pictures the log loss falls by `LEAST_FALL` of itself and
@@ -291,7 +278,7 @@ def compare(
     verdict = CLEARLY if sure and losses.mean() <= 0 else BY_CHANCE
     if gains.mean() <= 0 or _surely_positive(losses) or not (falls or rises):
         verdict = NOT
-    return Comparison(old, new, verdict, len(y))
+    return {"before": old, "after": new, "verdict": verdict, "pictures": len(y)}
 
 
 def _surely_positive(differences: Array) -> bool:

@@ -16,7 +16,7 @@ from model.network import parameters
 from training import Refused
 from training.data import CLASS_NAMES, PROVENANCE, TEACHERS
 from training.evaluation import FORMAT, for_templates, worst_kinds
-from training.fit import FINE_TUNING, SCRATCH
+from training.loop import FINE_TUNING, SCRATCH
 from training.report import Say, check_output, render
 
 EVALUATION, CARD = "evaluation.json", "MODEL_CARD.md"  # beside the weights
@@ -72,16 +72,19 @@ def model_card(weights: Path, results: Mapping[str, Any]) -> str:
         provenance=PROVENANCE,
         teachers=TEACHERS,
         training=facts.get("training", {}),
-        recipe=_recipe(classifier),
+        **_recipe(classifier),
         wrong={key: worst_kinds(results, key) for key in ("false", "missed")},
         **for_templates(results),
     )
 
 
-def _recipe(classifier: Classifier) -> dict[str, Any]:
-    """The settings of its training that differ from the defaults of `fit`."""
+def _recipe(classifier: Classifier) -> dict[str, dict[str, Any]]:
+    """The settings of its training that differ from the defaults of `fit`, and all defaults. What
+    older files name besides is no setting any more."""
     facts = classifier.metadata
-    defaults = asdict(FINE_TUNING if facts.get("started_from") else SCRATCH)
-    standard = json.loads(json.dumps(defaults)) | {"command": "fit"}
-    settings: Mapping[str, Any] = facts.get("training", {})
-    return {name: it for name, it in settings.items() if it not in (None, standard.get(name))}
+    settings = asdict(FINE_TUNING if facts.get("started_from") else SCRATCH)
+    without = dict.fromkeys(("teacher", "learning_rate", "iterations"), "")
+    defaults = json.loads(json.dumps(settings)) | without
+    used: Mapping[str, Any] = facts.get("training", {})
+    recipe = {n: it for n, it in used.items() if it not in (None, defaults.get(n, it))}
+    return {"recipe": recipe, "defaults": defaults}

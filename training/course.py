@@ -168,19 +168,15 @@ def as_floats(X: Array) -> Array:
 
 
 def propagate(
-    layers: Sequence[Layer],
-    X: Array,
-    y: Array,
-    scratch: Scratch | None = None,
-    rows_at_once: int = ROWS_AT_ONCE,
+    layers: Sequence[Layer], X: Array, y: Array, scratch: Scratch | None = None
 ) -> tuple[Gradients, float]:
     """One forward and one backward pass over m examples: (dJ/dparameter by name, J).
 
     X: (m, n_x) floats in [0, 1], one picture a row; or pictures (m, side, side, 3) uint8, which
     are unrolled and scaled as they are used. y: (m,) in [0, 1].
 
-    The examples go through the network a block of rows at a time, and the sums are added up: the
-    gradients are the same, up to rounding, for any `rows_at_once`. Raises ValueError.
+    The examples go through the network a block of rows at a time, and the sums are added up.
+    Raises ValueError.
     """
     m = len(X)
     if len(y) != m or m == 0:
@@ -188,7 +184,7 @@ def propagate(
     scratch = scratch or Scratch(keep=True)
     sums: Gradients = {}
     total = 0.0
-    for block in pieces(m, rows_at_once):
+    for block in pieces(m, ROWS_AT_ONCE):
         x = as_floats(X[block])
         gradients, loss_of_block = forward_backward(
             layers, x, y[block, None].astype(x.dtype, copy=False), scratch
@@ -202,13 +198,13 @@ def propagate(
 # --- 3. gradient descent ------------------------------------------------------------------------
 
 
-def initialize_with_zeros(n_x: int, dtype: npt.DTypeLike = np.float32) -> list[Layer]:
+def initialize_with_zeros(n_x: int) -> list[Layer]:
     """Logistic regression before training: one linear layer, w (n_x, 1) and b (1,) all zero.
 
     Zeros will do because there is no hidden layer: every weight meets another pixel, so they part
     in the first step, and the cost has no other minimum to end up in.
     """
-    return [Linear(weights=np.zeros((n_x, 1), dtype), bias=np.zeros(1, dtype))]
+    return [Linear(weights=np.zeros((n_x, 1), np.float32), bias=np.zeros(1, np.float32))]
 
 
 def gradient_descent(
@@ -218,14 +214,13 @@ def gradient_descent(
     *,
     learning_rate: float = LEARNING_RATE,
     iterations: int = ITERATIONS,
-    record_every: int = RECORD_EVERY,
     progress: Progress | None = None,
 ) -> list[float]:
     """Repeat w := w − α dJ/dw, b := b − α dJ/db, in place, for every parameter: the assignment's
     `optimize`.
 
-    X, y: as for `propagate`. learning_rate: α > 0. Returns J at iterations 0, record_every,
-    2·record_every, …, each before that iteration's step. Raises Refused when J is not finite.
+    X, y: as for `propagate`. learning_rate: α > 0. Returns J at every 100th iteration, from 0
+    on, each before that iteration's step. Raises Refused when J is not finite.
     """
     weights = parameters(layers)
     scratch = Scratch(keep=True)
@@ -238,7 +233,7 @@ def gradient_descent(
                     f"The cost is not finite at iteration {iteration}: the learning rate "
                     f"{learning_rate:g} is too large. Try a tenth of it."
                 )
-            if iteration % record_every == 0:
+            if iteration % RECORD_EVERY == 0:
                 costs.append(J)
             if progress:
                 progress(iteration, J)

@@ -144,6 +144,8 @@ def list_pictures(
 ) -> DataListing:
     """The pictures of all paths, in the order of the paths and, within one, of the names; for the
     parameters see `read_pictures`. Raises Refused but for single files."""
+    if class_names[0] == class_names[1]:
+        raise Refused(f"--classes needs two different names, not {class_names[0]!r} twice.")
     listing = DataListing()
     for path in paths:
         _list(path, class_names, listing)
@@ -289,42 +291,35 @@ def _check_classes(
 def _list_hdf5(path: Path, class_names: tuple[str, str]) -> list[ListedPicture]:
     try:
         with h5py.File(path) as file:
-            x, y, names = _read_hdf5(path, file)
-    except OSError as error:
+            datasets = {n for n in file if isinstance(file.get(n), h5py.Dataset)}
+            split = "train" if {"train_set_x", "train_set_y"} <= datasets else "test"
+            wanted = (f"{split}_set_x", f"{split}_set_y", "list_classes")
+            held = {n: np.asarray(file[n][()]) for n in datasets.intersection(wanted)}
+            holds = ", ".join(sorted(file)) or "nothing"
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # h5py raises each of them
         raise Refused(f"{path} is not an HDF5 file, or is damaged: {error}.") from error
-    if names and sorted(names) != sorted(class_names):
+    if not {f"{split}_set_x", f"{split}_set_y"} <= held.keys():
+        expected = "train_set_x and train_set_y, nor test_set_x and test_set_y"
+        raise Refused(f"{path} has no datasets {expected}; it holds: {holds}.")
+    x, y = held[f"{split}_set_x"], held[f"{split}_set_y"]
+    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or x.dtype != np.uint8:
+        found = f"{split}_set_x has shape {x.shape} of {x.dtype}"
+        expected = "(m, side, side, 3) of uint8, one RGB picture each"
+        raise Refused(f"{path}: {found}; expected {expected}.")
+    one_each = y.size == len(x) == max(y.shape, default=0)
+    if not one_each or y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
+        found = f"{split}_set_y has shape {y.shape} of {y.dtype}"
+        raise Refused(f"{path}: {found}; expected a 0 or 1 for each of the {len(x)} pictures.")
+    listed = np.ravel(held.get("list_classes", [])).tolist() or class_names[::-1]
+    names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in listed]
+    if sorted(names) != sorted(class_names):
         found = f"{path}: its classes are {_quoted(names)}, not {_quoted(class_names)}"
         raise Refused(f"{found}. Use --classes with these names, the class to detect first.")
-    first = 1 if not names or names[1] == class_names[0] else 0
     pictures = []
-    for i, (pixels, label) in enumerate(zip(x, (y == first).tolist(), strict=True)):
-        name = f"{class_names[0 if label else 1]}/course-{i:05d}"
-        load = partial(as_png, pixels)
-        pictures.append(ListedPicture(name, "course", float(label), path, load))
+    for i, (pixels, number) in enumerate(zip(x, y.astype(int).ravel(), strict=True)):
+        label, name = float(names[number] == class_names[0]), f"{names[number]}/course-{i:05d}"
+        pictures.append(ListedPicture(name, "course", label, path, partial(as_png, pixels)))
     return pictures
-
-
-def _read_hdf5(path: Path, file: h5py.File) -> tuple[Pixels, Labels, list[str]]:
-    """Pictures, labels (m,) and class names, if there are any; raises Refused and OSError."""
-    held = {name for name, each in file.items() if isinstance(each, h5py.Dataset)}
-    splits = [s for s in ("train", "test") if {f"{s}_set_x", f"{s}_set_y"} <= held]
-    if not splits:
-        wanted = "train_set_x and train_set_y, nor test_set_x and test_set_y"
-        holds = ", ".join(sorted(file)) or "nothing"
-        raise Refused(f"{path} has no datasets {wanted}; it holds: {holds}.")
-    x, y = file[f"{splits[0]}_set_x"], file[f"{splits[0]}_set_y"]
-    if len(x.shape) != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or x.dtype != "u1":
-        expected = "(m, side, side, 3) of uint8, one RGB picture each"
-        raise Refused(
-            f"{path}: {x.name[1:]} has shape {x.shape} of {x.dtype}; expected {expected}."
-        )
-    labels = np.asarray(y[()])
-    if not len(x) == labels.size == max(y.shape, default=0) or not np.isin(labels, (0, 1)).all():
-        must = f"must hold a 0 or 1 for each of the {len(x)} pictures"
-        raise Refused(f"{path}: {y.name[1:]} of shape {y.shape} {must}.")
-    names = np.ravel(file["list_classes"][()]).tolist() if "list_classes" in held else []
-    texts = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names]
-    return x[()], labels.reshape(-1), texts
 
 
 def as_png(pixels: Pixels) -> bytes:

@@ -13,7 +13,7 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -39,15 +39,7 @@ from training.data import (
     read_at_own_size,
     read_pictures,
 )
-from training.metrics import (
-    Metric,
-    bootstrap_interval,
-    confusion,
-    expected_calibration_error,
-    reliability_table,
-    roc_auc,
-    summary,
-)
+from training.metrics import intervals, reliability_table, summary
 from training.report import (
     METRICS,
     PAGE,
@@ -73,15 +65,6 @@ HEADLINE = ("roc_auc", "balanced_accuracy", "expected_calibration_error")
 _MISTAKES = 20  # pictures on each contact sheet
 
 LOG = Path(__file__).with_name("EXPERIMENTS.md")
-# The last part of the log, so that a row can be added at its end.
-LOG_HEAD = """\
-## Openings of the test split
-
-Written by `python -m training evaluate --test`, each time. By source: ROC AUC, balanced accuracy,
-expected calibration error; of rooms, the share called a cat.
-
-| date | model | version | data | by source |
-|---|---|---|---|---|"""
 
 
 # --- which pictures -----------------------------------------------------------------------------
@@ -140,22 +123,12 @@ def answers(classifier: Classifier, files: Sequence[Load], label: str) -> tuple[
 
 
 def measure(y: Array, p: Array, threshold: float, rng: np.random.Generator) -> dict[str, Any]:
-    """`training.metrics.summary`, and bootstrap intervals of 95 % of what is defined, and the
-    reliability table without its empty bins."""
-    metrics: dict[str, Metric] = {
-        "roc_auc": roc_auc,
-        "balanced_accuracy": lambda y, p: confusion(y, p, threshold).balanced_accuracy,
-        "expected_calibration_error": expected_calibration_error,
-        "called_first": lambda _, p: float(np.mean(p >= threshold)),
+    """`training.metrics.summary`, with intervals of what is defined and the reliability table."""
+    return {
+        **summary(y, p, threshold),
+        "intervals": intervals(list(NAMES), y, p, threshold, rng),
+        "reliability": reliability_table(y, p),
     }
-    figures: dict[str, Any] = {**summary(y, p, threshold)}
-    figures["intervals"] = {
-        name: list(bootstrap_interval(metric, y, p, rng))
-        for name, metric in metrics.items()
-        if figures[name] is not None
-    }
-    figures["reliability"] = [asdict(bin) for bin in reliability_table(y, p) if bin.count]
-    return figures
 
 
 def mean_of(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -408,16 +381,13 @@ def headlines(results: Mapping[str, Any], *, names: bool = False) -> dict[str, s
 
 
 def log_opening(log: Path, results: Mapping[str, Any]) -> None:
-    """Add a row to the table of openings, which is at the end of the log, whole or not at all.
-    Raises OSError."""
+    """Add a row to the table of openings, with which the log ends. Raises OSError."""
     model = results["model"]
     figures = "; ".join(f"{name} {words}" for name, words in headlines(results).items())
     files = ", ".join(results["data"]["files"])
     cells = (results["date"], model["name"], f"`{model['version']}`", files, figures)
     row = "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
-    text = log.read_text(encoding="utf-8") if log.exists() else "# Experiments\n"
-    if LOG_HEAD not in text:
-        text = f"{text.rstrip()}\n\n{LOG_HEAD}"
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
     write_file(log, f"{text.rstrip()}\n{row}\n".encode())
 
 

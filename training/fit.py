@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from model.archive import printable
-from model.artifact import build, describe, write_file
+from model.artifact import build, describe
 from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics, ViewMode
 from model.machine import cores
 from model.network import Array, Layer, parameters, sigmoid, unmirrored
@@ -35,7 +35,6 @@ from training.calibration import (
     THRESHOLD_RULE,
     UNSURE_RULE,
     Calibration,
-    Comparison,
     by_source,
     calibrate,
     choose_threshold,
@@ -46,10 +45,12 @@ from training.calibration import (
     mean_balanced_accuracy,
     source_log_loss,
 )
-from training.data import PictureSet, join_small
+from training.data import LOOKALIKE_SOURCES, PictureSet, join_small
+from training.examples import Data, read, soft_targets
 from training.golden import choose_golden
-from training.held_back import Data, read
 from training.loop import (
+    FINE_TUNING,
+    SCRATCH,
     Best,
     Examples,
     Settings,
@@ -67,15 +68,12 @@ from training.report import (
     outputs,
     progress_bar,
     render,
-    save,
-    with_file_name,
     write_report,
 )
-from training.teacher import soft_targets
 
 FEW = 1000  # pictures of a class below which training from scratch disappoints
 SHARD = 32  # pictures of a batch that each thread should have at least
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"  # in the folder of a run that goes on
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"  # of a run that goes on; in its report
 TIMINGS = ("pictures_per_second", "seconds")  # of a row of the learning curve
 
 _PLACES = ((0.2, 0.2), (0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.4, 0.4))
@@ -86,23 +84,6 @@ VIEWS: dict[str, Views] = {  # by the setting's name
 
 
 # --- settings -----------------------------------------------------------------------------------
-
-
-SCRATCH = Settings()
-# Small steps for a short time, and half of the way back: tried on 160 pictures of a simulated night
-# camera, ROC AUC rose from .84 to .86 there and stayed as it was elsewhere; without the way back it
-# rose half as much, and fell by .04 on the hardest of the sources known before.
-FINE_TUNING = Settings(
-    epochs=20,
-    batch=32,
-    max_lr=0.001,
-    warm_up=3.0,
-    decay=0.85,
-    ema_decay=0.98,
-    weight_decay=0.0,
-    augmentation_strength=0.7,
-    start_share=0.5,
-)
 
 
 def read_settings(
@@ -175,7 +156,7 @@ def _task(
         if start:  # a network that is there has one output
             targets = targets[:, :1]
     lookalikes = [  # of each picture the kind by which it is drawn, "" for those that are none
-        (part.kind or source) if source in settings.lookalikes and not label else ""
+        (part.kind or source) if source in LOOKALIKE_SOURCES and not label else ""
         for part, source, label in zip(training.parts, training.sources, labels, strict=True)
     ]
     share = settings.lookalike_share
@@ -303,8 +284,8 @@ def _best_before(task: Task) -> Best | None:
 
 
 def _run_epochs(trainer: Trainer, task: Task, folder: Path, say: Say) -> None:
-    """Train to the end of the run from wherever the trainer is. The checkpoint and the log in
-    `folder` are those of the last complete epoch: an interruption loses the one going on."""
+    """Train to the end of the run from wherever the trainer is. The checkpoint in `folder`
+    is that of the last complete epoch: an interruption loses the one going on."""
     config = trainer.config
     each = trainer.steps_per_epoch * config.batch
     latest = ""
@@ -330,10 +311,7 @@ def _run_epochs(trainer: Trainer, task: Task, folder: Path, say: Say) -> None:
                 trainer.best = Best(trainer.epoch, row["log_loss"], layers)
             trainer.curve.append(row)
             folder.mkdir(parents=True, exist_ok=True)
-            with with_file_name(folder / CHECKPOINT):
-                save_checkpoint(folder / CHECKPOINT, trainer, task.identity)
-            with with_file_name(folder / LOG):
-                write_file(folder / LOG, _log_text(trainer.curve).encode())
+            save_checkpoint(folder / CHECKPOINT, trainer, task.identity)
             latest = f", val {row['balanced_accuracy']:.1%}"
             with tqdm.external_write_mode():
                 say(_epoch_line(row, config.epochs))
@@ -354,11 +332,10 @@ def _log_text(curve: Sequence[Mapping[str, Any]]) -> str:
 
 
 def remove_progress(folder: Path) -> None:
-    """Remove what a run that is finished left in its folder, and the folder if nothing else is in
-    it: someone may keep pictures in a folder of this name."""
-    for name in (CHECKPOINT, LOG):
-        for file in (folder / name, *folder.glob(f".{name}.*.tmp")):  # the second by a crash
-            file.unlink(missing_ok=True)
+    """Remove the checkpoint of a run that is finished, and its folder if nothing else is in it:
+    someone may keep pictures in a folder of this name."""
+    for file in (folder / CHECKPOINT, *folder.glob(f".{CHECKPOINT}.*.tmp")):  # those of a crash
+        file.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 
@@ -386,7 +363,7 @@ def _epoch_figures(task: Task, layers: Sequence[Layer]) -> dict[str, Any]:
     calibration = calibrate(z, y, sources)
     z = calibration.apply(z)
     p = sigmoid(z)
-    threshold = choose_threshold(y, p, sources, lookalikes=task.settings.lookalikes)
+    threshold = choose_threshold(y, p, sources)
     aucs = {source: roc_auc(y[own], p[own]) for source, own in by_source(sources).items()}
     return {
         "log_loss": source_log_loss(z, y, sources),
@@ -402,14 +379,14 @@ def _metrics(held: PictureSet, p: Array, threshold: float) -> dict[str, Any]:
     return {"all": summary(y, p, threshold), **(apart if len(apart) > 1 else {})}
 
 
-def _compare(task: Task, start: Classifier, classifier: Classifier) -> Comparison:
-    """The two as training left them, before the calibration of the second."""
+def _compare(task: Task, start: Classifier, classifier: Classifier, z: Array) -> dict[str, Any]:
+    """The two as training left them, before the calibration of the second; z: its own (m,)."""
     calibration = Calibration(**classifier.metadata["calibration"])
     threshold = classifier.threshold
     own = calibration.inverse(np.log(threshold / (1 - threshold)))
     return compare(
         _answers(task, start),
-        calibration.inverse(_answers(task, classifier)),
+        calibration.inverse(z),
         task.held.labels,
         task.held.reported_sources,
         (start.threshold, float(sigmoid(own))),
@@ -427,26 +404,30 @@ def _write(
     say(f"best epoch: {best.epoch}; calibrating and measuring")
     curve = [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
     facts = {**task.facts, "learning_curve": curve, "best_epoch": best.epoch}
-    classifier = build_classifier(best.layers, task, facts)
+    classifier, z = build_classifier(best.layers, task, facts)
     if start:
-        comparison = _compare(task, start, classifier)
-        if comparison.verdict == NOT and best.epoch:
-            classifier = build_classifier(unmirrored(start.layers), task, facts | {"best_epoch": 0})
-        classifier.metadata["comparison"] = asdict(comparison)
+        comparison = _compare(task, start, classifier, z)
+        if comparison["verdict"] == NOT and best.epoch:
+            facts["best_epoch"] = 0
+            classifier, z = build_classifier(unmirrored(start.layers), task, facts)
+        classifier.metadata["comparison"] = comparison
     own = {name: getattr(classifier, name) for name in ("name", "class_names", "threshold")}
-    page = _page(task, classifier, rows)
+    page = _page(task, classifier, sigmoid(z), rows)
     write_report(folder, page, own | classifier.metadata, {LOG: _log_text(rows)})
-    saved = save(classifier, output, "float16")
+    saved = classifier.save(output, "float16")
     if start:
         say(render("comparison.txt", comparison=comparison, start=start.name).strip())
     say(f"weights: {output} (version {saved.version}, threshold {saved.threshold:.3f})")
     say(f"report:  {folder / PAGE}")
 
 
-def build_classifier(layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]) -> Classifier:
+def build_classifier(
+    layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]
+) -> tuple[Classifier, Array]:
     """The classifier that these layers (without batch normalisation) make, ready to be saved with
-    `save(path, "float16")`. A convolutional network answers for the picture and its mirror image.
-    It looks at the views of the network that it started from, or at those of the settings.
+    `save(path, "float16")`; and its logits z (m,) of the held-back pictures. A convolutional
+    network answers for the picture and its mirror image. It looks at the views of the network that
+    it started from, or at those of the settings.
 
     Everything is fitted to and measured on the numbers as float16 holds them, which is how they
     are stored. facts: JSON values that go into the metadata beside what is found out here.
@@ -474,9 +455,10 @@ def build_classifier(layers: Sequence[Layer], task: Task, facts: Mapping[str, An
         )
     except ValueError as error:
         raise Refused(f"The trained network cannot be saved: {error}.") from error
-    p = sigmoid(_answers(task, classifier))
+    z = _answers(task, classifier)
+    p = sigmoid(z)
     otherwise = (start.threshold, 0.5) if start else (0.5,)
-    threshold = choose_threshold(y, p, sources, otherwise, settings.lookalikes)
+    threshold = choose_threshold(y, p, sources, otherwise)
     found = {
         "calibration": asdict(calibration),
         **({"unsure_rule": UNSURE_RULE} if chosen else {}),
@@ -486,7 +468,7 @@ def build_classifier(layers: Sequence[Layer], task: Task, facts: Mapping[str, An
     }
     classifier = replace(classifier, threshold=threshold, metadata={**facts, **found})
     rng = np.random.default_rng(settings.seed)
-    return replace(classifier, golden=choose_golden(classifier, rng))
+    return replace(classifier, golden=choose_golden(classifier, rng)), z
 
 
 def round_to_float16(layers: Sequence[Layer]) -> list[Layer]:
@@ -496,8 +478,7 @@ def round_to_float16(layers: Sequence[Layer]) -> list[Layer]:
     return build(describe(layers), rounded)
 
 
-def _page(task: Task, classifier: Classifier, curve: Sequence[Mapping[str, Any]]) -> str:
-    p = sigmoid(_answers(task, classifier))
+def _page(task: Task, classifier: Classifier, p: Array, curve: Sequence[Mapping[str, Any]]) -> str:
     lines = {
         key: [(row["epoch"], row[key]) for row in curve]
         for key in ("loss", "log_loss", "balanced_accuracy")
@@ -506,7 +487,7 @@ def _page(task: Task, classifier: Classifier, curve: Sequence[Mapping[str, Any]]
         "fit.html",
         classifier=classifier,
         facts=classifier.metadata,
-        bins=[asdict(bin) for bin in reliability_table(task.held.labels, p)],
+        bins=reliability_table(task.held.labels, p),
         curves={
             "loss": {"training, with variations": lines["loss"], "validation": lines["log_loss"]},
             "accuracy": {"validation": lines["balanced_accuracy"]},

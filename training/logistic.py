@@ -1,7 +1,6 @@
 """`course`: the lesson of `training.course`, run on files of pictures."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -13,17 +12,16 @@ from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics
 from model.network import Layer, parameters
 from training.course import ITERATIONS, LEARNING_RATE, RECORD_EVERY, THRESHOLD, predict, train
 from training.data import PictureSet, as_png, read_pictures
+from training.examples import Data
 from training.golden import choose_golden
-from training.held_back import Data
 from training.metrics import reliability_table, summary, wilson_interval
-from training.report import PAGE, Say, outputs, percent, progress_bar, render, save, write_report
+from training.report import PAGE, Say, outputs, percent, progress_bar, render, write_report
 
 SEED = 1  # of the golden pictures; training starts from zeros
 
 
 def run_course(
     data: Data,
-    test: Sequence[Path],
     output: Path,
     say: Say,
     *,
@@ -33,12 +31,12 @@ def run_course(
     """Train logistic regression as the course does, measure it on the training and the test
     pictures, write the weights file and the report. Raises Refused and OSError."""
     folder = outputs(output)
-    files = {"training": data.training, "test": test}
+    files = {"training": data.training, "test": data.validation}
     read = partial(read_pictures, class_names=data.class_names, skip_bad=data.skip_bad, say=say)
     training = read(data.training)
     sets = {"training": training}
-    if test:
-        sets["test"] = read(test, both_classes=False)
+    if data.validation:
+        sets["test"] = read(data.validation, both_classes=False)
     layers, costs = _train(training, learning_rate, iterations, say)
     answers = {name: predict(layers, each.pictures) for name, each in sets.items()}
     metrics = {name: summary(each.labels, answers[name], THRESHOLD) for name, each in sets.items()}
@@ -64,11 +62,11 @@ def run_course(
         accuracies=accuracies,
         costs=[(i * RECORD_EVERY, cost) for i, cost in enumerate(costs)],
         highest=ceil(max(costs) * 5) / 5,
-        bins=[asdict(bin) for bin in reliability_table(sets[last].labels, p)],
+        bins=reliability_table(sets[last].labels, p),
         weights=_weights_pictures(classifier),
     )
     write_report(folder, page, facts)
-    saved = save(replace(classifier, golden=golden), output)
+    saved = replace(classifier, golden=golden).save(output)
     for line in accuracies:
         say(line)
     say(f"weights: {output} (version {saved.version})")

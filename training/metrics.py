@@ -7,68 +7,15 @@ A number that the data leave undefined (precision where nothing was called posit
 one class is missing) is NaN: neither 0 nor 1 would be true. `summary` gives None for it.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from math import isnan, nan, sqrt
+from typing import Any
 
 import numpy as np
 
 from model.network import Array
 
-Metric = Callable[[Array, Array], float]
-
 BINS = 10  # of the reliability table
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Counts of answers at one threshold: `positive` where p ≥ threshold."""
-
-    true_positive: int
-    false_negative: int
-    false_positive: int
-    true_negative: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of all examples answered right."""
-        right = self.true_positive + self.true_negative
-        return _ratio(right, right + self.false_positive + self.false_negative)
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """Mean of recall and specificity: blind guessing gives 0.5 however rare a class is."""
-        return (self.recall + self.specificity) / 2
-
-    @property
-    def precision(self) -> float:
-        """Share of the positive answers that are right."""
-        return _ratio(self.true_positive, self.true_positive + self.false_positive)
-
-    @property
-    def recall(self) -> float:
-        """Share of the positive examples that were found."""
-        return _ratio(self.true_positive, self.true_positive + self.false_negative)
-
-    @property
-    def specificity(self) -> float:
-        """Share of the negative examples that were answered right."""
-        return _ratio(self.true_negative, self.true_negative + self.false_positive)
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else nan
-
-
-def confusion(y: Array, p: Array, threshold: float = 0.5) -> Confusion:
-    """Counts of right and wrong answers when p ≥ threshold is called the first class."""
-    positive, answered = y == 1, p >= threshold
-    return Confusion(
-        true_positive=int(np.sum(positive & answered)),
-        false_negative=int(np.sum(positive & ~answered)),
-        false_positive=int(np.sum(~positive & answered)),
-        true_negative=int(np.sum(~positive & ~answered)),
-    )
 
 
 def roc_auc(y: Array, p: Array) -> float:
@@ -90,26 +37,21 @@ def roc_auc(y: Array, p: Array) -> float:
     return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-@dataclass(frozen=True)
-class Bin:
-    """The examples whose p lies in [low, high), the last bin's high included."""
-
-    low: float
-    high: float
-    count: int
-    mean_probability: float  # mean p of its examples; NaN for an empty bin
-    positive_rate: float  # share of the first class among them; NaN for an empty bin
-
-
-def reliability_table(y: Array, p: Array, bins: int = BINS) -> list[Bin]:
-    """What was predicted against what happened, in bins of equal width over [0, 1]."""
+def reliability_table(y: Array, p: Array, bins: int = BINS) -> list[dict[str, float]]:
+    """What was predicted against what happened: of the examples whose p lies in [low, high), the
+    last high included, how many, their mean p, and the share of the first class. The bins have
+    equal width over [0, 1]; empty ones are left out."""
     place = _bins(p, bins)
-    table = []
-    for i in range(bins):
-        own = place == i
-        means = (float(p[own].mean()), float(y[own].mean())) if own.any() else (nan, nan)
-        table.append(Bin(i / bins, (i + 1) / bins, int(own.sum()), *means))
-    return table
+    return [
+        {
+            "low": i / bins,
+            "high": (i + 1) / bins,
+            "count": int(np.sum(place == i)),
+            "mean_probability": float(p[place == i].mean()),
+            "positive_rate": float(y[place == i].mean()),
+        }
+        for i in np.unique(place).tolist()
+    ]
 
 
 def expected_calibration_error(y: Array, p: Array, bins: int = BINS) -> float:
@@ -133,35 +75,54 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def bootstrap_interval(
-    metric: Metric, y: Array, p: Array, rng: np.random.Generator, resamples: int = 1000
-) -> tuple[float, float]:
-    """The 95 % percentile interval of metric(y, p) (Efron 1979): computed again on `resamples`
-    draws of m examples with replacement. Draws that leave it undefined are left out; (NaN, NaN)
-    where all do. What it does not cover: examples that resemble each other, or other sources."""
-    draws = (rng.integers(len(y), size=len(y)) for _ in range(resamples))
-    values = np.array([metric(y[drawn], p[drawn]) for drawn in draws])
-    values = values[~np.isnan(values)]
-    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (nan, nan)
-    return float(low), float(high)
+def summary(y: Array, p: Array, threshold: float = 0.5) -> dict[str, Any]:
+    """Counts and metrics by name, as JSON values: None where one is undefined.
 
-
-def summary(y: Array, p: Array, threshold: float = 0.5) -> dict[str, int | float | None]:
-    """Counts and metrics by name, as JSON values: None where one is undefined. `called_first` is
-    the share of the answers that are the first class."""
-    counts = confusion(y, p, threshold)
+    From `threshold` on, p is the first class: that is positive, and `called_first` its share.
+    `balanced_accuracy` is the mean of recall and specificity: blind guessing gives 0.5.
+    """
+    positive, called = y == 1, p >= threshold
+    tp, fn = int(np.sum(positive & called)), int(np.sum(positive & ~called))
+    fp, tn = int(np.sum(~positive & called)), int(np.sum(~positive & ~called))
+    recall, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
     numbers = {
-        "accuracy": counts.accuracy,
-        "balanced_accuracy": counts.balanced_accuracy,
-        "precision": counts.precision,
-        "recall": counts.recall,
+        "accuracy": _ratio(tp + tn, len(y)),
+        "balanced_accuracy": (recall + specificity) / 2,
+        "precision": _ratio(tp, tp + fp),
+        "recall": recall,
         "roc_auc": roc_auc(y, p),
         "expected_calibration_error": expected_calibration_error(y, p),
-        "called_first": float(np.mean(p >= threshold)),
+        "called_first": float(np.mean(called)),
     }
     return {
         "pictures": len(y),
-        **asdict(counts),
+        "true_positive": tp,
+        "false_negative": fn,
+        "false_positive": fp,
+        "true_negative": tn,
         "threshold": threshold,
         **{name: None if isnan(number) else number for name, number in numbers.items()},
+    }
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else nan
+
+
+def intervals(
+    names: Sequence[str],
+    y: Array,
+    p: Array,
+    threshold: float,
+    rng: np.random.Generator,
+    resamples: int = 1000,
+) -> dict[str, list[float]]:
+    """The 95 % percentile intervals (Efron 1979) of these metrics of `summary`: computed again on
+    draws of m examples with replacement. Draws that leave a metric undefined are left out. What
+    it does not cover: examples that resemble each other, or other sources."""
+    draws = (rng.integers(len(y), size=len(y)) for _ in range(resamples))
+    found = [summary(y[drawn], p[drawn], threshold) for drawn in draws]
+    values = {name: [each[name] for each in found if each[name] is not None] for name in names}
+    return {
+        name: np.quantile(each, [0.025, 0.975]).tolist() for name, each in values.items() if each
     }

@@ -9,19 +9,16 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Never
+from typing import Any, Never
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from tqdm import tqdm
 
 from model.artifact import write_file
-from model.classifier import Classifier
 from training.metrics import wilson_interval
 
-DType = Literal["float32", "float16"]
 Say = Callable[[str], None]  # prints a line for the person at the terminal
 
 PAGE, METRICS = "report.html", "metrics.json"  # the files of every report folder
@@ -96,29 +93,13 @@ def check_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, what, str(folder))
 
 
-@contextmanager
-def with_file_name(path: Path) -> Iterator[None]:
-    """Give an OSError the name of the file that was being written: a full disk is told without."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
 def write_report(
     folder: Path, page: str, facts: Mapping[str, Any], more: Mapping[str, str] | None = None
 ) -> None:
     """Write report.html, metrics.json and `more` files, each whole or not at all, over those of an
-    earlier report; what else the folder holds stays. facts: JSON values without NaN. Raises OSError
-    with the file's name."""
+    earlier report; what else the folder holds stays. facts: JSON values without NaN. Raises
+    OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for name, text in {METRICS: metrics, **(more or {}), PAGE: page}.items():
-        with with_file_name(folder / name):
-            write_file(folder / name, text.encode())
-
-
-def save(classifier: Classifier, output: Path, dtype: DType = "float32") -> Classifier:
-    """`Classifier.save`; raises BadArtifact, and OSError with the file's name."""
-    with with_file_name(output):
-        return classifier.save(output, dtype)
+        write_file(folder / name, text.encode())

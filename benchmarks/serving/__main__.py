@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -115,29 +115,22 @@ def _rounds(
 
 def _recipe_model(weights: Path, peers: Path, folder: Path) -> Path:
     """The weights in the form that the peers read, made where `onnx` is installed."""
-    module = ("-m", "benchmarks.serving.convert")
-    command = [str(peers.absolute() / "fastapi/bin/python"), *module]
-    answer = subprocess.run(
-        [*command, str(REPOSITORY / weights), str(folder / weights.stem)],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return Path(answer.stdout.strip())
+    python, model = peers.absolute() / "fastapi/bin/python", folder / f"{weights.stem}.onnx"
+    files = (str(REPOSITORY / weights), str(model))
+    command = [str(python), "-m", "benchmarks.onnx_graph", *files]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    return model
 
 
 def _expected(server: Server, weights: Path, files: Sequence[Path]) -> list[float]:
     """The right probabilities: for a checkout by its own command line, for peers by the recipe."""
     if server.tree is None:
         classifier = Classifier.load(REPOSITORY / weights)
-        return [
-            recipe.predict(
-                lambda pixels: float(classifier.probabilities(pixels.reshape(1, -1))[0]),
-                file.read_bytes(),
-            )
-            for file in files
-        ]
+
+        def model(pixels: Any) -> float:
+            return float(classifier.probabilities(pixels.reshape(1, -1))[0])
+
+        return [recipe.predict(model, file.read_bytes()) for file in files]
     command = [str(server.interpreter(None)), "-m", "model", "--json", "--weights", str(weights)]
     answer = subprocess.run(
         [*command, *map(str, files)], cwd=server.tree, stdout=subprocess.PIPE, text=True, check=True
@@ -163,7 +156,7 @@ def _cell(rounds: Sequence[Round], name: str, what: str) -> str:
         for each in rounds
         if name != THIS and name in each and THIS in each and each[name][what]
     ]
-    digits = 0 if median(values) >= 100 else 2
+    digits = 0 if median(values) >= 100 or what.endswith(("MB", "errors")) else 2
     ratio = f" ({median(ratios):.2f}×)" if ratios else ""
     return f"{median(values):,.{digits}f}{ratio}"
 

@@ -79,19 +79,13 @@ def _measure_one(
     if abs(found - probability) > AGREEMENT:
         raise Failed(f"it gives {found:.6f} for {file.name}, expected {probability:.6f}")
     (folder / "body").write_bytes(body)
+    options = f"--threads 1 --timeout 60 --latency --connections {load.connections}".split()
+    url, script = f"http://127.0.0.1:{port}{server.path}", Path(__file__).with_name("post.lua")
 
     def wrk(seconds: int) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [
-                *("wrk", "--threads", "1", "--timeout", "60", "--latency"),
-                *("--connections", str(load.connections), "--duration", f"{seconds}s"),
-                *("--script", str(Path(__file__).with_name("post.lua"))),
-                *(f"http://127.0.0.1:{port}{server.path}", "--"),
-                *(str(folder / "body"), content_type),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = ["wrk", *options, "--duration", f"{seconds}s", "--script", str(script), url, "--"]
+        command += [str(folder / "body"), content_type]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     wrk(WARM_UP_SECONDS).communicate()
     before = cpu_seconds(tree())
