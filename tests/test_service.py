@@ -327,7 +327,7 @@ def test_the_api_document_is_valid_and_names_keys_and_problems(
     with service(api_keys=("key",)) as locked:
         paths = locked.get("/openapi.json").json()["paths"]
     assert paths["/predict"]["post"]["security"] == [{"bearer": []}, {"key": []}]  # either will do
-    for path in ("/predict", "/explain", "/v2/models/cat/infer"):
+    for path in ("/predict", "/explain"):
         described = document["paths"][path]["post"]["responses"]
         for slug in ("too-large", "too-many-pixels", "crashes-decoder", "busy", "deadline-passed"):
             assert f"/problems#{slug}`" in described[str(TYPES[slug].status)]["description"]
