@@ -19,9 +19,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from app import errors
 from app.errors import Problem
-from app.routes import FORM_PROBLEMS, PICTURE_BODY, UPLOAD_PROBLEMS, work_on_picture
+from app.routes import PICTURE_BODY, work_on_picture
 from model.workers import CannotStart
 
 ID = re.compile("[0-9a-f]{24}")  # the start of a SHA-256 over the JPEG
@@ -137,15 +136,12 @@ class FeedbackAnswer(BaseModel):
 
 
 router = APIRouter()
-PROBLEMS = ("foreign-page", "not-found", "collection-failed")
-KEEP_PROBLEMS = (*FORM_PROBLEMS, *UPLOAD_PROBLEMS, *PROBLEMS, "invalid-request", "collection-full")
 
 
 @router.post(
     "/feedback",
     summary="Save a picture with its correct class, for training",
     openapi_extra={"requestBody": PICTURE_BODY},
-    responses=errors.responses(*KEEP_PROBLEMS),
 )
 async def give_feedback(
     request: Request,
@@ -168,12 +164,7 @@ async def give_feedback(
     return FeedbackAnswer(id=identity, label=label)
 
 
-@router.delete(
-    "/feedback/{identity}",
-    summary="Delete a saved picture",
-    status_code=204,
-    responses=errors.responses(*PROBLEMS),
-)
+@router.delete("/feedback/{identity}", summary="Delete a saved picture", status_code=204)
 async def take_feedback_back(request: Request, identity: str) -> Response:
     """The id comes from the answer to POST /feedback."""
     collection = _collection(request)

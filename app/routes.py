@@ -31,13 +31,6 @@ PICTURE_BODY: dict[str, Any] = {
         "image/*": {"schema": BYTES},
     },
 }
-# What reading and classifying a picture may end in.
-UPLOAD_PROBLEMS = (
-    *("slow-upload", "too-large", "not-a-picture", "format-not-allowed", "encoded-body", "empty"),
-    *("damaged", "too-many-pixels", "takes-too-long", "crashes-decoder", "busy", "deadline-passed"),
-    "stopping",
-)
-FORM_PROBLEMS = ("malformed-form", "missing-file", "several-files")
 PNG = "A PNG, in base64."
 
 
@@ -150,6 +143,27 @@ class ModelAnswer(BaseModel):
     )
 
 
+class ProblemAnswer(BaseModel):
+    """An error, as RFC 9457 defines it. Some types have more members: too-large `limit_bytes`,
+    too-many-pixels `limit_pixels` and `limit_side`. Under /v2, `error` repeats the detail."""
+
+    type: str = Field(description="The identifier of the error type: a URI reference.")
+    title: str = Field(description="The error type in words.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What arrived, what the limit is, what to do.")
+    request_id: str = Field(description="The answer's X-Request-ID.")
+
+
+# What any operation may answer besides: as plain JSON only under /v2.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": f"An error. The page [{errors.PAGE}]({errors.PAGE[1:]}) has all types.",
+        "model": ProblemAnswer,
+        "content": {errors.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}},
+    }
+}
+
+
 class PlainRoute(APIRoute):
     """A route whose function takes the request alone and returns a response: FastAPI need not
     look for parameters, nor check the answer, which costs a small picture a tenth of its time."""
@@ -160,7 +174,7 @@ class PlainRoute(APIRoute):
 
 
 router = APIRouter()
-plain_router = APIRouter(route_class=PlainRoute)
+plain_router = APIRouter(route_class=PlainRoute, responses=RESPONSES)
 
 
 @plain_router.post(
@@ -169,7 +183,6 @@ plain_router = APIRouter(route_class=PlainRoute)
     response_model=PredictionAnswer,
     summary="Say whether a picture shows a cat",
     openapi_extra={"requestBody": PICTURE_BODY},
-    responses=errors.responses(*FORM_PROBLEMS, *UPLOAD_PROBLEMS),
 )
 async def predict(request: Request) -> Response:
     """Send the picture as the request's body, or as the field `file` of a form."""
@@ -182,10 +195,7 @@ async def predict(request: Request) -> Response:
     summary="Classify a picture and explain the answer with a heat map",
     response_model=ExplanationAnswer,
     openapi_extra={"requestBody": PICTURE_BODY},
-    responses={
-        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-        **errors.responses(*FORM_PROBLEMS, *UPLOAD_PROBLEMS, "invalid-request"),
-    },
+    responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def explain(
     request: Request,
@@ -207,7 +217,6 @@ async def explain(
     name="model",
     summary="Return facts about the model",
     response_model=ModelAnswer,
-    responses=errors.responses("busy", "deadline-passed"),
 )
 async def get_model(request: Request) -> Response:
     """Data, training, metrics and limits come from the weights file. Other files may lack some of
@@ -219,13 +228,11 @@ async def get_model(request: Request) -> Response:
 @router.get(
     "/health",
     summary="Report that the service is ready, and its model",
-    responses=errors.responses("not-ready"),
 )
 @router.get(
     "/health/ready",
     name="ready",
     summary="Report whether the service accepts requests (not while it stops)",
-    responses=errors.responses("not-ready"),
 )
 async def health(request: Request) -> HealthAnswer:
     check_ready(request)

@@ -16,7 +16,7 @@ from PIL import Image
 from app import HEADER_LENGTH, __version__, pages
 from app.errors import TYPES
 from app.main import create_app
-from app.routes import FORM_ALLOWANCE_BYTES, PredictionAnswer
+from app.routes import FORM_ALLOWANCE_BYTES, PredictionAnswer, ProblemAnswer
 from app.settings import Settings
 from app.work import Work
 from model.classifier import Classifier, ViewMode
@@ -190,6 +190,7 @@ def test_what_cannot_be_classified_gets_its_problem(
     response = client.post("/predict", **request_)
     problem = response.json()
     assert problem["type"] == f"/problems#{slug}", problem
+    ProblemAnswer.model_validate(problem, strict=True)
     assert response.status_code == problem["status"] == TYPES[slug].status
     assert response.headers["content-type"] == "application/problem+json"
     assert problem["title"] == TYPES[slug].title
@@ -324,13 +325,18 @@ def test_the_api_document_is_valid_and_names_keys_and_problems(
     assert named == set(document["components"]["schemas"])
     content = document["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert {"multipart/form-data", "application/octet-stream", "image/*"} <= set(content)
+    assert "security" not in document
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert operation["responses"].keys() in ({"200", "default"}, {"204", "default"})
     with service(api_keys=("key",)) as locked:
-        paths = locked.get("/openapi.json").json()["paths"]
-    assert paths["/predict"]["post"]["security"] == [{"bearer": []}, {"key": []}]  # either will do
-    for path in ("/predict", "/explain"):
-        described = document["paths"][path]["post"]["responses"]
-        for slug in ("too-large", "too-many-pixels", "crashes-decoder", "busy", "deadline-passed"):
-            assert f"/problems#{slug}`" in described[str(TYPES[slug].status)]["description"]
+        secured = locked.get("/openapi.json").json()
+        assert secured["security"] == [{"bearer": []}, {"key": []}]  # either will do
+        assert secured["components"]["securitySchemes"].keys() == {"bearer", "key"}
+        for path, methods in secured["paths"].items():
+            for method, operation in methods.items():
+                needs_key = locked.request(method, path).status_code == 401
+                assert needs_key == ("security" not in operation), path
 
 
 def test_the_problems_page_has_a_place_for_every_type(client: TestClient) -> None:
