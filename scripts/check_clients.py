@@ -39,7 +39,7 @@ def main() -> None:
     from tests.server import PYTHON_M_APP, running
 
     failed = []
-    with TemporaryDirectory() as folder, running(PYTHON_M_APP, log="off") as server:
+    with TemporaryDirectory() as folder, running(PYTHON_M_APP, log="off", views="one") as server:
         case = Path(folder, "case.json")
         case.write_text(json.dumps(_case(server.url)), encoding="utf-8")
         for client, package in CLIENTS.items():
@@ -57,14 +57,16 @@ def main() -> None:
 
 def _case(url: str) -> Case:
     """What the clients send and have to get: JSON values."""
-    from model.preprocessing import read_picture, to_vector
+    from model.classifier import Classifier, default_weights
+    from model.preprocessing import to_vector
 
     files = [(REPOSITORY / "examples" / name).read_bytes() for name in PICTURES]
     answers = []
     for data in files:
         with urllib.request.urlopen(f"{url}/predict", data) as response:  # noqa: S310 - our own
             answers.append(json.load(response))
-    pixels = [read_picture(data).pixels for data in files]
+    classifier = Classifier.load(default_weights())
+    pixels = [classifier.read(data).picture.pixels for data in files]  # as the service reads them
     return {
         "url": url,
         "version": answers[0]["model"]["version"],
