@@ -144,8 +144,8 @@ def _log_startup(app: FastAPI) -> None:
         capacity.body_bytes / 1e6,
     )
     if state.collection:
-        kept = state.collection
-        logger.info("Feedback is saved in %s, which holds %d pictures", kept.folder, kept.pictures)
+        count, _ = state.collection.size()
+        logger.info("Feedback is saved in %s, which holds %d pictures", settings.collect, count)
     for missing in state.workers.missing_limits:
         logger.warning(
             "Workers are not prevented from %s: this system or user does not allow it", missing

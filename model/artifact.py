@@ -6,11 +6,9 @@ business of model.classifier, but for the network: it is stored as a description
 of those. Tensors carry the names of `network.parameters`: `<place in the list>.<name>`.
 """
 
-import errno
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from stat import S_ISREG
@@ -84,27 +82,6 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
             return file.read()
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror or error})") from error
-
-
-def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a new file, then rename it: readers see the old file or the new one, never half of one.
-
-    Raises OSError. Interrupted at any point, it leaves the old file as it was.
-    """
-    # Behind a symbolic link it is the file that is replaced, not the link
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():  # replacing a device or a pipe would destroy it
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 _LAYERS = (

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import build, describe, digest, pack, read_file, unpack, write_file
+from model.artifact import build, describe, digest, pack, read_file, unpack
+from model.machine import write_file
 from model.network import Layer, Scratch, forward, parameters, pieces, sigmoid, unmirrored
 from model.preprocessing import (
     DEFAULT_LIMITS,

@@ -1,6 +1,11 @@
-"""What of the machine this process may use: cores and memory, as its control group allows."""
+"""The machine under a process: its cores and memory, as the control group allows; whole files.
 
+Imports no NumPy: the front of the service uses it too.
+"""
+
+import errno
 import os
+import secrets
 from math import ceil
 from pathlib import Path
 
@@ -24,6 +29,28 @@ def memory_bytes() -> int:
         if (text := _read(folder / name)).isdecimal()  # "max" is no limit
     ]
     return min([machine, *limits])
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a new file, then rename it: readers see the old file or the new one, never half of one.
+
+    Raises OSError. Interrupted at any point, it leaves the old file as it was.
+    """
+    # Behind a symbolic link it is the file that is replaced, not the link
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # replacing a device or a pipe would destroy it
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    except OSError as error:  # which names the other file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _quotas() -> list[float]:

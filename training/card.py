@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model.artifact import write_file
 from model.classifier import Classifier
 from model.convolution import Convolution
+from model.machine import write_file
 from model.network import Composite, Layer, Linear, Mirrored, Residual, parameters
 from training import Refused
 from training.data import CLASS_NAMES, PROVENANCE, TEACHERS

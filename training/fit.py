@@ -22,9 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from model.archive import printable
-from model.artifact import build, describe, write_file
+from model.artifact import build, describe
 from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics, ViewMode
-from model.machine import cores
+from model.machine import cores, write_file
 from model.network import Array, Layer, parameters, sigmoid, unmirrored
 from model.preprocessing import ONE_VIEW, WHOLE, Preprocessing, Views
 from training import Refused

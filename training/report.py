@@ -17,8 +17,8 @@ from typing import Any, Literal, Never
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from tqdm import tqdm
 
-from model.artifact import write_file
 from model.classifier import Classifier
+from model.machine import write_file
 from training.metrics import wilson_interval
 
 DType = Literal["float32", "float16"]
