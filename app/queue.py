@@ -70,7 +70,7 @@ class Queue:
                     await _reply_or_gone(job, request)
                 reply = await job.reply
         except JobRefused as refused:
-            raise _refusal(refused.end, head) from None
+            raise _refusal(refused, head) from None
         except TimeoutError:
             raise Problem(
                 "deadline-passed",
@@ -190,18 +190,12 @@ async def _reply_or_gone(job: PendingJob, request: Request) -> None:
         raise ClientDisconnect
 
 
-def _refusal(end: Failure, head: dict[str, Any]) -> Problem:
+def _refusal(refused: JobRefused, head: dict[str, Any]) -> Problem:
     """What to say of a job that no worker could do."""
     what = "request" if head["kind"] == "infer" else "picture"
-    if end is Failure.TIME:
-        detail = "takes too much processor time. Make it smaller, or save it again as JPEG or PNG."
-        return Problem("takes-too-long", f"The {what} {detail}")
-    if end is Failure.CRASH:
-        detail = "crashed its decoder twice. Save it again as JPEG or PNG."
-        return Problem("crashes-decoder", f"The {what} {detail}")
-    detail = f"The {what} needs more memory than is available."
-    if what == "request":
-        advice = "Send fewer pictures per request, or send them in binary."
-        return Problem("too-large", f"{detail} {advice}")
-    advice = "Make it smaller, or save it as a baseline JPEG."
-    return Problem("too-many-pixels", f"{detail} {advice}", limit_pixels=head.get("max_pixels", 0))
+    if refused.end is not Failure.MEMORY:
+        return Problem(refused.end, f"The {what} {refused}")
+    if what == "picture":
+        return Problem(refused.end, f"The {what} {refused}", limit_pixels=head["max_pixels"])
+    why = "The request needs more memory than is available"
+    return Problem("too-large", f"{why}. Send fewer pictures per request, or send them in binary.")

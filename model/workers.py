@@ -47,18 +47,27 @@ logger = logging.getLogger("uvicorn.error")
 
 
 class Failure(StrEnum):
-    """Why a worker was ended by its job."""
+    """Why no worker could do a job: the reason, for programs."""
 
-    MEMORY = "memory"
-    TIME = "time"
-    CRASH = "crash"
+    MEMORY = "too-many-pixels"
+    TIME = "takes-too-long"
+    CRASH = "crashes-decoder"
+
+
+_SENTENCES: Final = {
+    Failure.MEMORY: "needs more memory than is available. Make it smaller, or save it as a "
+    "baseline JPEG.",
+    Failure.TIME: "takes too much processor time. Make it smaller, or save it again as JPEG or "
+    "PNG.",
+    Failure.CRASH: "crashed its decoder twice. Save it again as JPEG or PNG.",
+}
 
 
 class JobRefused(Exception):
-    """No worker could do this job: it took too much, or crashed its workers."""
+    """No worker could do this job. The message says why, and what to do, of "The picture"."""
 
     def __init__(self, end: Failure) -> None:
-        super().__init__(end)
+        super().__init__(_SENTENCES[end])
         self.end = end
 
 
@@ -562,7 +571,7 @@ def _exit_text(status: int) -> str:
     if status == OUT_OF_MEMORY:
         return "ran out of memory"
     if status == OUT_OF_TIME:
-        return "took too much processor time for a picture"
+        return "took too much processor time for a job"
     if status >= 0:
         return f"ended with {status}"
     known = -status in set(signal.Signals)  # real-time signals have numbers only

@@ -238,6 +238,7 @@ def test_hostile_forms_are_parsed_in_time(client: TestClient) -> None:
         ("/predict", Failure.TIME, "takes-too-long", "too much processor time"),
         ("/explain", Failure.CRASH, "crashes-decoder", "crashed its decoder twice"),
         ("/v2/models/cat/infer", Failure.MEMORY, "too-large", "Send fewer pictures"),
+        ("/v2/models/cat/infer", Failure.TIME, "takes-too-long", "The request takes too much"),
         (
             "/predict",
             Reply({"fault": "secret", "seconds": 0.1}),
