@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from app import errors
 from app.middleware import KEY_HEADER
-from app.routes import VARY, preferred
+from app.routes import VARY
 from app.settings import Settings
 
 FOLDER = Path(__file__).parent / "static"
@@ -46,7 +46,7 @@ async def page(request: Request) -> Response:
     first, other = model["class_names"]
     base = str(request.base_url)
     key = f' -H "{KEY_HEADER}: KEY"' if settings.keys else ""
-    if preferred(request.headers.get("accept", ""), "text/plain", "text/html") == "text/plain":
+    if "text/html" not in request.headers.get("accept", "").lower():
         commands = (
             f"curl{key} --data-binary @picture.jpg {base}predict",
             f"curl{key} --data-binary @picture.jpg -H 'Accept: image/png' -o why.png {base}explain",

@@ -206,8 +206,9 @@ async def explain(
 ) -> Response:
     """Send the picture as to /predict. The answer is JSON; with `Accept: image/png` it is the
     heat map over what the model saw."""
-    accept = request.headers.get("accept", "")
-    chosen = wanted or preferred(accept, "application/json", "image/png").rpartition("/")[2]
+    accept = request.headers.get("accept", "").lower()
+    is_png = "application/json" not in accept and ("image/png" in accept or "image/*" in accept)
+    chosen = wanted or ("png" if is_png else "json")
     reply = await work_on_picture(request, "explain", format=chosen)
     return Response(reply.body, media_type=reply.head["type"], headers=VARY)
 
@@ -248,21 +249,6 @@ async def health(request: Request) -> HealthAnswer:
 )
 async def live() -> dict[str, str]:
     return {"status": "live"}
-
-
-def preferred(accept: str, default: str, other: str) -> str:
-    """Which of two media types an Accept header prefers; the default one where it names neither."""
-    best = (0.0, default)
-    for entry in accept.lower().split(","):
-        media, *parameters = (part.strip() for part in entry.split(";"))
-        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
-        try:
-            found = (float(quality), media)
-        except ValueError:
-            continue
-        if media in (default, other) and found[0] > best[0]:
-            best = found
-    return best[1]
 
 
 def check_ready(request: Request, **members: Any) -> None:
