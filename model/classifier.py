@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -331,11 +330,6 @@ class Classifier:
         if self.views != ONE_VIEW:
             values["views"] = self.views.to_json()
         return pack(values, tensors)
-
-
-def default_weights() -> Path:
-    """Return the path of the weights that come with the project."""
-    return Path(__file__).with_name("cat.safetensors")
 
 
 def _from_bytes(data: bytes) -> Classifier:

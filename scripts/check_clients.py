@@ -57,7 +57,8 @@ def main() -> None:
 
 def _case(url: str) -> Case:
     """What the clients send and have to get: JSON values."""
-    from model.classifier import Classifier, default_weights
+    from model import DEFAULT_WEIGHTS
+    from model.classifier import Classifier
     from model.preprocessing import to_vector
 
     files = [(REPOSITORY / "examples" / name).read_bytes() for name in PICTURES]
@@ -65,7 +66,7 @@ def _case(url: str) -> Case:
     for data in files:
         with urllib.request.urlopen(f"{url}/predict", data) as response:  # noqa: S310 - our own
             answers.append(json.load(response))
-    classifier = Classifier.load(default_weights())
+    classifier = Classifier.load(DEFAULT_WEIGHTS)
     pixels = [classifier.read(data).picture.pixels for data in files]  # as the service reads them
     return {
         "url": url,
