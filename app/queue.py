@@ -45,7 +45,8 @@ class Queue:
     def enter(self) -> Iterator["BodyMemory"]:
         """The room for a request's body. Raises Problem: busy."""
         if (waiting := self._workers.waiting) >= self._places:
-            raise self.busy(f"{waiting} pictures are waiting already, which is the limit")
+            wait = "picture waits" if waiting == 1 else "pictures wait"
+            raise self.busy(f"The queue is full: {waiting} {wait}, at most {self._places} may")
         body = BodyMemory(self)
         self.in_progress += 1
         try:
@@ -79,10 +80,10 @@ class Queue:
                 self._retry_after(),
             ) from None
         finally:
+            taken = loop.time() if job.is_waiting else job.taken
+            facts.queue_seconds = max(0.0, taken - arrived)
             job.cancel()
-            facts.queue_seconds = loop.time() - arrived
         facts.decode_seconds = reply.head["seconds"]
-        facts.queue_seconds = max(0.0, facts.queue_seconds - reply.head["seconds"])
         if "fault" in reply.head:
             logger.error("A worker failed:\n%s", reply.head["fault"])
             raise Problem("internal-error", FAILED)

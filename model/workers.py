@@ -80,13 +80,14 @@ class CannotStart(Exception):
 class PendingJob:
     """A job on its way. Await `reply`: a Reply, or JobRefused is raised."""
 
-    __slots__ = ("_queue", "crashes", "data", "is_waiting", "quick", "reply", "tries")
+    __slots__ = ("_queue", "crashes", "data", "is_waiting", "quick", "reply", "taken", "tries")
 
     def __init__(self, queue: "deque[PendingJob]", data: tuple[bytes, bytes], quick: bool) -> None:
         self._queue = queue
         self.data = data  # head and body, kept for another try
         self.quick = quick  # may share a worker: not after it was there when one ended
         self.is_waiting = True  # no worker has it yet
+        self.taken = 0.0  # when the latest one got it, by the event loop's clock
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.tries = self.crashes = 0
 
@@ -476,7 +477,7 @@ class _Worker(asyncio.Protocol):
         if not self.jobs:
             self._progress = (-1, time.monotonic())
         self.jobs.append(job)
-        job.is_waiting = False
+        job.is_waiting, job.taken = False, asyncio.get_running_loop().time()
         head, body = job.data
         if job.is_small:
             self._transport.write(head + body)
