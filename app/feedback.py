@@ -25,6 +25,7 @@ from model.workers import CannotStart
 
 ID = re.compile("[0-9a-f]{24}")  # the start of a SHA-256 over the JPEG
 OWN_PAGE = ("same-origin", "none")  # none: no page asks, but the browser's user
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # which an Origin leaves out
 logger = logging.getLogger("uvicorn.error")
 
 
@@ -165,7 +166,9 @@ def _collection(request: Request) -> Collection:
         )
         raise Problem("not-found", detail)
     origin, site = map(request.headers.get, ("origin", "sec-fetch-site"))
-    own = origin is None or origin.partition("://")[2] == request.headers.get("host", "")
+    scheme, _, page = (origin or "").partition("://")
+    host = request.headers.get("host", "")
+    own = origin is None or page in (host, host.removesuffix(DEFAULT_PORTS.get(scheme, "")))
     if not (site in OWN_PAGE if site else own):
         raise Problem(
             "foreign-page",
