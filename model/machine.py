@@ -1,6 +1,6 @@
-"""The machine under a process: its cores and memory, as the control group allows; whole files.
+"""The machine: cores and memory that this process may use, and files that are written whole.
 
-Imports no NumPy: the front of the service uses it too.
+It imports no NumPy, so that the front of the service can use it.
 """
 
 import errno
