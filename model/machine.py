@@ -6,6 +6,7 @@ It imports no NumPy, so that the front of the service can use it.
 import errno
 import os
 import secrets
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def memory_bytes() -> int:
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a new file, then rename it: readers see the old file or the new one, never half of one.
 
-    Raises OSError. Interrupted at any point, it leaves the old file as it was.
+    Raises OSError, named `path`. Interrupted at any point, it leaves the old file as it was.
     """
     # Behind a symbolic link it is the file that is replaced, not the link
     target = Path(os.path.realpath(path))
@@ -47,10 +48,11 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)
-    except OSError as error:  # which names the other file
+    except OSError as error:  # a full disk gives no name, other errors that of the file beside it
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # after the rename, or in a folder that is none, nothing is there
+            beside.unlink()
 
 
 def _quotas() -> list[float]:
