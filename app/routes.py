@@ -214,10 +214,7 @@ async def explain(
 
 
 @router.get(
-    "/model",
-    name="model",
-    summary="Return facts about the model",
-    response_model=ModelAnswer,
+    "/model", name="model", summary="Return facts about the model", response_model=ModelAnswer
 )
 async def get_model(request: Request) -> Response:
     """Data, training, metrics and limits come from the weights file. Other files may lack some of
@@ -226,10 +223,7 @@ async def get_model(request: Request) -> Response:
     return Response(reply.body, media_type="application/json")
 
 
-@router.get(
-    "/health",
-    summary="Report that the service is ready, and its model",
-)
+@router.get("/health", summary="Report that the service is ready, and its model")
 @router.get(
     "/health/ready",
     name="ready",
@@ -242,11 +236,7 @@ async def health(request: Request) -> HealthAnswer:
     return HealthAnswer(status="ready", version=__version__, model=named)
 
 
-@router.get(
-    "/health/live",
-    name="live",
-    summary="Report that the process is alive, even while it stops",
-)
+@router.get("/health/live", summary="Report that the process is alive, even while it stops")
 async def live() -> dict[str, str]:
     return {"status": "live"}
 
