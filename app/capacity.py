@@ -6,13 +6,12 @@ What the shares do not hold is refused, so the sum stays within the limit.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from app.settings import Settings
+from model import DEFAULT_WEIGHTS
 from model.machine import cores, memory_bytes
-from model.workers import AHEAD_BYTES, Workers
+from model.workers import AHEAD_BYTES, LEAST_SHARE_BYTES, MOST_SHARE_BYTES, Workers
 
-WEIGHTS = Path(__file__).parent.parent / "model" / "cat.safetensors"
 # Of the bytes that are free, what a single upload may take: large ones leave room for small ones.
 MAX_UPLOAD_SHARE = 0.75
 
@@ -24,8 +23,6 @@ WORKER_OVERHEAD_BYTES = 10 * 2**20 + AHEAD_BYTES
 MARGIN = 0.06  # of the limit, for what allocators keep
 BODIES_PART = 0.18  # of what is left; the rest is for the workers
 COPIES = 1.25  # of a body in the front: the bytes themselves, and a buffer on their way
-LEAST_SHARE_BYTES = 128 * 2**20  # below it, a second worker would only have pictures refused
-MOST_SHARE_BYTES = 768 * 2**20  # the worst picture that the limits allow takes less
 MOST_BODY_BYTES = 512 * 2**20  # of all bodies together
 
 
@@ -61,7 +58,7 @@ def workers_for(settings: Settings, capacity: Capacity) -> Workers:
     """The workers of a service with these settings, not started yet."""
     return Workers(
         "app.work",
-        [str(settings.weights or WEIGHTS)],
+        [str(settings.weights or DEFAULT_WEIGHTS)],
         count=capacity.workers,
         memory_bytes=capacity.worker_bytes,
         seconds=settings.processor_seconds,

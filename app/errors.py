@@ -1,7 +1,7 @@
 """The service's errors, as RFC 9457 has them (application/problem+json).
 
-`TYPES` is the one table of them: the answers, the OpenAPI document and the page at /problems,
-which an answer's `type` leads to, are made from it. The front and its workers raise them alike.
+`TYPES` is the one table of them: the answers and the page at /problems, which an answer's `type`
+leads to, are made from it. The front and its workers raise them alike.
 """
 
 from collections.abc import Mapping
@@ -104,51 +104,3 @@ class Problem(Exception):
         self.detail = detail
         self.headers = headers
         self.members = members
-
-
-def _documented(kind: str, description: str, **more: Any) -> dict[str, Any]:
-    return {"type": kind, "description": description, **more}
-
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "title": "Problem",
-    "description": "An error, as RFC 9457 defines it. Some types have additional members.",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": _documented("string", "The identifier of the error type.", format="uri-reference"),
-        "title": _documented("string", "The error type in words."),
-        "status": _documented("integer", "The HTTP status."),
-        "detail": _documented("string", "What arrived, what the limit is, what to do."),
-        "error": _documented("string", "Under /v2: the detail."),
-        "request_id": _documented("string", "The answer's X-Request-ID."),
-        "limit_bytes": _documented("integer", "With too-large: the upload limit."),
-        "limit_pixels": _documented("integer", "With too-many-pixels: the limit."),
-        "limit_side": _documented("integer", "With too-many-pixels: the limit for each side."),
-    },
-}
-
-
-def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
-    return {name: {"description": description, "required": True, "schema": schema}}
-
-
-# Headers of answers with these statuses; with any, the request's id.
-REQUEST_ID = _header("X-Request-ID", "The id that the request sent, or a new one.", type="string")
-RETRY = "Seconds to wait before trying again."
-HEADERS: dict[int, dict[str, Any]] = {
-    401: _header("WWW-Authenticate", "How to send a key.", type="string"),
-    503: _header("Retry-After", RETRY, type="integer", minimum=1),
-}
-
-
-def responses(*slugs: str, media_type: str = MEDIA_TYPE) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries for an operation that may answer with these problems."""
-    documented: dict[int | str, dict[str, Any]] = {}
-    for each in map(TYPES.__getitem__, slugs):
-        headers = REQUEST_ID | HEADERS.get(each.status, {})
-        content = {media_type: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-        empty = {"description": "", "headers": headers, "content": content}
-        entry = documented.setdefault(each.status, empty)
-        entry["description"] += f"`{each.uri}`: {each.title}.\n\n"
-    return documented

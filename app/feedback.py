@@ -7,7 +7,6 @@ without metadata. Nothing else that the service is sent is ever stored.
 import asyncio
 import errno
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,13 +18,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from app import errors
 from app.errors import Problem
-from app.routes import FORM_PROBLEMS, PICTURE_BODY, UPLOAD_PROBLEMS, work_on_picture
+from app.routes import PICTURE_BODY, work_on_picture
+from model.machine import write_file
 from model.workers import CannotStart
 
 ID = re.compile("[0-9a-f]{24}")  # the start of a SHA-256 over the JPEG
 OWN_PAGE = ("same-origin", "none")  # none: no page asks, but the browser's user
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # which an Origin leaves out
 logger = logging.getLogger("uvicorn.error")
 
 
@@ -39,19 +39,18 @@ class Collection:
     def __init__(self, folder: Path, most: int, most_bytes: int) -> None:
         """Raises CannotStart where the folder cannot be written."""
         self.folder, self._most, self._most_bytes = folder, most, most_bytes
-        self._lock, self.pictures, self.bytes = Lock(), 0, 0
+        self._lock = Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(".*.tmp"):  # by a service that was killed
+            for left in folder.rglob(".*.tmp"):  # by a service that was killed
                 left.unlink()
-            self._write(folder / ".probe", b"")
+            write_file(folder / ".probe", b"")
             (folder / ".probe").unlink()
         except OSError as error:
             raise CannotStart(
                 f"CAT_COLLECT is {folder}, which cannot be used: {error.strerror or error}. "
                 "Name a folder that this user may write to, or unset CAT_COLLECT."
             ) from None
-        self._count()
 
     def keep(self, jpeg: bytes, label: str) -> str:
         """Keep a picture as one of that class, whichever it was before. Returns its id.
@@ -68,9 +67,8 @@ class Collection:
             if elsewhere:
                 elsewhere.pop().replace(target)  # in one step: it is never lost, nor in both
             elif not target.exists():
-                self._make_room(len(jpeg))
-                self._write(target, jpeg)
-                self.pictures, self.bytes = self.pictures + 1, self.bytes + len(jpeg)
+                self._check_room(len(jpeg))
+                write_file(target, jpeg)
             for path in elsewhere:
                 path.unlink(missing_ok=True)
         return target.stem
@@ -85,39 +83,24 @@ class Collection:
                 path.unlink(missing_ok=True)
         return bool(found)
 
-    def _make_room(self, size: int) -> None:
-        if not self._has_room(size):
-            self._count()  # some may have been removed since
-        if not self._has_room(size):
+    def _check_room(self, size: int) -> None:
+        count, taken = self.size()
+        if count >= self._most or taken + size > self._most_bytes:
             raise Problem(
                 "collection-full",
-                f"The feedback folder has {self.pictures:,} pictures ({self.bytes:,} bytes). It "
+                f"The feedback folder has {count:,} pictures ({taken:,} bytes). It "
                 f"may hold at most {self._most:,} pictures (CAT_COLLECT_PICTURES) and "
                 f"{self._most_bytes:,} bytes (CAT_COLLECT_BYTES). Ask the operator to remove "
                 "some.",
             )
 
-    def _count(self) -> None:
-        self.pictures, self.bytes = 0, 0
+    def size(self) -> tuple[int, int]:
+        """Return how many pictures are there, and their bytes."""
+        sizes = []
         for path in self.folder.glob("*/*"):
             with suppress(OSError):  # somebody has just removed it
-                self.bytes += path.stat().st_size
-                self.pictures += 1
-
-    def _has_room(self, size: int) -> bool:
-        return self.pictures < self._most and self.bytes + size <= self._most_bytes
-
-    def _write(self, target: Path, content: bytes) -> None:
-        """Write a file whole or not at all. Training leaves out names that begin with a dot."""
-        beside = self.folder / f".{target.name}.tmp"
-        try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
+                sizes.append(path.stat().st_size)
+        return len(sizes), sum(sizes)
 
 
 @contextmanager
@@ -137,15 +120,12 @@ class FeedbackAnswer(BaseModel):
 
 
 router = APIRouter(tags=["Cat or not"])
-PROBLEMS = ("foreign-page", "not-found", "collection-failed")
-KEEP_PROBLEMS = (*FORM_PROBLEMS, *UPLOAD_PROBLEMS, *PROBLEMS, "invalid-request", "collection-full")
 
 
 @router.post(
     "/feedback",
     summary="Save a picture with its correct class, for training",
     openapi_extra={"requestBody": PICTURE_BODY},
-    responses=errors.responses(*KEEP_PROBLEMS),
 )
 async def give_feedback(
     request: Request,
@@ -168,12 +148,7 @@ async def give_feedback(
     return FeedbackAnswer(id=identity, label=label)
 
 
-@router.delete(
-    "/feedback/{identity}",
-    summary="Delete a saved picture",
-    status_code=204,
-    responses=errors.responses(*PROBLEMS),
-)
+@router.delete("/feedback/{identity}", summary="Delete a saved picture", status_code=204)
 async def take_feedback_back(request: Request, identity: str) -> Response:
     """The id comes from the answer to POST /feedback."""
     collection = _collection(request)
@@ -191,7 +166,9 @@ def _collection(request: Request) -> Collection:
         )
         raise Problem("not-found", detail)
     origin, site = map(request.headers.get, ("origin", "sec-fetch-site"))
-    own = origin is None or origin.partition("://")[2] == request.headers.get("host", "")
+    scheme, _, page = (origin or "").partition("://")
+    host = request.headers.get("host", "")
+    own = origin is None or page in (host, host.removesuffix(DEFAULT_PORTS.get(scheme, "")))
     if not (site in OWN_PAGE if site else own):
         raise Problem(
             "foreign-page",

@@ -20,7 +20,6 @@ from fastapi import FastAPI
 
 from app import (
     __version__,
-    errors,
     feedback,
     inference_protocol,
     middleware,
@@ -56,6 +55,7 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        responses=routes.RESPONSES,
         generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # a redirect would make clients send their picture twice
         telemetry={"tracing": False, "metrics": False, "logs": False},  # there are our own
@@ -76,11 +76,11 @@ def create_app(settings: Settings | None = None, workers: Workers | None = None)
     if settings.keys:
         open_metrics = settings.metrics == "open"
         app.add_middleware(middleware.KeysRequired, keys=settings.keys, metrics_open=open_metrics)
+        app.openapi = lambda: _document_keys(app)  # type: ignore[method-assign]
     app.add_middleware(middleware.FailedRequests)
     app.add_middleware(middleware.Cors, origins=settings.cors_origins)
     counted = state.metrics if settings.metrics != "off" else None
     app.add_middleware(middleware.RequestMiddleware, log_form=settings.log, metrics=counted)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
@@ -144,8 +144,8 @@ def _log_startup(app: FastAPI) -> None:
         capacity.body_bytes / 1e6,
     )
     if state.collection:
-        kept = state.collection
-        logger.info("Feedback is saved in %s, which holds %d pictures", kept.folder, kept.pictures)
+        count, _ = state.collection.size()
+        logger.info("Feedback is saved in %s, which holds %d pictures", settings.collect, count)
     for missing in state.workers.missing_limits:
         logger.warning("Workers are not prevented from %s", missing)
 
@@ -183,15 +183,16 @@ async def reload(app: FastAPI) -> None:
         logger.error(still, model["name"], model["version"])
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the schema that all problems share."""
-    if app.openapi_schema is None:
-        document = FastAPI.openapi(app)
-        document["components"]["schemas"]["Problem"] = errors.SCHEMA
-        settings: Settings = app.state.settings
-        if settings.keys:
-            middleware.document_keys(document, metrics_open=settings.metrics == "open")
-    return FastAPI.openapi(app)
+def _document_keys(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, which says what needs a key."""
+    document, settings = FastAPI.openapi(app), app.state.settings
+    document["components"]["securitySchemes"] = middleware.SCHEMES
+    document["security"] = [{name: []} for name in middleware.SCHEMES]  # either will do
+    for path, operations in document["paths"].items():
+        if middleware.is_open(path, metrics_open=settings.metrics == "open"):
+            for operation in operations.values():
+                operation["security"] = []
+    return document
 
 
 try:

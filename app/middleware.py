@@ -11,7 +11,6 @@ from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -157,18 +156,6 @@ def _keys_sent(headers: Headers) -> list[str]:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     keys = headers.get(KEY_HEADER, ""), key.strip() if scheme.lower() == "bearer" else ""
     return [*filter(None, keys)]
-
-
-def document_keys(openapi: dict[str, Any], *, metrics_open: bool) -> None:
-    """Say in an OpenAPI document which addresses need a key."""
-    openapi["components"]["securitySchemes"] = SCHEMES
-    (refusal,) = errors.responses("unauthorized").values()
-    for path, operations in openapi["paths"].items():
-        if is_open(path, metrics_open=metrics_open):
-            continue
-        for operation in operations.values():
-            operation["security"] = [{name: []} for name in SCHEMES]
-            operation["responses"].setdefault("401", refusal)
 
 
 class Cors(CORSMiddleware):

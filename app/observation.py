@@ -46,7 +46,7 @@ class RequestInfo:
     model_version: str | None = None
     answers: list[tuple[str, float]] = field(default_factory=list)  # label, probability a picture
     distances: list[float] = field(default_factory=list)  # from training's pictures, one a picture
-    queue_seconds: float | None = None  # from the upload's end to the answer, but for the work
+    queue_seconds: float | None = None  # from the upload's end until a worker had it
     decode_seconds: float | None = None  # of a worker's time: decoding, scaling, network
 
 
@@ -74,7 +74,7 @@ class Metrics:
         )
         self.queue_seconds = histogram(
             "cat_queue_seconds",
-            "Time that uploaded pictures waited for a worker, including the transfer.",
+            "Time that uploaded pictures waited until a worker had them.",
             buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
         self.decode_seconds = histogram(
@@ -163,14 +163,6 @@ def timestamp(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-class WithoutStartup(logging.Filter):
-    """Leaves out uvicorn's own steps of starting: the service says when it is ready."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        own = ("Started server process", "Waiting for application", "Application startup complete")
-        return not record.getMessage().startswith(own)
-
-
 class Formatter(logging.Formatter):
     """The server's own lines, in the same form as those about requests: "json" or text."""
 
@@ -186,23 +178,15 @@ class Formatter(logging.Formatter):
         return f"{now} {level} {message}"
 
 
-def log_configuration(form: str) -> dict[str, Any]:
-    """For uvicorn: its lines in our form."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"ours": {"()": Formatter, "form": form}},
-        "filters": {"steps": {"()": WithoutStartup}},
-        "handlers": {
-            "stderr": {
-                "class": "logging.StreamHandler",
-                "formatter": "ours",
-                "filters": ["steps"],
-            }
-        },
-        "root": {"handlers": ["stderr"], "level": "WARNING"},
-        "loggers": {"uvicorn": {"level": "INFO"}},
-    }
+def configure_log(form: str) -> None:
+    """Send the server's lines to standard error in our form, but for uvicorn's steps of starting:
+    the service says when it is ready."""
+    steps = ("Started server process", "Waiting for application", "Application startup complete")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter(form))
+    handler.addFilter(lambda record: not record.getMessage().startswith(steps))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("uvicorn").setLevel(logging.INFO)
 
 
 def request_line(form: str, level: str, values: dict[str, Any]) -> bytes:

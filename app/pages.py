@@ -5,9 +5,7 @@ nothing from elsewhere, and nothing in them is inline script; their Content-Secu
 sure of that.
 """
 
-import gzip
 import html
-from functools import cache
 from pathlib import Path
 from string import Template
 
@@ -18,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from app import errors
 from app.middleware import KEY_HEADER
-from app.routes import VARY, preferred
+from app.routes import VARY
 from app.settings import Settings
 
 FOLDER = Path(__file__).parent / "static"
@@ -33,7 +31,6 @@ MEDIA_TYPES = {
     "swagger-ui-bundle.js": "text/javascript",
     "start.js": "text/javascript",
 }
-GZIP = b"\x1f\x8b"  # what its files begin with
 
 router = APIRouter(include_in_schema=False)
 
@@ -50,7 +47,7 @@ async def page(request: Request) -> Response:
     second = "not" if first in other else other
     base = str(request.base_url)
     key = f' -H "{KEY_HEADER}: KEY"' if settings.keys else ""
-    if preferred(request.headers.get("accept", ""), "text/plain", "text/html") == "text/plain":
+    if "text/html" not in request.headers.get("accept", "").lower():
         commands = (
             f"curl{key} --data-binary @picture.jpg {base}predict",
             f"curl{key} --data-binary @picture.jpg -H 'Accept: image/png' -o why.png {base}explain",
@@ -94,30 +91,15 @@ async def docs() -> FileResponse:
 
 
 @router.get("/docs/{name}")
-async def docs_file(name: str, request: Request) -> Response:
-    """One of the files that the page loads, sent as it is kept wherever gzip is understood."""
+async def docs_file(name: str) -> FileResponse:
+    """One of the files that the page loads, as it is kept: large ones as gzip."""
     if name not in MEDIA_TYPES:
         raise HTTPException(404)
-    headers = {"Cache-Control": "max-age=3600", "Vary": "Accept-Encoding"}
-    content = _kept(name)
-    if content[:2] == GZIP:
-        if "gzip" in request.headers.get("accept-encoding", ""):
-            headers["Content-Encoding"] = "gzip"
-        else:
-            content = _inflated(name)
-    return Response(content, 200, headers, MEDIA_TYPES[name])
-
-
-# All answers in progress share these bytes.
-@cache
-def _kept(name: str) -> bytes:
+    headers = {"Cache-Control": "max-age=3600"}
     path = FOLDER / "swagger-ui" / name
-    return (path if path.exists() else path.with_name(f"{name}.gz")).read_bytes()
-
-
-@cache
-def _inflated(name: str) -> bytes:
-    return gzip.decompress(_kept(name))
+    if not path.exists():
+        path, headers["Content-Encoding"] = path.with_name(f"{name}.gz"), "gzip"
+    return FileResponse(path, headers=headers, media_type=MEDIA_TYPES[name])
 
 
 @router.get(errors.PAGE)

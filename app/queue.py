@@ -45,7 +45,8 @@ class Queue:
     def enter(self) -> Iterator["BodyMemory"]:
         """The room for a request's body. Raises Problem: busy."""
         if (waiting := self._workers.waiting) >= self._places:
-            raise self.busy(f"{waiting} pictures are waiting already, which is the limit")
+            wait = "picture waits" if waiting == 1 else "pictures wait"
+            raise self.busy(f"The queue is full: {waiting} {wait}, at most {self._places} may")
         body = BodyMemory(self)
         self.in_progress += 1
         try:
@@ -70,7 +71,7 @@ class Queue:
                     await _reply_or_gone(job, request)
                 reply = await job.reply
         except JobRefused as refused:
-            raise _refusal(refused.end, head) from None
+            raise _refusal(refused, head) from None
         except TimeoutError:
             raise Problem(
                 "deadline-passed",
@@ -79,10 +80,10 @@ class Queue:
                 self._retry_after(),
             ) from None
         finally:
+            taken = loop.time() if job.is_waiting else job.taken
+            facts.queue_seconds = max(0.0, taken - arrived)
             job.cancel()
-            facts.queue_seconds = loop.time() - arrived
         facts.decode_seconds = reply.head["seconds"]
-        facts.queue_seconds = max(0.0, facts.queue_seconds - reply.head["seconds"])
         if "fault" in reply.head:
             logger.error("A worker failed:\n%s", reply.head["fault"])
             raise Problem("internal-error", FAILED)
@@ -190,18 +191,12 @@ async def _reply_or_gone(job: PendingJob, request: Request) -> None:
         raise ClientDisconnect
 
 
-def _refusal(end: Failure, head: dict[str, Any]) -> Problem:
+def _refusal(refused: JobRefused, head: dict[str, Any]) -> Problem:
     """What to say of a job that no worker could do."""
     what = "request" if head["kind"] == "infer" else "picture"
-    if end is Failure.TIME:
-        detail = "takes too much processor time. Make it smaller, or save it again as JPEG or PNG."
-        return Problem("takes-too-long", f"The {what} {detail}")
-    if end is Failure.CRASH:
-        detail = "crashed its decoder twice. Save it again as JPEG or PNG."
-        return Problem("crashes-decoder", f"The {what} {detail}")
-    detail = f"The {what} needs more memory than is available."
-    if what == "request":
-        advice = "Send fewer pictures per request, or send them in binary."
-        return Problem("too-large", f"{detail} {advice}")
-    advice = "Make it smaller, or save it as a baseline JPEG."
-    return Problem("too-many-pixels", f"{detail} {advice}", limit_pixels=head.get("max_pixels", 0))
+    if refused.end is not Failure.MEMORY:
+        return Problem(refused.end, f"The {what} {refused}")
+    if what == "picture":
+        return Problem(refused.end, f"The {what} {refused}", limit_pixels=head["max_pixels"])
+    why = "The request needs more memory than is available"
+    return Problem("too-large", f"{why}. Send fewer pictures per request, or send them in binary.")

@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.errors import Problem
 from app.middleware import ProblemResponse, RequestMiddleware
-from app.observation import log_configuration
+from app.observation import configure_log
 
 # While it stops, a client that has still to send or to read gets this long. Docker kills ten
 # seconds after it asked to stop: a client alone can never bring that about.
@@ -61,12 +61,13 @@ def run(app: FastAPI) -> int:
     """Serve until told to stop; the exit status. Raises SystemExit, with why and what to do, where
     the address or enough connections cannot be had."""
     settings = app.state.settings
+    configure_log(settings.log)
     listening = _listen(settings.bind_host, settings.bind_port)
     host, port = listening.getsockname()[:2]
     app.state.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     config = uvicorn.Config(
         app,
-        log_config=log_configuration(settings.log),
+        log_config=None,
         http=StrictHttp,
         workers=1,  # else uvicorn asks the environment
         ws="none",

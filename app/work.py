@@ -54,7 +54,7 @@ def load(weights: str) -> tuple[dict[str, Any], Handle]:
     work = Work(classifier)
     head = {"threshold": None, "views": "all", "max_pixels": 10**8}
     head |= {"header_length": "0", "max_body_bytes": 2**30}
-    for kind in work.kinds:
+    for kind in ("predict", *work.kinds):
         work([Job({**head, "kind": kind}, classifier.golden[0].picture)])
     return work.description(), work
 
@@ -64,23 +64,16 @@ class Work:
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
-        self.kinds = {"predict": self.predict, "explain": self.explain, "infer": self.infer}
+        self.kinds = {"explain": self.explain, "infer": self.infer}
         self.kinds |= {"about": self.about, "keep": self.keep}
         self._with_threshold = lru_cache(4)(self._make_with_threshold)
         self._measured = 0.0
 
     def __call__(self, jobs: Sequence[Job]) -> list[Reply]:
-        if len(jobs) == 1:
-            return [_or_refusal(self.kinds[jobs[0].head["kind"]], jobs[0])]
-        # All are for `predict`, and their wholes go through the network together.
-        read = [_or_refusal(self._read, job) for job in jobs]
-        readers = [each for each in read if isinstance(each, PictureReader)]
-        classifier, views = self._classifier(jobs[0]), jobs[0].head["views"]
-        answers = iter(classifier.answers(readers, views) if readers else ())
-        return [
-            each if isinstance(each, Reply) else self._answer(classifier, next(answers))
-            for each in read
-        ]
+        kind = jobs[0].head["kind"]
+        if kind == "predict":
+            return self.predict(jobs)
+        return [_or_refusal(self.kinds[kind], jobs[0])]  # which comes alone
 
     def description(self) -> dict[str, Any]:
         """What the front has to know of the model."""
@@ -107,19 +100,22 @@ class Work:
     def _read(self, job: Job) -> PictureReader:
         return self._classifier(job).read(_picture(job), _limits(job))
 
-    def _predict(self, job: Job) -> Prediction:
-        (prediction,) = self._classifier(job).answers([self._read(job)], job.head["views"])
-        return prediction
-
     # --- /predict -------------------------------------------------------------------------------
 
-    def predict(self, job: Job) -> Reply:
-        """The answer for a picture, which is the body or a form's file."""
-        return self._answer(self._classifier(job), self._predict(job))
+    def predict(self, jobs: Sequence[Job]) -> list[Reply]:
+        """The answers for pictures, each the body or a form's file. Their wholes go through the
+        network together."""
+        read = [_or_refusal(self._read, job) for job in jobs]
+        readers = [each for each in read if isinstance(each, PictureReader)]
+        classifier, views = self._classifier(jobs[0]), jobs[0].head["views"]
+        answers = iter(classifier.answers(readers, views) if readers else ())
+        return [
+            each if isinstance(each, Reply) else self._answer(classifier, next(answers))
+            for each in read
+        ]
 
     def _answer(self, classifier: Classifier, prediction: Prediction) -> Reply:
-        content = _prediction(classifier, prediction)
-        return _json(content, **self._facts(prediction))
+        return _json(_prediction(classifier, prediction), **self._facts(prediction))
 
     def _facts(self, prediction: Prediction) -> dict[str, Any]:
         """What the front logs and counts."""
@@ -140,7 +136,8 @@ class Work:
 
     def explain(self, job: Job) -> Reply:
         """The answer with its heat map: JSON, or a PNG."""
-        classifier, prediction = self._classifier(job), self._predict(job)
+        classifier = self._classifier(job)
+        (prediction,) = classifier.answers([self._read(job)], job.head["views"])
         facts = self._facts(prediction)
         pixels, boxes = prediction.view_pixels, classifier.views.boxes[: prediction.views]
         explanation = explain_views(classifier.layers, pixels, boxes)

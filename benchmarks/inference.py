@@ -30,7 +30,8 @@ from benchmarks.engine import OTHERS, WHOLE, Process
 from benchmarks.lite import Lite, Variant, not_installed
 from benchmarks.machine import describe
 from benchmarks.serving.pictures import SIZES, jpeg
-from model.classifier import Classifier, default_weights
+from model import DEFAULT_WEIGHTS
+from model.classifier import Classifier
 from model.network import unmirrored
 from model.preprocessing import Views, read_picture
 from training import Refused
@@ -38,14 +39,13 @@ from training.data import list_pictures
 
 AGREEMENT = 1e-4  # of probabilities
 OURS, SAME, PRETRAINED = "this project", "ONNX Runtime", "pretrained"
-WEIGHTS = default_weights()
 
 
 def main(
     data: Annotated[
         list[Path] | None, typer.Argument(help="validation pictures, as `evaluate` takes them")
     ] = None,
-    weights: Path = WEIGHTS,
+    weights: Path = DEFAULT_WEIGHTS,
     core: Annotated[int | None, typer.Option(help="to run on; the last one otherwise")] = None,
     rounds: Annotated[int, typer.Option(help="of all, one after the other")] = 10,
     repetitions: Annotated[int, typer.Option(help="of each in a round")] = 20,

@@ -24,7 +24,8 @@ from PIL import Image
 
 from benchmarks.lite import Lite, Variant, not_installed
 from benchmarks.machine import describe
-from model.classifier import Classifier, default_weights
+from model import DEFAULT_WEIGHTS
+from model.classifier import Classifier
 from model.network import Array, pieces, sigmoid
 from model.preprocessing import Preprocessing
 from training import Refused
@@ -34,7 +35,6 @@ from training.evaluation import data_files
 from training.metrics import summary
 
 OURS = "this project"
-DEFAULT = default_weights()
 Scores = dict[str, Array]  # of each way of answering, (m,); larger means rather a cat
 
 
@@ -96,7 +96,7 @@ def judge(
 def main(
     data: Annotated[Path, typer.Argument(help="a folder with *-val.zip and *-test.zip")],
     variant: Variant = "lite0",
-    weights: Annotated[Path, typer.Option(help="of this project")] = DEFAULT,
+    weights: Annotated[Path, typer.Option(help="of this project")] = DEFAULT_WEIGHTS,
     test: Annotated[bool, typer.Option(help="judge the test pictures")] = False,
     threads: Annotated[int, typer.Option(help="for the other one's scores")] = os.cpu_count() or 1,
 ) -> None:

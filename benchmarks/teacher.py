@@ -25,8 +25,7 @@ import typer
 from tqdm import tqdm
 
 from benchmarks.lite import Lite, Variant, not_installed
-from model.artifact import write_file
-from model.machine import cores
+from model.machine import cores, write_file
 from model.network import Array, Layer, Scratch, forward, parameters, pieces
 from model.preprocessing import read_picture
 from training import Refused

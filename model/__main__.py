@@ -27,6 +27,7 @@ from typing import Final, Never
 
 from tqdm import tqdm
 
+from model import DEFAULT_WEIGHTS
 from model.archive import Found, Pictures, Refused, Row, answers, printable, workers_for
 from model.workers import CannotStart
 
@@ -69,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON Lines")
     what = "write JSON Lines to this file; if it has some already, continue after them"
     parser.add_argument("--output", metavar="FILE", type=Path, help=what)
-    default, what = Path(__file__).with_name("cat.safetensors"), "default: model/cat.safetensors"
-    parser.add_argument("--weights", metavar="FILE", type=Path, default=default, help=what)
+    what = "default: model/cat.safetensors"
+    parser.add_argument("--weights", metavar="FILE", type=Path, default=DEFAULT_WEIGHTS, help=what)
     return parser
 
 

@@ -28,7 +28,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 from model.machine import cores, memory_bytes
 from model.worker import CannotLoad, Handle, Job, Reply, serve
-from model.workers import Failure, JobRefused, Workers
+from model.workers import LEAST_SHARE_BYTES, MOST_SHARE_BYTES, JobRefused, Workers
 
 Row = dict[str, Any]
 
@@ -51,23 +51,8 @@ SYSTEM_NAMES: Final = frozenset(
 )
 STANDARD_INPUT: Final = Path("-")
 MOST_BYTES: Final = 4 * 25_000_000 + 2**20  # the most pixels, stored with four bytes each, and more
-LEAST_SHARE_BYTES: Final = 128 * 2**20  # of memory for a worker, or there are fewer of them
-MOST_SHARE_BYTES: Final = 768 * 2**20  # the worst picture that is decoded takes less
 READ_AHEAD: Final = 4  # pictures in memory for each worker, so that none waits for a disk
 ROWS_AHEAD: Final = 16  # rows for each worker that wait for an earlier picture's
-
-# Reasons and details where there is no answer, beside those of `model.preprocessing.InvalidImage`.
-REFUSALS: Final = {
-    Failure.MEMORY: (
-        "too-many-pixels",
-        "The picture needs more memory than is available; make it smaller.",
-    ),
-    Failure.TIME: ("takes-too-long", "The picture takes too much processor time; make it smaller."),
-    Failure.CRASH: (
-        "crashes-decoder",
-        "The picture crashed its decoder twice; save it again as JPEG or PNG.",
-    ),
-}
 
 # What opening and reading raises, of a file or, most of it, of a broken zip.
 _BROKEN = (
@@ -369,7 +354,7 @@ async def answers(workers: Workers, pictures: Iterable[Found]) -> AsyncGenerator
         except Unreadable as error:
             head = error_row(version, *error.args)
         except JobRefused as refused:
-            head = error_row(version, *REFUSALS[refused.end])
+            head = error_row(version, refused.end, f"The picture {refused}")
         head.pop("seconds", None)
         return {"picture": found.name, **head}
 

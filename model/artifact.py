@@ -6,13 +6,10 @@ business of model.classifier, but for the network: it is stored as a description
 of those. Tensors carry the names of `network.parameters`: `<place in the list>.<name>`.
 """
 
-import errno
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Final
@@ -85,29 +82,6 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
             return file.read()
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror or error})") from error
-
-
-def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a new file, then rename it: readers see the old file or the new one, never half of one.
-
-    Raises OSError, named `path`. Interrupted at any point, it leaves the old file as it was.
-    """
-    # Behind a symbolic link it is the file that is replaced, not the link
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():  # replacing a device or a pipe would destroy it
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    except OSError as error:  # a full disk gives no name, other errors that of the file beside it
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        with suppress(OSError):  # after the rename, or in a folder that is none, nothing is there
-            beside.unlink()
 
 
 _LAYERS = (

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import build, describe, digest, pack, read_file, unpack, write_file
+from model.artifact import build, describe, digest, pack, read_file, unpack
+from model.machine import write_file
 from model.network import Layer, Scratch, forward, parameters, pieces, sigmoid, unmirrored
 from model.preprocessing import (
     DEFAULT_LIMITS,
@@ -330,11 +330,6 @@ class Classifier:
         if self.views != ONE_VIEW:
             values["views"] = self.views.to_json()
         return pack(values, tensors)
-
-
-def default_weights() -> Path:
-    """Return the path of the weights that come with the project."""
-    return Path(__file__).with_name("cat.safetensors")
 
 
 def _from_bytes(data: bytes) -> Classifier:

@@ -1,6 +1,12 @@
-"""What of the machine this process may use: cores and memory, as its control group allows."""
+"""The machine: cores and memory that this process may use, and files that are written whole.
 
+It imports no NumPy, so that the front of the service can use it.
+"""
+
+import errno
 import os
+import secrets
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
@@ -24,6 +30,29 @@ def memory_bytes() -> int:
         if (text := _read(folder / name)).isdecimal()  # "max" is no limit
     ]
     return min([machine, *limits])
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a new file, then rename it: readers see the old file or the new one, never half of one.
+
+    Raises OSError, named `path`. Interrupted at any point, it leaves the old file as it was.
+    """
+    # Behind a symbolic link it is the file that is replaced, not the link
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # replacing a device or a pipe would destroy it
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    except OSError as error:  # a full disk gives no name, other errors that of the file beside it
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with suppress(OSError):  # after the rename, or in a folder that is none, nothing is there
+            beside.unlink()
 
 
 def _quotas() -> list[float]:

@@ -32,6 +32,8 @@ MOST_IN_HAND: Final = 2 * MOST_AT_ONCE  # small jobs that a worker has, the ones
 AHEAD_BYTES: Final = 2**20  # the largest body sent ahead: until it is read, it is held twice
 MOST_REPLY_HEAD_BYTES: Final = 2**20  # a worker that sends more has been taken over
 MOST_REPLY_BYTES: Final = 2**24
+LEAST_SHARE_BYTES: Final = 128 * 2**20  # of a worker: with less it would refuse many pictures
+MOST_SHARE_BYTES: Final = 768 * 2**20  # the worst picture that the limits allow takes less
 MOST_CRASHES: Final = 2  # of one job: then it is its fault
 MOST_TRIES: Final = 5  # of one job, whoever ended its workers
 START_SECONDS: Final = 60.0  # that a template may take to load
@@ -47,18 +49,27 @@ logger = logging.getLogger("uvicorn.error")
 
 
 class Failure(StrEnum):
-    """Why a worker was ended by its job."""
+    """Why no worker could do a job: the reason, for programs."""
 
-    MEMORY = "memory"
-    TIME = "time"
-    CRASH = "crash"
+    MEMORY = "too-many-pixels"
+    TIME = "takes-too-long"
+    CRASH = "crashes-decoder"
+
+
+_SENTENCES: Final = {
+    Failure.MEMORY: "needs more memory than is available. Make it smaller, or save it as a "
+    "baseline JPEG.",
+    Failure.TIME: "takes too much processor time. Make it smaller, or save it again as JPEG or "
+    "PNG.",
+    Failure.CRASH: "crashed its decoder twice. Save it again as JPEG or PNG.",
+}
 
 
 class JobRefused(Exception):
-    """No worker could do this job: it took too much, or crashed its workers."""
+    """No worker could do this job. The message says why, and what to do, of "The picture"."""
 
     def __init__(self, end: Failure) -> None:
-        super().__init__(end)
+        super().__init__(_SENTENCES[end])
         self.end = end
 
 
@@ -69,13 +80,14 @@ class CannotStart(Exception):
 class PendingJob:
     """A job on its way. Await `reply`: a Reply, or JobRefused is raised."""
 
-    __slots__ = ("_queue", "crashes", "data", "is_waiting", "quick", "reply", "tries")
+    __slots__ = ("_queue", "crashes", "data", "is_waiting", "quick", "reply", "taken", "tries")
 
     def __init__(self, queue: "deque[PendingJob]", data: tuple[bytes, bytes], quick: bool) -> None:
         self._queue = queue
         self.data = data  # head and body, kept for another try
         self.quick = quick  # may share a worker: not after it was there when one ended
         self.is_waiting = True  # no worker has it yet
+        self.taken = 0.0  # when the latest one got it, by the event loop's clock
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.tries = self.crashes = 0
 
@@ -465,7 +477,7 @@ class _Worker(asyncio.Protocol):
         if not self.jobs:
             self._progress = (-1, time.monotonic())
         self.jobs.append(job)
-        job.is_waiting = False
+        job.is_waiting, job.taken = False, asyncio.get_running_loop().time()
         head, body = job.data
         if job.is_small:
             self._transport.write(head + body)
@@ -562,7 +574,7 @@ def _exit_text(status: int) -> str:
     if status == OUT_OF_MEMORY:
         return "ran out of memory"
     if status == OUT_OF_TIME:
-        return "took too much processor time for a picture"
+        return "took too much processor time for a job"
     if status >= 0:
         return f"ended with {status}"
     known = -status in set(signal.Signals)  # real-time signals have numbers only

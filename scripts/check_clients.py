@@ -44,7 +44,7 @@ def main() -> None:
     argparse.ArgumentParser(name, description=__doc__, formatter_class=style).parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # and the service with it
     failed = []
-    with TemporaryDirectory() as folder, running(PYTHON_M_APP, log="off") as server:
+    with TemporaryDirectory() as folder, running(PYTHON_M_APP, log="off", views="one") as server:
         case = Path(folder, "case.json")
         case.write_text(json.dumps(_case(server.url)), encoding="utf-8")
         for client, package in CLIENTS.items():
@@ -62,7 +62,7 @@ def main() -> None:
 
 def _case(url: str) -> Case:
     """What the clients send and have to get: JSON values."""
-    from app.capacity import WEIGHTS
+    from model import DEFAULT_WEIGHTS
     from model.classifier import Classifier
     from model.preprocessing import to_vector
 
@@ -71,8 +71,8 @@ def _case(url: str) -> Case:
     for data in files:
         with urllib.request.urlopen(f"{url}/predict", data) as response:  # noqa: S310 - our own
             answers.append(json.load(response))
-    classifier = Classifier.load(WEIGHTS)
-    pixels = [classifier.read(data).picture.pixels for data in files]
+    classifier = Classifier.load(DEFAULT_WEIGHTS)
+    pixels = [classifier.read(data).picture.pixels for data in files]  # as the service reads them
     return {
         "url": url,
         "version": answers[0]["model"]["version"],

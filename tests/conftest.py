@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.capacity import WEIGHTS
 from app.main import create_app
 from app.settings import Settings
+from model import DEFAULT_WEIGHTS
 from model.classifier import Classifier, Golden
 from model.network import Linear
 from model.preprocessing import Views
@@ -161,7 +161,7 @@ def unsure_service(unsure_path: Path) -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def default_client() -> Iterator[TestClient]:
     """A client of the service with its default settings and its default weights."""
-    workers = SharedWorkers(WEIGHTS)
+    workers = SharedWorkers(DEFAULT_WEIGHTS)
     with TestClient(create_app(Settings(), workers), base_url="http://127.0.0.1:8000") as client:
         yield client
     workers.close()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from model.classifier import Classifier, default_weights
+from model import DEFAULT_WEIGHTS
+from model.classifier import Classifier
 from tests.pictures import encode, scene, write_files, zipped
 from training import Refused
 from training.__main__ import main
@@ -45,7 +46,7 @@ def card(weights: Path) -> str:
 
 
 def test_the_committed_card_is_what_the_committed_files_give() -> None:
-    weights = default_weights()
+    weights = DEFAULT_WEIGHTS
     if weights.stem == "logistic":
         pytest.skip("the lesson's weights have no card")
     results = read_evaluation(weights.with_name(EVALUATION))

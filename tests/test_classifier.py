@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from model import artifact, classifier
+from model import DEFAULT_WEIGHTS, artifact, classifier
 from model import network as nn
 from model.artifact import describe, pack, unpack
-from model.classifier import BadArtifact, Classifier, Golden, InputStatistics, default_weights
+from model.classifier import BadArtifact, Classifier, Golden, InputStatistics
 from model.convolution import Convolution
 from model.network import Layer, Linear, parameters
 from model.preprocessing import PictureReader, Preprocessing, read_picture, to_vector
@@ -116,7 +116,7 @@ def test_what_is_loaded_is_what_was_saved(make: Callable[[], Classifier], path: 
 
 def test_logistic_regression_ships_in_the_layout_of_the_first_release() -> None:
     """A text of the header for each value, one golden picture, and words of its own."""
-    tested = Classifier.load(default_weights().with_name("logistic.safetensors"))
+    tested = Classifier.load(DEFAULT_WEIGHTS.with_name("logistic.safetensors"))
     assert (describe(tested.layers), tested.version) == ([{"kind": "linear"}], "18394a0a2589")
 
 
@@ -375,7 +375,7 @@ def test_code_that_preprocesses_differently_refuses_the_file(
     assert "differently" in refused(golden_file)
     if mistake not in ("mirrored", "divided by 256"):
         # What ships looks in the mirror too; and of 256 for 255 not every picture tells
-        assert "differently" in refused(default_weights())
+        assert "differently" in refused(DEFAULT_WEIGHTS)
 
 
 def noise(seed: int, low: int = 0, high: int = 256) -> NDArray[np.uint8]:

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.container
 # Without /tmp and, as --ipc has it, without /dev/shm.
 STRICT = ["--read-only", "--ipc", "none", "--cap-drop", "ALL", "--memory", "256m"]
 PREDICT_DIRECTLY = (
-    "import sys; from app.capacity import WEIGHTS; from model.classifier import Classifier;"
-    "print(Classifier.load(WEIGHTS).predict(sys.stdin.buffer.read()).cat_probability)"
+    "import sys; from model import DEFAULT_WEIGHTS; from model.classifier import Classifier;"
+    "print(Classifier.load(DEFAULT_WEIGHTS).predict(sys.stdin.buffer.read()).cat_probability)"
 )
 STATES = (
     "import pathlib; print(*(each.read_text().rpartition(')')[2].split()[0]"

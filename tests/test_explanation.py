@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from model import explanation
+from model import DEFAULT_WEIGHTS, explanation
 from model import network as nn
-from model.classifier import Classifier, default_weights
+from model.classifier import Classifier
 from model.convolution import Convolution
 from model.explanation import explain, picture_of_weights, place
 from model.network import Array, Layer, Linear, Scratch, forward
@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]
 @pytest.fixture(scope="module")
 def network() -> Sequence[Layer]:
     """The network that ships."""
-    return Classifier.load(default_weights()).layers
+    return Classifier.load(DEFAULT_WEIGHTS).layers
 
 
 @pytest.fixture(scope="module")

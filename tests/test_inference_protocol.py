@@ -144,6 +144,9 @@ def test_other_errors_are_of_the_protocol_too(service: Service) -> None:
             unknown = client.request(method, f"/v2/models/dog{end}")
             refused(unknown, "not-found", "no model 'dog'; there is cat")
             refused(client.request(method, f"/v2/models/cat/versions/7{end}"), "not-found", "'7'")
+        announced = {"Content-Length": "1000000000"}  # it is refused before the body is read
+        unread = client.post("/v2/models/cat/versions/7/infer", headers=announced)
+        refused(unread, "not-found", "'7'")
         for method, path in (("POST", "/v2"), ("GET", INFER), ("DELETE", "/v2/health/live")):
             refused(client.request(method, path), "method-not-allowed")
         client.app.state.ready = False  # type: ignore[attr-defined]

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from model.classifier import Classifier, default_weights
+from model import DEFAULT_WEIGHTS
+from model.classifier import Classifier
 from model.formats import accepted_formats, heic_is_installed
 from model.preprocessing import (
     Filter,
@@ -96,7 +97,7 @@ def test_a_stored_jpeg_is_upright_and_gets_the_answer_of_the_upload(cat_picture:
     cat = pictures.decode(cat_picture).convert("RGB").resize((902, 600))
     half_there = cat.copy()
     half_there.putalpha(Image.linear_gradient("L").resize(cat.size))
-    classifier = Classifier.load(default_weights())
+    classifier = Classifier.load(DEFAULT_WEIGHTS)
     for data in (
         encode(cat.rotate(90, expand=True), "JPEG", exif=pictures.exif(6), comment=b"x"),
         encode(half_there, "PNG", icc_profile=b"profile"),

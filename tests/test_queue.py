@@ -91,6 +91,7 @@ async def test_beyond_its_places_it_refuses_before_it_reads_a_body() -> None:
         assert start["status"] == 503
         assert 1 <= int(dict(start["headers"])[b"retry-after"]) <= 60
         assert b"/problems#busy" in end["body"]
+        assert b"The queue is full: 2 pictures wait, at most 2 may. Try again" in end["body"]
         assert (await client.get("/health")).status_code == 200
         come.set()
         assert [answer.status_code for answer in (await slow, *await answers)] == [200] * 4
@@ -145,6 +146,9 @@ async def test_what_is_not_done_by_its_deadline_is_given_up_and_if_it_waits_not_
             assert late.status_code == 503
             assert late.json()["type"] == "/problems#deadline-passed"
             assert int(late.headers["retry-after"]) >= 1
+        at_once = {"le": "0.25"}  # the first did not wait: its worker took too long
+        sample = app.state.metrics.registry.get_sample_value
+        assert sample("cat_queue_seconds_bucket", at_once) == 1
         await until(lambda: not app.state.workers.busy)
         assert (await client.post("/predict", content=do("nothing"))).json()["handled"] == 2
 

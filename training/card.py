@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model.artifact import summary, write_file
+from model.artifact import summary
 from model.classifier import Classifier
+from model.machine import write_file
 from model.network import parameters
 from training import Refused
 from training.data import CLASS_NAMES, PROVENANCE, TEACHERS

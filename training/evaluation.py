@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from model.artifact import pack, read_file, unpack, write_file
+from model.artifact import pack, read_file, unpack
 from model.classifier import Classifier
+from model.machine import write_file
 from model.network import Array
 from model.preprocessing import Preprocessing
 from training import Refused

@@ -20,7 +20,8 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from threadpoolctl import threadpool_limits
 
-from model.artifact import build, describe, pack, read_file, unpack, write_file
+from model.artifact import build, describe, pack, read_file, unpack
+from model.machine import write_file
 from model.network import (
     Array,
     Composite,

@@ -16,7 +16,7 @@ from typing import Any, Never
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from tqdm import tqdm
 
-from model.artifact import write_file
+from model.machine import write_file
 from training.metrics import wilson_interval
 
 Say = Callable[[str], None]  # prints a line for the person at the terminal

@@ -27,6 +27,7 @@ import ray.data
 from pyarrow.dataset import dataset
 from ray import cloudpickle
 
+from model import DEFAULT_WEIGHTS
 from model.archive import (
     Found,
     Pictures,
@@ -37,7 +38,7 @@ from model.archive import (
     text,
     workers_for,
 )
-from model.classifier import BadArtifact, Classifier, default_weights
+from model.classifier import BadArtifact, Classifier
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a new one, for Parquet")
     parser.add_argument("--names", metavar="COLUMN", help="of Parquet: the pictures' names")
     parser.add_argument("--bytes", metavar="COLUMN", help="of Parquet: the encoded pictures")
-    parser.add_argument("--weights", metavar="FILE", type=Path, default=default_weights())
+    parser.add_argument("--weights", metavar="FILE", type=Path, default=DEFAULT_WEIGHTS)
     return parser
 
 
