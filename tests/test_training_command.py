@@ -208,8 +208,8 @@ def test_what_cannot_be_done_is_refused_in_one_message_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [
-        (signal.SIGINT, 130, "Stopped. No file is incomplete.\n"),
-        (signal.SIGTERM, 143, "Stopped. No file is incomplete.\n"),
+        (signal.SIGINT, 130, "Stopped. All written files are complete.\n"),
+        (signal.SIGTERM, 143, "Stopped. All written files are complete.\n"),
         (signal.SIGKILL, -9, ""),
     ],
 )
