@@ -48,7 +48,7 @@ def ours(X: Array, y: Array, iterations: int) -> list[float]:
 
 
 def main(data: Path, iterations: int = 2000, rounds: int = 5) -> None:
-    """Measure and print. DATA: the course's train_catvnoncat.h5."""
+    """How fast is logistic regression, beside the course's notebook? DATA: train_catvnoncat.h5."""
     read = read_pictures([data])
     X, y = to_vector(read.pictures), read.labels
     columns = np.ascontiguousarray(read.pictures.reshape(len(y), -1).T / 255)  # (n_x, m) float64

@@ -51,7 +51,7 @@ def main(
     repetitions: Annotated[int, typer.Option(help="of each in a round")] = 20,
     variant: Annotated[Variant, typer.Option(help="the pretrained one")] = "lite0",
 ) -> None:
-    """Measure and print; the exit status is 1 where the probabilities do not agree."""
+    """How much time and memory does the default network take? Exit status 1: answers differ."""
     core = max(os.sched_getaffinity(0)) if core is None else core
     classifier = Classifier.load(weights)
     try:

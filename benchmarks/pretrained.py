@@ -100,7 +100,7 @@ def main(
     test: Annotated[bool, typer.Option(help="judge the test pictures")] = False,
     threads: Annotated[int, typer.Option(help="for the other one's scores")] = os.cpu_count() or 1,
 ) -> None:
-    """Compare and print; the exit status is 2 where a package or the pictures are missing."""
+    """How good is the default network, compared with a pretrained EfficientNet-Lite?"""
     try:
         if why := not_installed(variant):
             raise Refused(why)

@@ -177,7 +177,7 @@ def main(
     threads: Annotated[int, typer.Option(help="for the pretrained network")] = cores(),
     skip_bad: Annotated[bool, typer.Option(help="as of `fit`")] = False,
 ) -> None:
-    """Write the teacher's answers; the exit status is 2 where packages or pictures are missing."""
+    """Write a teacher for `fit --teacher`; exit status 2 where packages or pictures are missing."""
     variants: list[Variant] = ["lite0", "lite2"] if variant == "both" else [variant]
     try:
         if why := not_installed(*variants):

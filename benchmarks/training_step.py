@@ -209,7 +209,7 @@ def main(
     steps: Annotated[int, typer.Option(help="of each in a round")] = 5,
     seed: int = 1,
 ) -> None:
-    """Check, measure and print; the exit status is 1 where the networks differ."""
+    """How fast is a training step, compared with PyTorch? Exit status 1: the results differ."""
     if find_spec("torch") is None:
         print("PyTorch is not installed: python -m pip install torch==2.13.0.", file=sys.stderr)
         sys.exit(2)

@@ -12,6 +12,7 @@
 # the same ones: those whose names, which are made from their content, end in 0 to 3. No network
 # ever learns from them, so the served and the new one are compared fairly.
 set -eu
+if [ $# -lt 3 ]; then sed -n '2,9s/^# \{0,1\}//p' "$0" >&2 && exit 2; fi
 feedback=$(cd "$1" && pwd) weights=$2 reload=$3
 shift 3
 python=${PYTHON:-.venv/bin/python}

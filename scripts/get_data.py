@@ -166,10 +166,13 @@ def main(
     others: Annotated[int, typer.Option(help="pictures of each ordinary class")] = 125,
     lookalikes: Annotated[int, typer.Option(help="pictures of each class like a cat")] = 425,
 ) -> None:
-    """Make the zips; the exit status is 2 where an archive is missing or not what it should be."""
+    """Make training, validation and test zips; exit status 2 where an archive is not right."""
     found: list[Found] = []
     archives = {pets: pets_zip, tiny: tiny_zip}
     file = None
+    if not any(archives.values()):
+        print("Name at least one archive: --pets FILE or --tiny FILE.", file=sys.stderr)
+        raise typer.Exit(2)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for read, file in ((read, file) for read, file in archives.items() if file):

@@ -53,3 +53,5 @@ if __name__ == "__main__":
         main()
     except NoBrowser as error:
         sys.exit(f"This {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"This needs {error.name}: pip install -r requirements/browser.txt.")

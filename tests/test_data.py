@@ -251,6 +251,13 @@ def test_folders_and_zips_without_one_pair_of_classes_are_refused(
         read_pictures([make(tmp_path / "mine", files)])
 
 
+def test_empty_class_folders_are_named(tmp_path: Path) -> None:
+    for name in ("cat", "non-cat"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+    with pytest.raises(Refused, match=r"^cat/ and non-cat/ in \S+mine are empty. Put pictures"):
+        read_pictures([tmp_path / "mine"])
+
+
 def zip_with(place: bytes, change: bytes) -> bytes:
     """A zip of good pictures with one change after the place."""
     data = zipped(GOOD, zipfile.ZIP_STORED)

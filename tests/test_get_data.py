@@ -87,7 +87,12 @@ def test_so_many_of_each_class_are_taken(tmp_path: Path, archives: tuple[Path, P
     assert {wnid: taken.count(wnid) for wnid in set(taken)} == {CAT: 31, LOOKALIKE: 20, OTHER: 5}
 
 
-def test_another_archive_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_archive_or_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit):
+        get_data.main(tmp_path)
+    assert "--pets FILE or --tiny FILE" in capsys.readouterr().err
     path = tmp_path / "some.zip"
     for content, message in (
         (None, "No such file or directory"),

@@ -100,7 +100,7 @@ def test_the_report_is_one_page_alone_and_escapes_names(data: Path, tmp_path: Pa
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert page.count('src="data:image/png;base64,') == 2  # the weights as pictures
-    assert "100.00 % of the training pictures right" in page
+    assert "100.0 % of the training pictures right" in page
     assert "<u>" not in page
     assert r"&lt;u&gt;&amp;\xff.h5" in page
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -130,7 +130,7 @@ def test_what_was_read_and_the_costs_are_lines_where_there_is_no_terminal(
         "training: iteration 0: cost 0.693147",
     ]
     assert re.fullmatch(r"training: iteration 100: cost 0\.\d{6}", lines[3])
-    assert "training: 100.00 % of 20 pictures right" in lines[4]
+    assert "training: 100.0 % of 20 pictures right" in lines[4]
 
 
 def test_help_tells_of_every_command_and_its_examples_are_commands(
@@ -208,8 +208,8 @@ def test_what_cannot_be_done_is_refused_in_one_message_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [
-        (signal.SIGINT, 130, "Stopped. No file is incomplete.\n"),
-        (signal.SIGTERM, 143, "Stopped. No file is incomplete.\n"),
+        (signal.SIGINT, 130, "Stopped. All written files are complete.\n"),
+        (signal.SIGTERM, 143, "Stopped. All written files are complete.\n"),
         (signal.SIGKILL, -9, ""),
     ],
 )

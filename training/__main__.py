@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stopped:
         status = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
-        return _fail("Stopped. No file is incomplete.", status)
+        return _fail("Stopped. All written files are complete.", status)
     except (Refused, BadArtifact) as error:
         return _fail(f"error: {error}")
     except MemoryError as error:

@@ -41,10 +41,7 @@ THRESHOLD_RULE = (
     f"{1 - MAX_FALSE_RATE:.0%} of each one-class source correctly; look-alikes and sources of "
     f"fewer than {MIN_SOURCE_PICTURES} pictures are exempt"
 )
-FEW_RULE = (
-    "0.5 or, after fine-tuning, the old threshold if it is better on the validation pictures: "
-    "there are too few pictures to choose a new one"
-)
+FEW_RULE = "there are too few pictures to choose a new one"
 UNSURE_RULE = (
     "the two logits, from a grid, that leave the fewest pictures unsure, at most "
     f"{MAX_UNSURE_SHARE:.0%}. The log loss on the validation pictures must be within "

@@ -27,6 +27,7 @@ def run_card(weights: Path, say: Say) -> None:
     """Write the card of the weights. Raises Refused and OSError."""
     output = weights.with_name(CARD)
     check_output(output)
+    Classifier.load(weights)  # another file is refused before a missing evaluation
     results = read_evaluation(weights.with_name(EVALUATION))
     try:
         text = model_card(weights, results)

@@ -256,6 +256,8 @@ def _class_root(
         places = ", ".join(f"{folder}/" for folder in sorted(roots)[:10])
         found = f"{path} has folders {first}/ or {second}/ in several places: {places}"
         raise Refused(f"{found}. Use one of them (unpack a zip first).")
+    if all((path / name).is_dir() for name in class_names):
+        raise Refused(f"{first}/ and {second}/ in {path} are empty. Put pictures into both.")
     folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
     held = f"folders {_quoted(folders[:10])}" if folders else f"{len(files)} files, no folders"
     remedy = "Sort the pictures into two such folders, or name yours with --classes."

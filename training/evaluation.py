@@ -263,7 +263,7 @@ def _change(
 def number(value: float | None, metric: str) -> str:
     """A metric as the report and the model card give it."""
     share = metric in ("balanced_accuracy", "called_first")
-    return "–" if value is None else percent(value, 1) if share else f"{value:.3f}"
+    return "–" if value is None else percent(value) if share else f"{value:.3f}"
 
 
 def with_interval(source: Mapping[str, Any], metric: str) -> str:
@@ -302,14 +302,14 @@ def _mistakes(results: Mapping[str, Any], pictures: PictureSet, p: Array) -> lis
     parts = pictures.parts
     found = []
     for title, wrong in (
-        (f"called {first}, but {other}", called & (pictures.labels != 1)),
-        (f"called {other}, but {first}", ~called & (pictures.labels == 1)),
+        (f"Called {first}, but it is {other}", called & (pictures.labels != 1)),
+        (f"Called {other}, but it is {first}", ~called & (pictures.labels == 1)),
     ):
         places = np.flatnonzero(wrong)
         surest = places[np.argsort(-np.abs(p[places] - results["model"]["threshold"]))]
         tiles = []
         for i in surest[:_MISTAKES].tolist():
-            words = [PurePosixPath(pictures.names[i]).stem, parts[i].kind, percent(p[i], 1)]
+            words = [PurePosixPath(pictures.names[i]).stem, parts[i].kind, percent(p[i])]
             tiles.append({"picture": as_png(pictures.pictures[i]), "lines": filter(None, words)})
         if tiles:
             found.append({"title": title, "count": len(places), "tiles": tiles})

@@ -11,7 +11,8 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from math import ceil
 from pathlib import Path
 from time import monotonic
@@ -108,14 +109,20 @@ def read_settings(
         settings = TypeAdapter(Settings).validate_python(asdict(defaults) | values)
     except ValidationError as error:
         where = f"{config}: " if config else ""
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc']))} is {each['input']!r}: {each['msg']}"
-            for each in error.errors()
-        )
-        raise Refused(f"{where}{problems}.") from error
+        raise Refused(where + " ".join(map(_problem, error.errors()))) from error
     if "threads" not in values:
         settings = replace(settings, threads=max(1, min(cores(), settings.batch // SHARD)))
     return settings
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    """A sentence for what pydantic found wrong with a setting."""
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "unexpected_keyword_argument":
+        near = get_close_matches(name, [each.name for each in fields(Settings)], 1)
+        return f"There is no setting {name!r}." + "".join(f" Did you mean {it}?" for it in near)
+    must = error["msg"].replace("Input should be", "must be").partition(", unable")[0]
+    return f"{name} is {error['input']!r}, but {must}."
 
 
 # --- what is to be learned ----------------------------------------------------------------------
@@ -353,7 +360,8 @@ def _answers(task: Task, classifier: Classifier, views: ViewMode = "all") -> Arr
     """z (m,) float64 that the classifier answers by: from all its views, or from one."""
     if views == "one" or len(classifier.views.boxes) == 1:
         return _logits(task, classifier.layers)
-    return classifier.logits(classifier.read(load()) for load in task.held.files)
+    files = tqdm(task.held.files, "measuring", unit=" pictures", disable=None, leave=False)
+    return classifier.logits(classifier.read(load()) for load in files)
 
 
 def _epoch_figures(task: Task, layers: Sequence[Layer]) -> dict[str, Any]:
@@ -401,7 +409,7 @@ def _write(
 ) -> None:
     """rows: of the learning curve."""
     start = task.start
-    say(f"best epoch: {best.epoch}; calibrating and measuring")
+    say(f"best epoch: {best.epoch}; calibrating and measuring on {len(task.held):,} pictures")
     curve = [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
     facts = {**task.facts, "learning_curve": curve, "best_epoch": best.epoch}
     classifier, z = build_classifier(best.layers, task, facts)

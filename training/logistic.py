@@ -95,7 +95,7 @@ def _accuracy(name: str, metrics: dict[str, Any]) -> str:
     low, high = wilson_interval(accuracy, count)
     return (
         f"{name}: {percent(accuracy)} of {count:,} pictures right "
-        f"(95 % interval {percent(low, 0)} to {percent(high, 0)})"
+        f"(95 % interval {percent(low)} to {percent(high)})"
     )
 
 

@@ -36,8 +36,8 @@ def progress_bar(label: str, unit: str, total: int | None = None) -> "tqdm[Never
     return tqdm(desc=label, unit=f" {unit}s", total=total, disable=not on_terminal, **size)
 
 
-def percent(share: float | None, digits: int = 2) -> str:
-    """0.7 as 70.00 %; a dash for a number that is undefined."""
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.7 as 70.0 %; a dash for a number that is undefined."""
     return "–" if share is None else f"{share:.{digits}%}".replace("%", " %")
 
 

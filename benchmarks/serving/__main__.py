@@ -1,8 +1,8 @@
-"""Compare the service with other commits and other servers.
+"""How fast is the service, compared with other commits and other servers?
 
+\b
     git worktree add ../before COMMIT
     python -m benchmarks.serving measure --beside ../before
-
     python -m benchmarks.serving prepare PEERS
     python -m benchmarks.serving measure --peers PEERS
 

@@ -21,11 +21,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
-import ray
-import ray.data
-from pyarrow.dataset import dataset
-from ray import cloudpickle
+try:
+    import pyarrow as pa
+    import ray
+    import ray.data
+    from pyarrow.dataset import dataset
+    from ray import cloudpickle
+except ModuleNotFoundError as error:
+    sys.exit(f"The job needs {error.name}: pip install -r requirements/ray.txt.")
 
 from model import DEFAULT_WEIGHTS
 from model.archive import (
