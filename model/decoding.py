@@ -617,11 +617,9 @@ class _Tiff(TiffImageFile):
 
 
 def _has_hole(strip: bytes, tables: bytes) -> bool:
-    """Whether a strip of JPEG lacks data, which libtiff does not tell; raises InvalidImage."""
-    jpeg = tables[:-2] + strip[2:] if tables else strip
-    _read_jpeg_header(jpeg)
+    """Whether a strip of JPEG lacks data, which libtiff does not tell."""
     try:
-        simplejpeg.decode_jpeg(jpeg, "GRAY")
+        simplejpeg.decode_jpeg(tables[:-2] + strip[2:] if tables else strip, "GRAY")
     except ValueError as error:
         return str(error).startswith(_MISSING_DATA)
     return False
