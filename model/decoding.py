@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain, product
@@ -104,6 +105,7 @@ class Decoded:
     any_transparent: bool = False  # of the pixels that were flattened so far
     bits: int = 8  # a channel
     warnings: list[str] = field(default_factory=list)
+    data: bytes = b""  # the file
 
 
 def decode(
@@ -115,14 +117,22 @@ def decode(
     at 1/8, 1/4, 1/2 or its whole size.
     Raises InvalidImage; MemoryError where its decoder got less memory than it asked for.
     """
-    try:
+    with refusing(data, kind):
         if kind is Format.JPEG:
-            return _decode_jpeg(data, reduction, limits)
-        return _decode_with_pillow(data, kind, limits)
+            decoded = _decode_jpeg(data, reduction, limits)
+        else:
+            decoded = _decode_with_pillow(data, kind, limits)
+        decoded.data = data
+        return decoded
+
+
+@contextmanager
+def refusing(data: bytes, kind: Format) -> Iterator[None]:
+    """Make InvalidImage or MemoryError of what the work on a picture of that format raises."""
+    try:
+        yield
     except (InvalidImage, MemoryError):
         raise
-    except Image.DecompressionBombError:
-        raise limits.too_many_pixels(kind, "too many pixels") from None
     except Exception as error:  # decoders raise whatever the bytes lead them to
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from None
@@ -163,9 +173,8 @@ def _valid_orientation(value: object) -> int:
 # --- JPEG ----------------------------------------------------------------------------------------
 
 _START_OF_SCAN, _END, _JFIF, _EXIF, _ADOBE = 0xDA, b"\xff\xd9", 0xE0, 0xE1, 0xEE
-_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_FRAMES_OF_ONE_PASS = frozenset({0xC0, 0xC1, 0xC9})  # where one scan can hold all components
-_FRAMES_OF_SCANS = _FRAMES_OF_ONE_PASS | {0xC2, 0xCA}  # progressive ones too; not lossless
+_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+_PROGRESSIVE = 0xC2  # the last of the decoded ones
 # APP1 to APP13, APP15 and comments; APP0 (JFIF) and APP14 (Adobe) tell how colours are stored
 _METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
@@ -184,14 +193,13 @@ class _JpegHeader:
     height: int = 0
     components: bytes = b""  # their numbers
     orientation: int = 1
-    frame: int = 0  # the marker of how it is coded
     one_pass: bool = False  # whether a decoder needs no memory for the whole picture
     needed: list[tuple[int, int]] = field(default_factory=list)  # segments, and what follows
     scan: int = 0  # where the first scan begins
 
 
 def _read_jpeg_header(data: bytes) -> _JpegHeader:
-    """Raises EOFError, IndexError or struct.error where it is cut off."""
+    """Raises InvalidImage for a rare kind; EOFError, IndexError or struct.error if cut off."""
     header = _JpegHeader(needed=[(0, 2)])
     has_exif = False
     at = 2
@@ -204,9 +212,7 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader:
         elif marker in _WITHOUT_LENGTH:
             at = found + 2
         elif marker == _START_OF_SCAN:
-            header.one_pass = header.frame in _FRAMES_OF_ONE_PASS and data[found + 4] >= len(
-                header.components
-            )
+            header.one_pass &= data[found + 4] >= len(header.components)
             header.needed.append((found, len(data)))
             header.scan = found
             return header
@@ -216,7 +222,12 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader:
                 has_exif = True
                 header.orientation = orientation_of(data[found + 4 : at])
             if marker in _FRAMES:
-                header.frame = marker
+                if marker > _PROGRESSIVE or data[found + 4] != 8:
+                    if transfer_damage(data):
+                        raise damaged(data, Format.JPEG)
+                    # Which crash decoders, or hide what is missing; browsers show none of them
+                    raise not_accepted("a lossless, 12-bit or arithmetic-coded JPEG, or a JPEG-LS")
+                header.one_pass = marker != _PROGRESSIVE
                 header.height, header.width, number = struct.unpack_from(">HHB", data, found + 5)
                 header.components = data[found + 10 : found + 10 + 3 * number : 3]
             if marker not in _METADATA:
@@ -240,11 +251,7 @@ def _jpeg_pixels(
 
     Raises InvalidImage where some of them are missing, as far as libjpeg-turbo tells.
     """
-    if (
-        header.frame in _FRAMES_OF_SCANS
-        and not header.one_pass
-        and not _has_all_scans(data, header)
-    ):
+    if not header.one_pass and not _has_all_scans(data, header):
         raise damaged(data, Format.JPEG, cut_off=True)
     mode = {1: "L", 4: "CMYK"}.get(len(header.components), "RGBX")
     for tried, notes in _jpeg_attempts(data, header):
@@ -261,6 +268,8 @@ def _jpeg_pixels(
     try:
         _libjpeg(tried, mode, scale, shape, strict=False)
     except ValueError:  # what simplejpeg cannot do, such as odd subsampling
+        if header.one_pass:  # with zeros for an end marker, Pillow says whether it needs more
+            tried = tried.removesuffix(_END) + bytes(_MOST_PADDING)
         return _pillow_jpeg(tried, scale), []
     raise damaged(data, Format.JPEG)  # an unknown complaint may hide one of missing pixels
 
@@ -346,6 +355,8 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.max_pixels // 2
     try:  # Pillow refuses twice as many where it needs memory for them as soon as it opens a file
         image = _open_png(data) if kind is Format.PNG else _DECODERS[kind](BytesIO(data))
+    except Image.DecompressionBombError:
+        raise limits.too_many_pixels(kind, "too many pixels") from None
     finally:
         Image.MAX_IMAGE_PIXELS = before
     width, height = image.size
@@ -363,6 +374,8 @@ def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
         decoded.orientation = orientation_of(image.info.get("exif", b""))
     if kind is Format.PNG:
         decoded.bits = data[_PNG_DEPTH]
+        if pixels.mode == "P" and pixels.palette is None:
+            raise damaged(data, kind)
         _state_transparent_colour(pixels, decoded.bits)
     if isinstance(image, _Tiff):
         decoded.bits, decoded.orientation = image.bits, image.orientation
@@ -374,7 +387,12 @@ def _load(image: Any, kind: Format) -> Image.Image:
     if kind is not Format.AVIF:
         if kind is Format.TIFF:
             image.refuse_missing_pixels()
+        frame = image.tile[0].extents if kind is Format.GIF else None
         image.load()
+        if frame and "transparency" not in image.info and frame != (0, 0, *image.size):
+            alpha = Image.new("L", image.size)  # around the frame, browsers show nothing
+            alpha.paste(255, frame)
+            image.putalpha(alpha)
         if kind is Format.BMP and image.mode == "RGBA" and image.getbbox() is None:
             image.putalpha(255)  # programs that know no alpha write 0 everywhere
         return cast(Image.Image, image)
@@ -425,6 +443,8 @@ def _state_transparent_colour(image: Image.Image, bits: int) -> None:
     key = image.info.get("transparency")
     if isinstance(key, int) and image.mode == "L" and bits < 8:
         image.info["transparency"] = key * 255 // (2**bits - 1)  # PNG states it unscaled
+    elif isinstance(key, bytes):
+        image.info["transparency"] = key[:256]  # of as many as a palette can have
     elif isinstance(key, tuple) and bits == 16:
         # Pillow keeps the high bytes of 16-bit colours, so near shades become transparent too
         image.info["transparency"] = tuple(value >> 8 for value in key)
@@ -452,7 +472,7 @@ def _decode_still_webp(data: bytes, limits: Limits) -> Decoded | None:
     start, room = pixels.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(pixels.nbytes)
     if not _libwebp.WebPDecodeRGBAInto(data, length, start, room, 4 * width):
         np.empty_like(pixels)  # raises MemoryError where that may have been the reason
-        raise damaged(data, Format.WEBP, cut_off=len(data) < _webp_chunk_end(data, 0))
+        raise damaged(data, Format.WEBP)
     mode = "RGBA" if has_alpha else "RGBX"
     image = Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
     return Decoded(image, Format.WEBP, width, height, orientation=orientation_of(_webp_exif(data)))
@@ -486,8 +506,8 @@ def _unsupported(what: str) -> InvalidImage:
     """Return the refusal of a TIFF; what: as after "a TIFF with"."""
     return InvalidImage(
         Reason.FORMAT_NOT_ALLOWED,
-        f"The file is a TIFF with {what}, which is not supported. Save it as PNG, or as a "
-        "TIFF with 8 or 16 bits per channel and interleaved colours.",
+        f"The file is a TIFF with {what}, which is not supported. Save it as PNG, or as an "
+        "interleaved RGB or grey TIFF with 8 or 16 bits and no extra channels.",
     )
 
 
@@ -501,9 +521,9 @@ class _Tiff(TiffImageFile):
         try:
             super()._open()
         except (SyntaxError, KeyError) as error:
-            if isinstance(error, KeyError) or "unknown" in str(error):
-                raise _unsupported("other numbers or compression than are usual") from error
-            raise
+            if not isinstance(error, KeyError) and "unknown" not in str(error):
+                raise
+            raise _unsupported("an unusual combination of channels, bits or compression") from error
         tags = self.tag_v2
         self._refuse_half_a_directory()
         self._refuse_camera_raws()
@@ -556,6 +576,8 @@ class _Tiff(TiffImageFile):
         tags, raw = self.tag_v2, self._compression == "raw"
         if self.mode in ("I", "F") or set(tags.get(_SAMPLE_FORMAT, ())) - {_UNSIGNED}:
             raise _unsupported("signed, 32-bit or floating-point values without a defined white")
+        if self.mode == "LAB" or self._compression == "webp":
+            raise _unsupported("LAB colours or WebP compression")
         if self._planar_configuration == _PLANES_APART and len(self.getbands()) > 1:
             is_read_right = self.mode in ("RGB", "RGBA") and not (
                 raw and max(tags.get(_BITS, (1,))) > 8

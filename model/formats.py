@@ -48,12 +48,14 @@ _SPACE: Final = rb"[\xef\xbb\xbf\s]*"  # with a byte order mark
 # first that matches counts.
 _SIGNATURES: Final = (
     (rb"\xff\xd8\xff", Format.JPEG),
+    (rb"\x89PNG.{8}CgBI", "CgBI (a PNG optimised for iOS)"),
     (rb"\x89PNG", Format.PNG),
     (rb"GIF8[79]a", Format.GIF),
     (rb"RIFF....WEBP", Format.WEBP),
     (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", Format.BMP),  # size of a header
     (rb"II\*\0....CR|....ftypcrx", "Canon camera raw (CR2, CR3)"),
-    (rb"II[*+]\0|MM\0[*+]", Format.TIFF),
+    (rb"MM\0\+", "big-endian BigTIFF"),  # which Pillow takes for a TIFF
+    (rb"II[*+]\0|MM\0\*", Format.TIFF),
     (rb"II(U\0|R[OS])|MMOR|FUJIFILMCCD-RAW|FOVb|\0MRM", "camera raw (such as RW2, ORF or RAF)"),
     (rb"8BPS|gimp xcf", "Photoshop (PSD) or GIMP (XCF)"),
     (rb"%PDF-|%!PS|\xc5\xd0\xd3\xc6", "PDF or PostScript (EPS)"),
@@ -136,7 +138,7 @@ def recognise(data: bytes) -> Format:
     if data[4:8] == b"ftyp":
         found = _iso_media_format(data) or found
     if isinstance(found, Format):
-        if found in _SIZES and len(data) > _stated_size(found, data) and transfer_damage(data):
+        if len(data) > _stated_size(found, data) and transfer_damage(data):
             raise damaged(data, found)  # its decoder would answer from shifted pixels
         return found
     if found:
@@ -148,12 +150,17 @@ def recognise(data: bytes) -> Format:
     )
 
 
-_SIZES: Final = {Format.BMP: (2, 0), Format.WEBP: (4, 8)}  # where the file's size is, and beside it
-
-
 def _stated_size(kind: Format, data: bytes) -> int:
-    at, more = _SIZES[kind]
-    return int.from_bytes(data[at : at + 4], "little") + more
+    """Return how many bytes a BMP, WebP, AVIF or HEIC says that it has; of others, what it has."""
+    if kind is Format.BMP:
+        return int.from_bytes(data[2:6], "little")
+    if kind is Format.WEBP:
+        return int.from_bytes(data[4:8], "little") + 8
+    end = 0 if kind in (Format.AVIF, Format.HEIC) else len(data)
+    while end < len(data):
+        box = int.from_bytes(data[end : end + 4], "big")
+        end = end + box if box >= 8 else len(data)
+    return end
 
 
 def not_accepted(what: str) -> InvalidImage:
@@ -168,7 +175,7 @@ def damaged(data: bytes, kind: Format, *, cut_off: bool = False) -> InvalidImage
     """Return the refusal of a picture that cannot be decoded, with what may have happened to it."""
     if happened := transfer_damage(data):
         what = f"is damaged: {happened}"
-    elif cut_off:
+    elif cut_off or (kind is not Format.BMP and len(data) < _stated_size(kind, data)):
         what = f"of {size(data)} is cut off, or a part of it is missing; send the whole file"
     else:
         what = (

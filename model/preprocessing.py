@@ -22,12 +22,12 @@ import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.decoding import Decoded, decode
+from model.decoding import Decoded, decode, refusing
 from model.decoding import Limits as Limits  # these are for those who import from here
+from model.formats import Format, heic_is_installed, recognise
 from model.formats import InvalidImage as InvalidImage
 from model.formats import Reason as Reason
 from model.formats import accepted_formats as accepted_formats
-from model.formats import heic_is_installed, recognise
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Filter = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -267,15 +267,16 @@ def _tile(
     left, top, right, bottom = _as_stored(box, decoded.orientation)
     width, height = decoded.width / decoded.scale, decoded.height / decoded.scale
     stored = (left * width, top * height, right * width, bottom * height)
-    tile = _resize(decoded, size, resample, stored)
-    if tile.mode.startswith("I;16"):
-        # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
-        values = np.asarray(tile, np.float64) * (255 / (2**decoded.bits - 1))
-        tile = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
-    tile = tile.convert("RGB")
-    if decoded.orientation in _TURNS:
-        tile = tile.transpose(_TURNS[decoded.orientation])
-    return np.asarray(tile)
+    with refusing(decoded.data, cast(Format, decoded.format)):
+        tile = _resize(decoded, size, resample, stored)
+        if tile.mode.startswith("I;16"):
+            # Squeezed before it is scaled: 64 × 64 pixels are rounded, not millions
+            values = np.asarray(tile, np.float64) * (255 / (2**decoded.bits - 1))
+            tile = Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+        tile = tile.convert("RGB")
+        if decoded.orientation in _TURNS:
+            tile = tile.transpose(_TURNS[decoded.orientation])
+        return np.asarray(tile)
 
 
 def _as_stored(box: Box, orientation: int) -> Box:
@@ -365,13 +366,11 @@ def preload() -> None:
     colours = Image.new("RGB", (8, 8), "red")
     for name, mode, options in (
         *(("JPEG", "RGB", {}), ("JPEG", "CMYK", {}), ("PNG", "RGBA", {}), ("GIF", "P", {})),
-        *(("BMP", "RGB", {}), ("TIFF", "LAB", {}), ("TIFF", "RGB", {"compression": "jpeg"})),
+        *(("BMP", "RGB", {}), ("TIFF", "RGB", {"compression": "jpeg"})),
         *(("WEBP", "RGB", {}), ("WEBP", "RGB", {"save_all": True, "append_images": [colours]})),
         ("AVIF", "RGB", {"max_threads": 1}),
     ):
-        file = BytesIO()
-        image = Image.new(mode, (8, 8)) if mode == "LAB" else colours.convert(mode)
-        image.save(file, name, **options)
+        colours.convert(mode).save(file := BytesIO(), name, **options)
         read_picture(file.getvalue())
     if heic_is_installed():
         with suppress(InvalidImage):

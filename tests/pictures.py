@@ -202,6 +202,15 @@ def tiff(
     return head + count + directory + bytes(4) + values_after
 
 
+def oddly_subsampled_jpeg() -> bytes:
+    """A JPEG whose third component has four times the samples of the others; colours are wrong."""
+    data = bytearray(encode(scene(160, 128), "JPEG", keep_rgb=True))
+    frame = data.index(b"\xff\xc0")
+    struct.pack_into(">H", data, frame + 7, 320)
+    data[frame + 17] = 0x22
+    return bytes(data)
+
+
 def webp_header(width: int = 16_384, height: int = 16_384) -> bytes:
     """A WebP header alone, of a canvas that a decoder would allocate at once."""
     size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
@@ -256,7 +265,7 @@ def kinds() -> dict[str, bytes]:
     few_colours = scene().quantize(32)
     flat = few_colours.convert("RGB")
     runs = struct.pack("<IIIIiiHHIIIIII", 0, 0, 1078, 40, 64, 64, 1, 8, 1, 0, 0, 0, 0, 0)
-    modes = {"PNG": ["1", "L"], "TIFF": ["1", "L", "CMYK", "YCbCr", "LAB"]}
+    modes = {"PNG": ["1", "L"], "TIFF": ["1", "L", "CMYK", "YCbCr"]}
     modes |= {"JPEG": ["L", "CMYK"], "BMP": ["1", "L"]}
     alpha = {"PNG": ["RGBA", "LA"], "TIFF": ["RGBA", "LA"], "WEBP": ["RGBA"], "AVIF": ["RGBA"]}
     compressions = ("tiff_lzw", "tiff_deflate", "packbits", "jpeg", "lzma", "zstd")

@@ -32,7 +32,7 @@ from model.preprocessing import (
 )
 from tests import pictures
 from tests.pictures import encode, kinds, picture, scene
-from tests.test_fuzz_decoding import noisy_libraries
+from tests.test_fuzz_decoding import noisy_libraries, with_right_checksums
 
 PHOTO = scene(320, 240).resize((640, 480), Image.Resampling.NEAREST)
 END = b"\xff\xd9"  # of a JPEG
@@ -320,6 +320,21 @@ def test_the_transparent_colour_of_a_png_is_found_at_every_depth(
     assert result.pixels.min() == 0 or depth == 1 or not found
 
 
+def test_around_the_first_frame_of_a_gif_there_is_nothing() -> None:
+    """Browsers show no background colour there."""
+    frame = bytearray(encode(Image.new("P", (100, 90)), "GIF"))
+    struct.pack_into("<HH", frame, 6, 200, 90)
+    result = read_picture(bytes(frame))
+    assert (result.pixels[:, :31].max(), result.pixels[:, 33:].min()) == (0, 255)
+    assert result.warnings == (ON_WHITE,)
+
+
+def test_a_palette_png_may_state_more_transparency_than_colours() -> None:
+    more = [(b"PLTE", bytes(3)), (b"tRNS", b"\x80" * 300)]
+    data = pictures.png(80, 80, (b"\0" + bytes(80)) * 80, colour=3, before=more)
+    assert set(np.unique(pixels(data))) == {127}
+
+
 def test_a_picture_smaller_than_the_network_sees_is_mentioned() -> None:
     result = read_picture(picture("PNG", 63, 200))
     assert result.warnings == ("it is smaller than 64 pixels per side and was enlarged",)
@@ -430,6 +445,20 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
         (NOT_ALLOWED, b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "MP4"),
         (NOT_ALLOWED, b"II*\0\x10\0\0\0CR\2\0", "CR2"),
         (NOT_ALLOWED, pictures.tiff(8, 8, bytes(64), tags=[(50706, "B", [1, 4, 0, 0])]), "DNG"),
+        (NOT_ALLOWED, pictures.tiff(8, 8, bytes(64), tags=[(259, "H", [50001])]), "WebP compress"),
+        (NOT_ALLOWED, pictures.tiff(8, 8, bytes(64), tags=[(258, "H", [7])]), "channels, bits or"),
+        (NOT_ALLOWED, encode(scene(mode="LAB"), "TIFF"), "LAB"),
+        (NOT_ALLOWED, b"MM\0+\0\x08\0\0", "big-endian BigTIFF"),
+        (NOT_ALLOWED, picture("PNG")[:8] + b"\0\0\0\4CgBI\x50\0\x20\2", "CgBI"),
+        *(
+            (NOT_ALLOWED, picture().replace(b"\xc0\0\x11\x08", frame), "arithmetic-coded JPEG")
+            for frame in (
+                b"\xc3\0\x11\x08",
+                b"\xc9\0\x11\x08",
+                b"\xf7\0\x11\x08",
+                b"\xc1\0\x11\x0c",
+            )
+        ),
     ],
 )
 def test_what_is_not_decoded_is_named(reason: Reason, data: bytes, what: str) -> None:
@@ -538,6 +567,25 @@ def test_a_progressive_jpeg_without_some_of_its_scans_is_refused() -> None:
         assert "cut off" in str(refusal(cut))
 
 
+@pytest.mark.parametrize(
+    ("whole", "cut"),
+    [
+        *(
+            (data, data[: len(data) * 3 // 4])
+            for data in (picture("AVIF"), kinds()["animated WEBP"])
+        ),
+        *(
+            (pictures.oddly_subsampled_jpeg(), pictures.oddly_subsampled_jpeg()[:3000] + end)
+            for end in (b"", END)
+        ),
+    ],
+    ids=["AVIF", "animated WebP", "odd subsampling", "odd subsampling with an end"],
+)
+def test_what_is_cut_off_is_said_to_be(whole: bytes, cut: bytes) -> None:
+    assert read_picture(whole).warnings in ((), ("only the first of several frames was used",))
+    assert "is cut off, or a part of it is missing; send" in str(refusal(cut))
+
+
 def test_missing_strips_of_a_tiff_and_a_wrong_checksum_of_a_png_are_refused() -> None:
     data, _ = layout("RGB")
     with TiffImageFile(io.BytesIO(data)) as image:
@@ -550,3 +598,5 @@ def test_missing_strips_of_a_tiff_and_a_wrong_checksum_of_a_png_are_refused() ->
     png = bytearray(picture("PNG"))
     png[png.index(b"IDAT") + 40] ^= 1
     assert "checksum" in str(refusal(bytes(png)))
+    no_colours = kinds()["palette PNG"].replace(b"PLTE", b"prIv")
+    assert refusal(with_right_checksums(no_colours)).reason == Reason.DAMAGED
