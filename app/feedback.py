@@ -47,8 +47,9 @@ class Collection:
             write_file(folder / ".probe", b"")
             (folder / ".probe").unlink()
         except OSError as error:
+            why = "it is a file" if folder.is_file() else error.strerror or error
             raise CannotStart(
-                f"CAT_COLLECT is {folder}, which cannot be used: {error.strerror or error}. "
+                f"CAT_COLLECT is {folder}, which cannot be used: {why}. "
                 "Name a folder that this user may write to, or unset CAT_COLLECT."
             ) from None
 

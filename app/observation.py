@@ -181,7 +181,7 @@ class Formatter(logging.Formatter):
 def configure_log(form: str) -> None:
     """Send the server's lines to standard error in our form, but for uvicorn's steps of starting:
     the service says when it is ready."""
-    steps = ("Started server process", "Waiting for application", "Application startup complete")
+    steps = ("Started server process", "Waiting for application", "Application startup ")
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter(form))
     handler.addFilter(lambda record: not record.getMessage().startswith(steps))

@@ -37,7 +37,7 @@ PNG = "A PNG, in base64."
 class ModelName(BaseModel):
     name: str
     version: str = Field(
-        description="12 hex digits: a hash of everything that affects the answers."
+        description="12 hex digits: a hash of all that affects the answers, and of the name."
     )
 
 

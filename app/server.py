@@ -116,6 +116,7 @@ def _listen(host: str, port: int) -> socket.socket:
         )
     except OSError as error:
         advice = {
+            errno.EACCES: "Set CAT_BIND_PORT to 1024 or more.",
             errno.EADDRINUSE: "Stop what listens there, or set CAT_BIND_PORT.",
             errno.EADDRNOTAVAIL: "This machine does not have that address. Set CAT_BIND_HOST to one"
             " that it has, or to 0.0.0.0.",

@@ -247,7 +247,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_as_an_unbroken_one(
         (("--set", "epochs=0"), "epochs is 0, but must be greater than or equal to 1"),
         (("--set", "epochs=5", "epochs=many"), "epochs is 'many', but must be a valid integer."),
         (("--set", "epoch=1"), "There is no setting 'epoch'. Did you mean epochs?"),
-        (("--set", "peak_rate=0.1"), "peak_rate is 0.1"),
+        (("--set", "peak_rate=0.1"), "There is no setting 'peak_rate'"),
         (("--set", "shares.web=-1"), "shares.web is -1"),
         (("--config", "{data}/cat/pets-0-000.png"), "pets-0-000.png is not TOML"),
     ],
