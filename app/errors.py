@@ -1,7 +1,7 @@
 """The service's errors, as RFC 9457 has them (application/problem+json).
 
-`TYPES` is the one table of them: the answers and the page at /problems, which an answer's `type`
-leads to, are made from it. The front and its workers raise them alike.
+`TYPES`, with `ADVICE`, is the one table of them: the answers and the page at /problems, which an
+answer's `type` leads to, are made from it. The front and its workers raise them alike.
 """
 
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ TYPES: dict[str, ProblemType] = {
         ("format-not-allowed", 415, "The picture's format is not accepted"),
         ("encoded-body", 415, "The body is compressed"),
         ("empty", 422, "The upload is empty"),
-        ("missing-file", 422, "The form has no field 'file'"),
+        ("missing-file", 422, "The form has no picture in a field 'file'"),
         ("several-files", 422, "The form has more than one picture"),
         ("damaged", 422, "The picture is damaged or cut off"),
         ("too-many-pixels", 422, "The picture has too many pixels, or takes too much memory"),

@@ -42,7 +42,7 @@ class Collection:
         self._lock = Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.rglob(".*.tmp"):  # by a service that was killed
+            for left in folder.glob("*/.*.jpg.*.tmp"):  # by a service that was killed
                 left.unlink()
             write_file(folder / ".probe", b"")
             (folder / ".probe").unlink()

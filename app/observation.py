@@ -46,7 +46,7 @@ class RequestInfo:
     model_version: str | None = None
     answers: list[tuple[str, float]] = field(default_factory=list)  # label, probability a picture
     distances: list[float] = field(default_factory=list)  # from training's pictures, one a picture
-    queue_seconds: float | None = None  # from the upload's end until a worker had it
+    queue_seconds: float | None = None  # from the upload's end, without the work
     decode_seconds: float | None = None  # of a worker's time: decoding, scaling, network
 
 
@@ -74,7 +74,7 @@ class Metrics:
         )
         self.queue_seconds = histogram(
             "cat_queue_seconds",
-            "Time that uploaded pictures waited until a worker had them.",
+            "Time that uploaded pictures waited for a worker.",
             buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
         self.decode_seconds = histogram(

@@ -78,7 +78,8 @@ async def page(request: Request) -> Response:
 @router.get("/static/{name}")
 async def page_file(name: str, request: Request) -> Response:
     """One of the files that the page loads."""
-    if name == PAGE or not request.app.state.settings.page:  # its texts are not filled in
+    needed = request.app.state.settings.page or name in ("page.css", "icon.svg")  # for /problems
+    if name == PAGE or not needed:  # the texts of PAGE are not filled in
         raise HTTPException(404)
     response = await PAGE_FILES.get_response(name, request.scope)
     response.headers["Cache-Control"] = "no-cache"  # asked for again each time, sent only when new

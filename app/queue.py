@@ -84,6 +84,9 @@ class Queue:
             facts.queue_seconds = max(0.0, taken - arrived)
             job.cancel()
         facts.decode_seconds = reply.head["seconds"]
+        # One that was sent ahead has waited at its worker too
+        waited = loop.time() - arrived - facts.decode_seconds
+        facts.queue_seconds = max(facts.queue_seconds, waited)
         if "fault" in reply.head:
             logger.error("A worker failed:\n%s", reply.head["fault"])
             raise Problem("internal-error", FAILED)

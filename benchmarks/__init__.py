@@ -4,4 +4,4 @@ import os
 
 os.environ.setdefault("TYPER_USE_RICH", "0")  # plain --help
 
-import model  # noqa: F401 - settles how NumPy's linear algebra works, before NumPy is loaded
+import model  # noqa: F401 - sets the threads of linear algebra before NumPy is loaded

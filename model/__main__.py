@@ -101,8 +101,9 @@ async def _answer(options: argparse.Namespace) -> int:
             counts[_kind(row)] += 1
             bar.update()
     if not counts.total():
-        where = ", ".join(options.pictures)
-        return _fail(f"No pictures found in {where}. Expected files such as .jpg or .png.", 1)
+        where, others = ", ".join(options.pictures), pictures.skipped
+        left = f" Other files left out: {others:,}." if others else ""
+        return _fail(f"No pictures found in {where}. Expected files such as .jpg or .png.{left}", 1)
     if not few:
         _print_summary(counts, before, pictures.skipped, time.monotonic() - began)
     return 1 if counts.keys() - labels else 0

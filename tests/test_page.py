@@ -156,7 +156,9 @@ def test_several_views_are_shown(server: Server, visit: Visit) -> None:
     views = cards(page).locator(".views li")
     expect(views).to_have_text([re.compile(f"{place}.*25 %", re.DOTALL) for place in boxes])
     share = cards(page).locator(".probability b").inner_text()
-    expect(cards(page).locator(".views")).to_contain_text(f"The mean of their logits gives the answer: {share}.")
+    expect(cards(page).locator(".views")).to_contain_text(
+        f"The mean of their logits gives the answer: {share}."
+    )
     page.unroute_all(behavior="wait")
     assert_accessible(page)
 

@@ -71,7 +71,7 @@ def _option(name: str, metavar: str | None, text: str, **more: Any) -> Any:
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:
     """`epochs=5 shares.web=1.4 views=six` as TOML has them; a word needs no quotation marks."""
-    quoted = [re.sub(r"=([A-Za-z]\w*)$", r'="\1"', text) for text in texts]
+    quoted = [re.sub(r"=([A-Za-z.]\S*)$", r'="\1"', text) for text in texts]
     last = {text.partition("=")[0]: text for text in quoted}  # of each name
     try:
         return tomllib.loads("\n".join(last.values()))

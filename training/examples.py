@@ -238,14 +238,14 @@ def read_teacher(path: Path, names: Sequence[str]) -> tuple[Array, Array]:
             arrays = {name: np.asarray(file[name]) for name in file}
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # ValueError: pickled objects
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # pickled objects, .npy
         raise Refused(f"{path} is not a valid NPZ file with names and numbers: {error}.") from error
     if not {"name", "logit"} <= arrays.keys():
         raise Refused(
             f"{path} has the arrays {', '.join(arrays) or '(none)'}; expected name and logit."
         )
     own = arrays["name"].astype(str).tolist()
-    groups = arrays.get("group_probability", np.zeros((len(own), 1)))[:, 1:]
+    groups = arrays.get("group_probability", np.zeros((len(own), 1)))
     for values, axes in ((arrays["logit"], 1), (groups, 2)):
         if values.ndim != axes or len(values) != len(own) or values.dtype.kind != "f":
             raise Refused(
@@ -263,7 +263,7 @@ def read_teacher(path: Path, names: Sequence[str]) -> tuple[Array, Array]:
             f"{shown}. Add them, train on pictures that it has, or leave --teacher out."
         )
     rows = [place[name] for name in names]
-    return arrays["logit"][rows].astype(np.float64), groups[rows].astype(np.float32)
+    return arrays["logit"][rows].astype(np.float64), groups[rows, 1:].astype(np.float32)
 
 
 def calibrated(log_odds: Array, labels: Array, sources: Sequence[str]) -> Array:
