@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, Self
@@ -122,14 +123,11 @@ def main() -> None:
     print(json.dumps([engine.version, memory, probabilities]), flush=True)
     for line in sys.stdin:
         which, repetitions = map(int, line.split())
-        seconds = [_seconds(engine.passes[which], inputs[which]) for _ in range(repetitions)]
-        print(json.dumps(seconds), flush=True)
-
-
-def _seconds(predict: Callable[[Any], Array], x: Any) -> float:
-    start = perf_counter()
-    predict(x)
-    return perf_counter() - start
+        moments = [perf_counter()]
+        for _ in range(repetitions):
+            engine.passes[which](inputs[which])
+            moments.append(perf_counter())
+        print(json.dumps([end - start for start, end in pairwise(moments)]), flush=True)
 
 
 def _resident_mb() -> float:

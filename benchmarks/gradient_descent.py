@@ -41,12 +41,6 @@ def notebook(X: Array, Y: Array, iterations: int) -> list[float]:
     return costs
 
 
-def ours(X: Array, y: Array, iterations: int) -> list[float]:
-    """The same by this project: X (m, n_x) float32, y (m,)."""
-    layers = initialize_with_zeros(X.shape[1])
-    return gradient_descent(layers, X, y, iterations=iterations)
-
-
 def main(data: Path, iterations: int = 2000, rounds: int = 5) -> None:
     """How fast is logistic regression, beside the course's notebook? DATA: train_catvnoncat.h5."""
     read = read_pictures([data])
@@ -59,7 +53,8 @@ def main(data: Path, iterations: int = 2000, rounds: int = 5) -> None:
             start = perf_counter()
             theirs = notebook(columns, y[None].astype(np.float64), iterations)
             middle = perf_counter()
-            own = ours(X, y, iterations)
+            layers = initialize_with_zeros(X.shape[1])
+            own = gradient_descent(layers, X, y, iterations=iterations)
             before.append(middle - start)
             now.append(perf_counter() - middle)
     print(f"notebook {median(before):.3f}, this project {median(now):.3f}")

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -144,6 +143,11 @@ def _print_from_bytes(
         replace(classifier, views=Views(classifier.views.boxes, bounds))
         for bounds in ((-2e9, -1e9), (-1e9, 1e9))
     )
+
+    def pretrained(data: bytes) -> None:
+        assert other
+        other.answers(read_picture(data, other.preprocessing).pixels[None])
+
     print("\nfrom a JPEG's bytes to the answer, milliseconds: median\n")
     print(f"{'':<16}{'whole':>16}{'all views':>16}{'mean':>8}{PRETRAINED if other else '':>16}")
     for size in SIZES:
@@ -152,12 +156,8 @@ def _print_from_bytes(
         line = f"{f'{size.width}×{size.height}':<16}{one * 1e3:>16.2f}{every * 1e3:>16.2f}"
         line += f"{_mean(one, every - one, unsure=unsure):>8}"
         if other:
-            line += f"{_seconds(partial(_pretrained, other), data, repetitions) * 1e3:>16.2f}"
+            line += f"{_seconds(pretrained, data, repetitions) * 1e3:>16.2f}"
         print(line)
-
-
-def _pretrained(other: Lite, data: bytes) -> None:
-    other.answers(read_picture(data, other.preprocessing).pixels[None])
 
 
 def _seconds(answer: Callable[[bytes], object], data: bytes, repetitions: int) -> float:

@@ -117,11 +117,6 @@ def write_npz(file: Path, **arrays: Any) -> None:
 # --- logistic regression on them ------------------------------------------------------------------
 
 
-def fold_of(name: str) -> int:
-    """The fold of a picture, which depends on nothing but its name."""
-    return hashlib.sha256(os.fsencode(name)).digest()[0] % FOLDS
-
-
 def out_of_fold(
     features: Array,
     y: Array,
@@ -193,7 +188,8 @@ def _write(
 ) -> None:
     pictures = read_pictures(data, side=16, skip_bad=skip_bad)  # whether they all can be read
     sources = join_small([part.source for part in pictures.parts])
-    folds = np.array([fold_of(name) for name in pictures.names])
+    hashes = [hashlib.sha256(os.fsencode(name)).digest() for name in pictures.names]
+    folds = np.array([each[0] % FOLDS for each in hashes])
     if len(np.unique(folds)) < FOLDS:
         raise Refused(f"{len(pictures)} pictures are too few to be parted into {FOLDS} folds.")
     folder = output.with_suffix(".features")

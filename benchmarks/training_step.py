@@ -154,8 +154,6 @@ class Theirs:
         }
 
 
-# --- the comparison -----------------------------------------------------------------------------
-
 _side: Ours | Theirs  # of a process
 
 

@@ -50,10 +50,9 @@ def main() -> None:
         for client, package in CLIENTS.items():
             print(f"{package}:", flush=True)
             uv = [sys.executable, "-m", "uv", "run", "--quiet", "--no-project", "--isolated"]
-            command = [*uv, "--python", sys.executable, "--with", package, "python", __file__]
-            done = subprocess.run(
-                [*command, client, str(case)], stderr=subprocess.PIPE, check=False
-            )
+            uv += ["--python", sys.executable, "--with", package]
+            command = [*uv, "python", __file__, client, str(case)]
+            done = subprocess.run(command, stderr=subprocess.PIPE, check=False)
             if done.returncode:
                 failed.append(client)
                 print(done.stderr.decode())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from threadpoolctl import threadpool_limits
 
 from app.main import create_app
 from app.settings import Settings
@@ -165,6 +166,13 @@ def default_client() -> Iterator[TestClient]:
     with TestClient(create_app(Settings(), workers), base_url="http://127.0.0.1:8000") as client:
         yield client
     workers.close()
+
+
+@pytest.fixture
+def one_blas_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow where tests share the processor with others."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture(scope="session")

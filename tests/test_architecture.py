@@ -25,8 +25,6 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-
 DEPENDENCIES: list[str] = PROJECT["project"]["dependencies"]
 EXTRAS = [*chain.from_iterable(PROJECT["project"]["optional-dependencies"].values())]
 TRAINING: list[str] = PROJECT["dependency-groups"]["training"]
-
-
 PROVIDERS = packages_distributions()  # name → the distributions that it may come from
 
 

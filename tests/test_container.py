@@ -147,12 +147,10 @@ def photo(width: int, height: int) -> Image.Image:
 
 
 LARGE: dict[str, Callable[[], bytes]] = {
-    "baseline JPEG of 48 megapixels": lambda: encode(photo(8000, 6000), "JPEG", quality=92),
-    "progressive JPEG of 12 megapixels": lambda: encode(
-        photo(4000, 3000), "JPEG", progressive=True
-    ),
-    "PNG of 12 megapixels": lambda: encode(photo(4000, 3000), "PNG", compress_level=1),
-    "WebP of 12 megapixels": lambda: encode(photo(4000, 3000), "WEBP", quality=80, method=0),
+    "baseline JPEG, 48 megapixels": lambda: encode(photo(8000, 6000), "JPEG", quality=92),
+    "progressive JPEG, 12 megapixels": lambda: encode(photo(4000, 3000), "JPEG", progressive=True),
+    "PNG, 12 megapixels": lambda: encode(photo(4000, 3000), "PNG", compress_level=1),
+    "WebP, 12 megapixels": lambda: encode(photo(4000, 3000), "WEBP", quality=80, method=0),
 }
 
 

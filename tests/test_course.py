@@ -4,26 +4,26 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_limits
 
 from model.network import Array, Layer, Linear, Relu, Scratch, forward, parameters
 from model.preprocessing import to_vector
 from tests.data_folder import REPOSITORY, data_file
+from tests.test_data import make_hdf5, pixels
 from tests.test_network import slope
 from training import course
 from training.course import loss, propagate
+from training.data import read_pictures
 
+pytestmark = pytest.mark.usefixtures("one_blas_thread")
 numbers = st.floats(-100, 100)
 
 
@@ -108,16 +108,9 @@ def test_blocks_of_rows_give_the_gradients_of_all_rows_at_once() -> None:
         np.testing.assert_allclose(gradient, sums[name] / m, rtol=1e-12, atol=1e-14)
 
 
-@pytest.fixture(autouse=True)
-def one_blas_thread() -> Iterator[None]:
-    """Threads that wait for each other are slow where tests share the processor with others."""
-    with threadpool_limits(1, user_api="blas"):
-        yield
-
-
 def course_data(split: str) -> tuple[Array, Array]:
-    with h5py.File(data_file(f"{split}_catvnoncat.h5")) as file:
-        return to_vector(file[f"{split}_set_x"][()]), file[f"{split}_set_y"][()].astype(np.float32)
+    read = read_pictures([data_file(f"{split}_catvnoncat.h5")])
+    return to_vector(read.pictures), read.labels
 
 
 def test_the_course_s_run_gives_the_course_s_figures() -> None:
@@ -137,9 +130,8 @@ PAGE = (REPOSITORY / "docs" / "course.md").read_text(encoding="utf-8")
 
 def test_the_comparison_of_learning_rates_on_the_course_page_runs(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    with h5py.File(tmp_path / "train_catvnoncat.h5", "w") as file:
-        file["train_set_x"] = np.random.default_rng(1).integers(0, 256, (6, 64, 64, 3), np.uint8)
-        file["train_set_y"] = [0, 1, 0, 1, 0, 1]
+    labels = [0, 1, 0, 1, 0, 1]
+    make_hdf5(tmp_path / "train_catvnoncat.h5", train_set_x=pixels(6), train_set_y=labels)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", example]
     lines = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).splitlines()

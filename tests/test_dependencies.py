@@ -4,7 +4,6 @@ and what a release needs."""
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from shutil import copy
 
@@ -16,14 +15,13 @@ from packaging.version import Version
 from app import __version__
 from scripts.release_check import missing, missing_in_git
 from tests.data_folder import REPOSITORY
+from tests.test_architecture import DEPENDENCIES, PROJECT
 
 FOLDER = REPOSITORY / "requirements"
 LOCKS = sorted(FOLDER.glob("*.txt"))
 RUNTIME = FOLDER / "runtime.txt"
-PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 GROUPS: dict[str, list[str]] = PROJECT["dependency-groups"]
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
-DEPENDENCIES: list[str] = PROJECT["project"]["dependencies"]
 
 
 def versions(lock: Path) -> dict[str, Version]:

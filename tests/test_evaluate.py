@@ -25,16 +25,12 @@ PICTURES = {  # how many pictures of each kind the test data holds, by the begin
 }
 
 
-def some_pictures() -> bytes:
-    """A zip of pictures unlike each other; names as in the project's data."""
-    names = [f"{start}{i:04}.png" for start, count in PICTURES.items() for i in range(count)]
-    return zipped({name: encode(scene(64, 64).rotate(i)) for i, name in enumerate(names)})
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a validation and a test split."""
-    files = dict.fromkeys(("cats-val.zip", "cats-test.zip"), some_pictures())
+    """A validation and a test split of pictures unlike each other; names as in our data."""
+    names = [f"{start}{i:04}.png" for start, count in PICTURES.items() for i in range(count)]
+    data = zipped({name: encode(scene(64, 64).rotate(i)) for i, name in enumerate(names)})
+    files = dict.fromkeys(("cats-val.zip", "cats-test.zip"), data)
     return write_files(tmp_path_factory.mktemp("data"), files)
 
 

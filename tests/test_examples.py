@@ -172,17 +172,14 @@ def npz(folder: Path, **arrays: Any) -> Path:
     return folder / "teacher.npz"
 
 
-NAMES = np.array([b"cat/b.jpg", b"cat/a.jpg"])
-
-
 def test_the_teacher_is_read_in_the_order_of_the_pictures(tmp_path: Path) -> None:
-    logit = np.array([1.5, -2], np.float16)
+    names, logit = np.array([b"cat/b.jpg", b"cat/a.jpg"]), np.array([1.5, -2], np.float16)
     groups = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]], np.float16)
-    path = npz(tmp_path, name=NAMES, logit=logit, group_probability=groups)
+    path = npz(tmp_path, name=names, logit=logit, group_probability=groups)
     log_odds, groups = read_teacher(path, ["cat/a.jpg", "cat/b.jpg"])
     np.testing.assert_array_equal(log_odds, [-2, 1.5])
     np.testing.assert_allclose(groups, [[0.3, 0.5], [0.1, 0.0]], atol=1e-3)
-    path = npz(tmp_path, name=NAMES.astype(str), logit=logit)  # it may tell the class alone
+    path = npz(tmp_path, name=names.astype(str), logit=logit)  # it may tell the class alone
     assert read_teacher(path, ["cat/a.jpg"])[1].shape == (1, 0)
 
 
@@ -225,11 +222,9 @@ def test_each_source_is_calibrated_on_its_own_labels_or_if_of_one_class_on_all()
 
 
 def test_targets_are_a_mix_of_label_and_teacher_beside_its_groups(tmp_path: Path) -> None:
-    labels, names = np.array([1, 0, 1, 0], np.float32), [*"abcd"]
-    logit, groups = np.array([2.0, -1, 0.5, 1]), np.full((4, 3), 0.25)
-    path = npz(tmp_path, name=names, logit=logit, group_probability=groups)
-    pixels, sides = np.zeros((4, 1, 1, 3), np.uint8), np.ones(4, np.int16)
-    pictures = PictureSet(pixels, sides, labels, names, ["s"] * 4, ("cat", "non-cat"), [])
+    pictures = pictures_of({("s", 1): 2, ("s", 0): 2})
+    labels, logit, groups = pictures.labels, np.array([2.0, 0.5, -1, 1]), np.full((4, 3), 0.25)
+    path = npz(tmp_path, name=pictures.names, logit=logit, group_probability=groups)
     for share in (0.25, 0.0):
         targets = soft_targets(path, pictures, share)
         assert targets.dtype == np.float32

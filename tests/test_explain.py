@@ -1,7 +1,6 @@
 """POST /explain and GET /model."""
 
 import base64
-import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,11 @@ from app.routes import ExplanationAnswer, ModelAnswer
 from model.classifier import Classifier
 from tests.conftest import Service
 from tests.data_folder import REPOSITORY
-from tests.pictures import SIX
+from tests.pictures import SIX, decode
 
 
 def decoded(png: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(png, validate=True)))
+    return decode(base64.b64decode(png, validate=True))
 
 
 @pytest.mark.parametrize("weights", ["client", "default_client"])
@@ -54,10 +53,8 @@ def test_the_pictures_are_what_the_model_saw_and_the_map_comes_as_a_png_too(
     browser = "text/html,image/avif,*/*;q=0.8"
     for query, accept, kind in (
         ("?format=png", "", "image/png"),
-        *(
-            ("", image, "image/png")
-            for image in ("image/PNG;q=0.9", "image/avif,image/*,*/*;q=0.8")
-        ),
+        ("", "image/PNG;q=0.9", "image/png"),
+        ("", "image/avif,image/*,*/*;q=0.8", "image/png"),
         ("", "image/png, application/json", "application/json"),
         *(("", other, "application/json") for other in (browser, "*/*", ";;,,=", "")),
     ):
@@ -125,6 +122,4 @@ def test_a_threshold_from_the_settings_is_told_apart_from_the_measured_one(
     counts = {"pictures": 9, "false_negative": 1, "true_positive": 3, "threshold": 0.5}
     measured = replace(classifier, metadata={"metrics": {"test": counts}})
     limits = about(replace(measured, threshold=0.8))["limits"]
-    assert (
-        "test pictures, with a threshold of 50.0 %: 25 % of the cat pictures are missed." in limits
-    )
+    assert "with a threshold of 50.0 %: 25 % of the cat pictures are missed." in " ".join(limits)

@@ -46,14 +46,12 @@ def test_the_api_answers_as_its_document_says(
         command += ["--max-examples", str(max(EXAMPLES // 5, 1)), "--continue-on-failure"]
         command += ["--request-timeout", str(SECONDS), "--warnings", "off", "--no-color"]
         command += ["--header", f"Authorization: Bearer {keys}"] if keys else []
-        told = {"PYTHONPATH": str(REPOSITORY), "SCHEMATHESIS_HOOKS": "tests.fuzz_bodies"}
+        env = os.environ | {
+            "PYTHONPATH": str(REPOSITORY),
+            "SCHEMATHESIS_HOOKS": "tests.fuzz_bodies",
+        }
         done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=os.environ | told,
-            capture_output=True,
-            text=True,
-            check=False,
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert server.stop() == 0

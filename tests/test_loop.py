@@ -1,7 +1,6 @@
 """The training loop learns, repeats itself bit for bit, and goes on as if never stopped."""
 
 import copy
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,8 @@ from training.architecture import default_network
 from training.augmentation import whole
 from training.loop import Settings, Trainer, score
 
+pytestmark = pytest.mark.usefixtures("one_blas_thread")
 CONFIG = Settings(epochs=3, batch=8, max_lr=0.02, warm_up=0.5, ema_decay=0.9, seed=5)
-
-
-@pytest.fixture(autouse=True)
-def one_blas() -> Iterator[None]:
-    with loop.one_blas_thread():
-        yield
 
 
 def blots(m: int, side: int = 64, seed: int = 0) -> loop.Examples:
@@ -92,10 +86,8 @@ def test_odd_numbers_of_pictures_and_threads_do(pictures: int, batch: int, threa
 
 
 def test_a_run_that_diverges_ends_with_a_message() -> None:
-    with (
-        trainer(replace(CONFIG, max_lr=1e30)) as t,
-        pytest.raises(Refused, match=r"epoch 1: .* max_lr below 1e\+30"),
-    ):
+    message = r"epoch 1: .* max_lr below 1e\+30"
+    with trainer(replace(CONFIG, max_lr=1e30)) as t, pytest.raises(Refused, match=message):
         run(t, 3)
 
 

@@ -1,6 +1,6 @@
 """Every layer's backward pass is the derivative of its forward pass, and what serving relies on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,17 +11,11 @@ from model.artifact import describe
 from model.convolution import Convolution
 from model.network import Array, Layer, Scratch, forward, parameters
 from training.architecture import batch_norms, default_network, fold, mirrored
-from training.loop import bind, one_blas_thread
+from training.loop import bind
 
+pytestmark = pytest.mark.usefixtures("one_blas_thread")
 STEP = 1e-5  # of the finite differences, in float64
 SMALL_STEP = 1e-7  # where thousands of maxima are taken, each with a kink that a step may cross
-
-
-@pytest.fixture(autouse=True)
-def one_blas() -> Iterator[None]:
-    """Threads inside the linear algebra of each of ours make them wait for one another."""
-    with one_blas_thread():
-        yield
 
 
 def random(*shape: int, seed: int = 0) -> Array:

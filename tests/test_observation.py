@@ -172,10 +172,7 @@ print(written, file=sys.stderr)
         assert program.stdout.read() == (b"x" * 199 + b"\n") * written
 
 
-Numbers = dict[str, float]
-
-
-def read(client: TestClient) -> Numbers:
+def read(client: TestClient) -> dict[str, float]:
     """Each sample under its name and labels, as Prometheus writes them."""
     response = client.get("/metrics")
     assert response.status_code == 200

@@ -107,9 +107,8 @@ def test_an_example_is_answered_and_explained(server: Server, visit: Visit) -> N
     expect_answers(page, "cat.jpg · 451×300 JPEG")
     card = cards(page)
     expect(card.locator(".probability")).to_contain_text("% probability of cat")
-    expect(card.locator(".threshold")).to_contain_text(
-        "At 50 % or more (the mark), the label is cat."
-    )
+    rule = "At 50 % or more (the mark), the label is cat."
+    expect(card.locator(".threshold")).to_contain_text(rule)
     expect(card.locator(".sum")).to_contain_text("Heat map: weights times pixels. Its sum")
     expect(card.locator(".views")).to_have_count(0)
     expect(feedback_of(page)).to_have_count(0)

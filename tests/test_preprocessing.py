@@ -422,6 +422,7 @@ def test_odd_metadata_refuse_no_good_picture() -> None:
 
 
 MJPEG_PART = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"
+DEEP = b"\xc1\0\x11\x0c"  # a frame of 12 bits
 NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
 
 
@@ -452,12 +453,7 @@ NOT_A_PICTURE, NOT_ALLOWED = Reason.NOT_A_PICTURE, Reason.FORMAT_NOT_ALLOWED
         (NOT_ALLOWED, picture("PNG")[:8] + b"\0\0\0\4CgBI\x50\0\x20\2", "CgBI"),
         *(
             (NOT_ALLOWED, picture().replace(b"\xc0\0\x11\x08", frame), "arithmetic-coded JPEG")
-            for frame in (
-                b"\xc3\0\x11\x08",
-                b"\xc9\0\x11\x08",
-                b"\xf7\0\x11\x08",
-                b"\xc1\0\x11\x0c",
-            )
+            for frame in (b"\xc3\0\x11\x08", b"\xc9\0\x11\x08", b"\xf7\0\x11\x08", DEEP)
         ),
     ],
 )
@@ -567,23 +563,12 @@ def test_a_progressive_jpeg_without_some_of_its_scans_is_refused() -> None:
         assert "cut off" in str(refusal(cut))
 
 
-@pytest.mark.parametrize(
-    ("whole", "cut"),
-    [
-        *(
-            (data, data[: len(data) * 3 // 4])
-            for data in (picture("AVIF"), kinds()["animated WEBP"])
-        ),
-        *(
-            (pictures.oddly_subsampled_jpeg(), pictures.oddly_subsampled_jpeg()[:3000] + end)
-            for end in (b"", END)
-        ),
-    ],
-    ids=["AVIF", "animated WebP", "odd subsampling", "odd subsampling with an end"],
-)
-def test_what_is_cut_off_is_said_to_be(whole: bytes, cut: bytes) -> None:
-    assert read_picture(whole).warnings in ((), ("only the first of several frames was used",))
-    assert "is cut off, or a part of it is missing; send" in str(refusal(cut))
+def test_what_is_cut_off_is_said_to_be() -> None:
+    for whole in (picture("AVIF"), kinds()["animated WEBP"], pictures.oddly_subsampled_jpeg()):
+        assert read_picture(whole).warnings in ((), ("only the first of several frames was used",))
+        for end in (b"", END):
+            cut = whole[: len(whole) // 2] + end
+            assert "is cut off, or a part of it is missing; send" in str(refusal(cut))
 
 
 def test_missing_strips_of_a_tiff_and_a_wrong_checksum_of_a_png_are_refused() -> None:

@@ -17,6 +17,7 @@ from model.classifier import Classifier
 from tests.data_folder import REPOSITORY
 from tests.pictures import encode
 from tests.server import CLIENTS, PYTHON_M_APP, load, running, wait_for_more, wait_until
+from tests.test_container import docker
 from tests.test_deploy import COMPOSE, CONFIGURATION, needs_haproxy
 
 pytestmark = needs_haproxy
@@ -57,12 +58,6 @@ def proxied(log: Path, *ports: int) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(20)
-
-
-def docker(*arguments: str) -> str:
-    command = ["docker", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return done.stdout.strip()
 
 
 def start(name: str, port: int, image: str, weights: str) -> None:

@@ -5,7 +5,6 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from model.worker import Job, Reply
 from model.workers import Failure
 from tests.conftest import Service, SharedWorkers, Stuck
 from tests.data_folder import REPOSITORY
-from tests.pictures import animation, picture
+from tests.pictures import animation, encode, picture
 
 BROWSER = {"Accept": "text/html,*/*;q=0.8"}
 FORM = "multipart/form-data; boundary=b"
@@ -60,9 +59,7 @@ def field(name: str) -> str:
 
 def png_that_claims(width: int, height: int) -> bytes:
     """A small PNG whose header announces that many pixels."""
-    out = BytesIO()
-    Image.new("1", (width, height)).save(out, "PNG")
-    return out.getvalue()
+    return encode(Image.new("1", (width, height)))
 
 
 # --- answers ------------------------------------------------------------------------------------
@@ -180,11 +177,8 @@ REFUSED = [  # request, slug, words of the detail
     (multipart(), "missing-file", "'file' (fields: none)."),
     (multipart(file("file"), file("image")), "several-files", "'image'"),
     (multipart(file("file"), file("file")), "several-files", "2 files"),
-    (
-        multipart(FOLDED, file("file")[:-1]),
-        "not-a-picture",
-        "(1 byte)",
-    ),  # the empty one is left out
+    # The empty one of two files is left out.
+    (multipart(FOLDED, file("file")[:-1]), "not-a-picture", "(1 byte)"),
     (multipart(f"{ENCODED}: Base64\r\n{file('file')}"), "malformed-form", f"{ENCODED}: base64"),
     (body(f"--b\n{file('file')}\n--b--\n".encode(), FORM), "malformed-form", "CR LF"),
     (multipart("Content-Type: image/jpeg\r\n\r\nx"), "malformed-form", "no Content-Disposition"),
@@ -226,14 +220,15 @@ def test_a_picture_of_exactly_the_limit_passes_and_one_byte_more_does_not(
                 assert answer.status_code == status
                 if status == 413:
                     problem = answer.json()
-                    assert (problem["type"], problem["limit_bytes"]) == (
-                        "/problems#too-large",
-                        most,
-                    )
+                    assert problem["type"] == "/problems#too-large"
+                    assert problem["limit_bytes"] == most
                     assert f"at most {most:,}" in problem["detail"]
         beyond = {"note": "x" * FORM_ALLOWANCE_BYTES}
         too_large = client.post("/predict", files={"file": cat_picture}, data=beyond)
         assert too_large.status_code == 413
+
+
+FAULT = Reply({"fault": "secret", "seconds": 0.1})
 
 
 def test_hostile_forms_are_parsed_in_time(client: TestClient) -> None:
@@ -251,12 +246,7 @@ def test_hostile_forms_are_parsed_in_time(client: TestClient) -> None:
         ("/explain", Failure.CRASH, "crashes-decoder", "crashed its decoder twice"),
         ("/v2/models/cat/infer", Failure.MEMORY, "too-large", "Send fewer pictures"),
         ("/v2/models/cat/infer", Failure.TIME, "takes-too-long", "The request takes too much"),
-        (
-            "/predict",
-            Reply({"fault": "secret", "seconds": 0.1}),
-            "internal-error",
-            "The service failed",
-        ),
+        ("/predict", FAULT, "internal-error", "The service failed"),
         ("/predict", None, "deadline-passed", "0.3 s passed"),
     ],
 )
@@ -433,8 +423,6 @@ def test_whoever_does_not_ask_for_a_page_gets_the_commands_to_try(
     assert "feedback" not in answer.text
     with service(api_keys=("secret",), collect=tmp_path) as locked:
         text = locked.get("/", headers={"Accept": accept}).text
-    assert text.endswith(
-        "\n\nPictures sent to http://testserver/feedback are saved for training.\n"
-    )
+    assert text.endswith("\nPictures sent to http://testserver/feedback are saved for training.\n")
     assert '\ncurl -H "X-API-Key: KEY" --data-binary @picture.jpg' in text
     assert "secret" not in text

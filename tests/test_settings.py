@@ -101,10 +101,7 @@ def test_a_bad_key_is_refused_without_being_shown(text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (
-            b"hush1\n# hush2\nhush3,hush4\n",
-            ", but must be a file of keys .*its line 3 is not a key",
-        ),
+        (b"hush1\n# hush2\nhush3,hush4\n", ", but must be a file of keys .*line 3 is not a key"),
         (b"# hush1\n\n", ", but must be a file of keys .*it has none"),
         ("hush".encode("utf-16"), ", which cannot be read: not UTF-8. Name a file"),
         (None, ", which cannot be read: No such file or directory. Name a file"),

@@ -8,31 +8,30 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from threadpoolctl import threadpool_limits
 
 from model.classifier import Classifier, InputStatistics
 from model.preprocessing import to_vector
 from tests.data_folder import REPOSITORY
 from tests.pictures import encode, write_files
+from tests.test_data import make_hdf5
 from training.__main__ import main
 from training.data import read_pictures
 from training.metrics import summary
 
+pytestmark = pytest.mark.usefixtures("one_blas_thread")
+
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Look for golden pictures among few, on one thread: tests share the processor with others."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for golden pictures among few, on one thread."""
     monkeypatch.setattr("training.golden.CANDIDATES", 2)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    with threadpool_limits(1, user_api="blas"):
-        yield
 
 
 @pytest.fixture
@@ -43,10 +42,8 @@ def data(tmp_path: Path) -> Path:
     x = rng.integers(0, 100, (20, 64, 64, 3)) + 100 * labels[:, None, None, None]
     path = tmp_path / "home" / "train.h5"
     path.parent.mkdir()
-    with h5py.File(path, "w") as file:
-        file["train_set_x"], file["train_set_y"] = x.astype(np.uint8), labels
-        file["list_classes"] = np.array([b"non-cat", b"cat"])
-    return path
+    datasets = {"train_set_x": x.astype(np.uint8), "train_set_y": labels}
+    return make_hdf5(path, **datasets, list_classes=[b"non-cat", b"cat"])
 
 
 def course(data: Path, output: Path, *more: object) -> list[str]:

@@ -1,6 +1,6 @@
 """Several views of a picture: what is in them, when they are looked at, and what the file says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,13 @@ from PIL import Image
 
 from model import archive, preprocessing
 from model.classifier import Classifier
-from model.network import GlobalAverage, Layer, Mirrored, Scratch, forward, sigmoid, unmirrored
-from model.preprocessing import (
-    WHOLE,
-    Box,
-    PictureReader,
-    Preprocessing,
-    Views,
-    read_picture,
-    to_vector,
-)
+from model.network import GlobalAverage, Mirrored, sigmoid, unmirrored
+from model.preprocessing import WHOLE, Box, PictureReader, Preprocessing, Views, read_picture
 from model.worker import Job
 from tests import pictures
 from tests.pictures import SIX, encode, kinds, scene
 from tests.test_classifier import deep, logistic
+from tests.test_explanation import logit
 
 ALWAYS, NEVER = (-1e9, 1e9), (1e8, 1e9)
 
@@ -111,10 +104,6 @@ Make = Callable[[], Classifier]
 
 def looking(make: Make, unsure: tuple[float, float] = ALWAYS) -> Classifier:
     return replace(make(), views=replace(SIX, unsure=unsure))
-
-
-def logit(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> float:
-    return float(forward(layers, to_vector(pixels[None]), Scratch())[-1][0, 0])
 
 
 @pytest.mark.parametrize("make", MAKES)

@@ -132,10 +132,9 @@ def _expected(server: Server, weights: Path, files: Sequence[Path]) -> list[floa
 
         return [recipe.predict(model, file.read_bytes()) for file in files]
     command = [str(server.interpreter(None)), "-m", "model", "--json", "--weights", str(weights)]
-    answer = subprocess.run(
-        [*command, *map(str, files)], cwd=server.tree, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return [json.loads(line)["cat_probability"] for line in answer.stdout.splitlines()]
+    command += map(str, files)
+    rows = subprocess.check_output(command, cwd=server.tree, text=True).splitlines()
+    return [json.loads(row)["cat_probability"] for row in rows]
 
 
 def table(rounds: Sequence[Round]) -> str:

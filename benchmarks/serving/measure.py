@@ -49,7 +49,8 @@ def measure(
     questions: files of pictures, and their right probabilities. folder: empty, the server's own.
     Raises Failed, with the end of its log.
     """
-    python, port = server.interpreter(peers), _free_port()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        python, port = server.interpreter(peers), free.getsockname()[1]
     values = {"weights": weights, "folder": folder, "bin": python.parent, "port": port}
     command = [str(python), *(each.format_map(values) for each in server.arguments)]
     variables = {k: v.format_map(values) for k, v in server.variables.items()}
@@ -134,9 +135,3 @@ def _ask(server: Server, port: int, body: Body) -> tuple[int, bytes]:
         return response.status, response.read()
     finally:
         connection.close()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port

@@ -59,8 +59,7 @@ ROWS = pa.schema(
 # there and were in no file yet.
 PICTURES_A_BLOCK = 512
 PICTURES_A_FILE = 100_000
-# Beside the actors, which have a core each: reading and writing wait for disks.
-ASIDE = {"num_cpus": 0}
+NO_CORE = {"num_cpus": 0}  # beside the actors': reading and writing wait for disks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,7 +175,7 @@ def _write(data: "ray.data.Dataset", weights: bytes, output: str) -> Counter[str
         num_cpus=1,
         batch_size=64,
         batch_format="pyarrow",
-    ).write_parquet(output, ray_remote_args=ASIDE, min_rows_per_file=PICTURES_A_FILE)
+    ).write_parquet(output, ray_remote_args=NO_CORE, min_rows_per_file=PICTURES_A_FILE)
     count: Counter[str] = Counter()
     for batch in dataset(output).to_batches(columns=["label"]):
         for value in batch["label"].value_counts().to_pylist():

@@ -20,8 +20,7 @@ def load() -> Model:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     path, providers = os.environ["RECIPE_MODEL"], ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(path, options, providers=providers)
 
