@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from threadpoolctl import threadpool_limits
 
 from app.main import create_app
 from app.settings import Settings
@@ -171,6 +170,8 @@ def default_client() -> Iterator[TestClient]:
 @pytest.fixture
 def one_blas_thread() -> Iterator[None]:
     """Threads that wait for each other are slow where tests share the processor with others."""
+    from threadpoolctl import threadpool_limits  # which the manifests' environment lacks
+
     with threadpool_limits(1, user_api="blas"):
         yield
 
