@@ -42,9 +42,10 @@ test-attack: setup
 test-manifests: setup
 	.venv/bin/python -m uv run --quiet --no-project --isolated --python .venv/bin/python --with-requirements requirements/manifests.txt python -m pytest tests/test_deploy.py
 
-# The job for archives on Ray, which has its own environment.
+# The job for archives on Ray, which has its own environment. Ray would start its workers by uv too,
+# elsewhere, where the path of Python is not right.
 test-ray: setup
-	.venv/bin/python -m uv run --quiet --no-project --isolated --python .venv/bin/python --with-requirements requirements/ray.txt python -m pytest tests/test_ray_job.py
+	RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 .venv/bin/python -m uv run --quiet --no-project --isolated --python .venv/bin/python --with-requirements requirements/ray.txt python -m pytest tests/test_ray_job.py
 
 # The clients of other model servers against /v2; the first time it installs 1 GB of them.
 clients: setup
