@@ -32,8 +32,8 @@ def main() -> None:
     except BadSettings as error:
         sys.exit(str(error))
     if options.settings:
-        for name in settings.ignored:
-            print(f"{name} is not a setting of this service and is ignored", file=sys.stderr)
+        for each in settings.warnings:
+            print(each, file=sys.stderr)
         sys.exit(_show("\n".join(in_force(settings, os.environ))))
     workers = workers_for(settings, plan(settings.workers))
     try:

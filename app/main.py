@@ -129,12 +129,12 @@ def _log_startup(app: FastAPI) -> None:
     state = app.state
     settings, capacity, model = state.settings, state.capacity, state.model
     address = getattr(state, "address", None)
-    for name in settings.ignored:
-        logger.warning("%s is not a setting of this service and is ignored", name)
+    for each in settings.warnings:
+        logger.warning("%s", each)
     logger.info("Model: %s, version %s", model["name"], model["version"])
     if address:
         logger.info("Listening on %s (Ctrl-C stops it)", address)
-    command = "curl --data-binary @picture.jpg" + ' -H "X-API-Key: KEY"' * bool(settings.keys)
+    command = "curl --data-binary @picture.jpg" + middleware.curl_option(settings.keys)
     logger.info("Try it: %s %s/predict", command, address or "http://ADDRESS:PORT")
     logger.info(
         "Workers: %d, each with %.0f MB of memory; uploads up to %.1f MB each, %.0f MB in total",

@@ -158,6 +158,11 @@ def _keys_sent(headers: Headers) -> list[str]:
     return [*filter(None, keys)]
 
 
+def curl_option(keys: Sequence[str]) -> str:
+    """What a curl command that people are shown needs where there are keys."""
+    return f' -H "{KEY_HEADER}: KEY"' if keys else ""
+
+
 class Cors(CORSMiddleware):
     """Lets web pages of these origins call the service and read its answers; "*" is all."""
 

@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from starlette.staticfiles import StaticFiles
 
 from app import errors
-from app.middleware import KEY_HEADER
+from app.middleware import curl_option
 from app.routes import VARY
 from app.settings import Settings
 
@@ -46,7 +46,7 @@ async def page(request: Request) -> Response:
     first, other = model["class_names"]
     second = "not" if first in other else other
     base = str(request.base_url)
-    key = f' -H "{KEY_HEADER}: KEY"' if settings.keys else ""
+    key = curl_option(settings.keys)
     if "text/html" not in request.headers.get("accept", "").lower():
         commands = (
             f"curl{key} --data-binary @picture.jpg {base}predict",

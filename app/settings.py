@@ -316,6 +316,11 @@ class Settings:
         """All API keys, from the variable and from the file; none: anyone can use the service."""
         return self.api_keys + self.api_keys_file
 
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each variable that is ignored."""
+        return [f"{name} is not a setting of this service and is ignored" for name in self.ignored]
+
 
 def settings_table() -> dict[str, Setting]:
     """The environment variables that are settings, in the order of the class."""

@@ -50,7 +50,9 @@ def test_the_committed_card_is_what_the_committed_files_give() -> None:
         pytest.skip("the lesson's weights have no card")
     results = read_evaluation(weights.with_name(EVALUATION))
     committed = weights.with_name(CARD).read_text(encoding="utf-8")
-    assert committed == model_card(weights, results), "make it again: python -m training card"
+    assert committed == model_card(weights, Classifier.load(weights), results), (
+        "make it again: python -m training card"
+    )
 
 
 def test_the_card_tells_the_figures_of_the_evaluation(card: str, weights: Path) -> None:
@@ -83,7 +85,7 @@ def test_a_teacher_is_named(classifier: Classifier, weights: Path, tmp_path: Pat
     path = tmp_path / "apart.safetensors"
     taught = METADATA["training"] | {"teacher": "mine.npz", "teacher_share": 0.25}
     replace(classifier, metadata=METADATA | {"training": taught}).save(path)
-    text = model_card(path, read_evaluation(weights.with_name(EVALUATION)))
+    text = model_card(path, Classifier.load(path), read_evaluation(weights.with_name(EVALUATION)))
     for words in ("25 % of each training label came from a teacher", "--teacher mine.npz"):
         assert words in text
 
@@ -94,7 +96,7 @@ def test_an_evaluation_of_other_weights_is_refused(
     other = tmp_path / "other.safetensors"
     replace(classifier, threshold=0.4).save(other)
     with pytest.raises(Refused, match="Evaluate these weights"):
-        model_card(other, read_evaluation(weights.with_name(EVALUATION)))
+        model_card(other, Classifier.load(other), read_evaluation(weights.with_name(EVALUATION)))
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ def run_card(weights: Path, say: Say) -> None:
     """Write the card of the weights. Raises Refused and OSError."""
     output = weights.with_name(CARD)
     check_output(output)
-    Classifier.load(weights)  # another file is refused before a missing evaluation
+    classifier = Classifier.load(weights)
     results = read_evaluation(weights.with_name(EVALUATION))
     try:
-        text = model_card(weights, results)
+        text = model_card(weights, classifier, results)
     except KeyError as error:  # weights or an evaluation of another make
         raise Refused(f"{weights} or its evaluation lacks {error}.") from error
     write_file(output, text.encode())
@@ -51,9 +51,9 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return results
 
 
-def model_card(weights: Path, results: Mapping[str, Any]) -> str:
-    """The card, in Markdown. Raises Refused where the evaluation is of other weights."""
-    classifier = Classifier.load(weights)
+def model_card(weights: Path, classifier: Classifier, results: Mapping[str, Any]) -> str:
+    """The card of these weights, in Markdown. classifier: what loading them gives. Raises Refused
+    where the evaluation is of other weights."""
     model = results["model"]
     if model["version"] != classifier.version:
         raise Refused(
