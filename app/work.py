@@ -23,7 +23,7 @@ from model.classifier import BadArtifact, Classifier, Prediction
 from model.explanation import explain_views, overlay
 from model.network import sigmoid
 from model.preprocessing import (
-    ONE_VIEW,
+    WHOLE,
     InvalidImage,
     Limits,
     PictureReader,
@@ -140,7 +140,7 @@ class Work:
         (prediction,) = classifier.answers([self._read(job)], job.head["views"])
         facts = self._facts(prediction)
         pixels, boxes = prediction.view_pixels, classifier.views.boxes[: prediction.views]
-        explanation = explain_views(classifier.layers, pixels, boxes)
+        explanation = explain_views(classifier.layers, pixels, classifier.views)
         over, full_colour = overlay(pixels[0], explanation.heat)
         if job.head.get("format") == "png":
             return Reply({"type": "image/png", **facts}, png(over))
@@ -219,7 +219,7 @@ class Work:
         """What is known of the model."""
         classifier = self._classifier(job)
         if job.head["views"] == "one":
-            classifier = replace(classifier, views=ONE_VIEW)
+            classifier = replace(classifier, views=replace(classifier.views, boxes=(WHOLE,)))
         return _json(about(classifier))
 
 

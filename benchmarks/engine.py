@@ -38,16 +38,14 @@ class Engine(NamedTuple):
 def this_project(weights: str) -> Engine:
     """As `model.classifier` runs it: a whole picture in the mirror too, other views not."""
     from model.classifier import Classifier
-    from model.network import Layer, Scratch, forward, sigmoid, unmirrored
+    from model.network import Scratch, forward, sigmoid
 
-    scratch = Scratch()
+    classifier, scratch = Classifier.load(weights), Scratch()
 
-    def pass_of(layers: list[Layer]) -> Callable[[Any], Array]:
-        return lambda x: sigmoid(forward(layers, x, scratch)[-1][:, 0])
+    def others(X: Array) -> Array:
+        return sigmoid(forward(classifier.layers, X, scratch)[-1][:, 0])
 
-    layers = list(Classifier.load(weights).layers)
-    passes = [pass_of(layers), pass_of(unmirrored(layers))]
-    return Engine(f"NumPy {np.__version__}", np.asarray, passes)
+    return Engine(f"NumPy {np.__version__}", np.asarray, [classifier.probabilities, others])
 
 
 def onnx_runtime(*models: str) -> Engine:

@@ -31,8 +31,7 @@ from benchmarks.machine import describe
 from benchmarks.serving.pictures import SIZES, jpeg
 from model import DEFAULT_WEIGHTS
 from model.classifier import Classifier
-from model.network import unmirrored
-from model.preprocessing import Views, read_picture
+from model.preprocessing import read_picture
 from training import Refused
 from training.data import list_pictures
 
@@ -91,8 +90,8 @@ def _processes(
         from benchmarks.onnx_graph import from_layers
 
         files = [folder / f"{name}.onnx" for name in ("whole", "others", "pretrained")]
-        files[WHOLE].write_bytes(from_layers(classifier.layers))
-        files[OTHERS].write_bytes(from_layers(unmirrored(classifier.layers)))
+        files[WHOLE].write_bytes(from_layers(classifier.layers, mirror=classifier.views.mirror))
+        files[OTHERS].write_bytes(from_layers(classifier.layers))
         files[-1].write_bytes(other.model)
         print(f"EfficientNet-{other.variant.capitalize()}, {len(other.model) / 1e6:.1f} MB")
         yield SAME, Process(core, views, *files[:-1])
@@ -140,7 +139,7 @@ def _print_from_bytes(
 ) -> None:
     """What a picture takes with decoding, for the whole and for all views."""
     never, always = (
-        replace(classifier, views=Views(classifier.views.boxes, bounds))
+        replace(classifier, views=replace(classifier.views, unsure=bounds))
         for bounds in ((-2e9, -1e9), (-1e9, 1e9))
     )
 

@@ -20,7 +20,6 @@ from model.network import (
     Layer,
     Linear,
     MaxPool,
-    Mirrored,
     Relu,
     Residual,
     Standardise,
@@ -38,11 +37,11 @@ class Graph:
         self._input = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", 3, side, side])
 
     def add(self, operation: str, *inputs: str | Array, **attributes: Any) -> str:
-        """The name of the operation's output, or of its first; inputs: names, or constants."""
+        """The name of the operation's output; inputs: names, or constants."""
         names = [self._constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
-        outputs = [f"{len(self._nodes)}.{i}" for i in range(attributes.pop("outputs", 1))]
-        self._nodes.append(helper.make_node(operation, names, outputs, **attributes))
-        return outputs[0]
+        output = str(len(self._nodes))
+        self._nodes.append(helper.make_node(operation, names, [output], **attributes))
+        return output
 
     def _constant(self, value: Array) -> str:
         name = f"constant {len(self._constants)}"
@@ -83,12 +82,21 @@ class Graph:
         return data
 
 
-def from_layers(layers: Sequence[Layer], side: int = 64) -> bytes:
-    """The model that gives σ(z) (m, 1) for pictures (m, 3, side, side) in [0, 1]."""
+def from_layers(layers: Sequence[Layer], side: int = 64, *, mirror: bool = False) -> bytes:
+    """The model that gives σ(z) (m, 1) for pictures (m, 3, side, side) in [0, 1]. With `mirror` z
+    is the mean of the picture's and of its mirror image's."""
     graph, x = Graph(side), "x"
+    if mirror:
+        image = graph.add("Slice", x, *np.array([[-1], [-(2**31)], [3], [-1]]))
+        x = graph.add("Concat", x, image, axis=0)
     if isinstance(layers[0], Linear):  # it takes rows, whose last axis are the colours
         x = graph.add("Flatten", graph.add("Transpose", x, perm=[0, 2, 3, 1]))
-    return graph.model(graph.add("Sigmoid", _add(graph, layers, x)))
+    z = _add(graph, layers, x)
+    if mirror:
+        z = graph.add(
+            "ReduceMean", graph.add("Reshape", z, np.array([2, -1, 1])), axes=[0], keepdims=0
+        )
+    return graph.model(graph.add("Sigmoid", z))
 
 
 def _add(graph: Graph, layers: Sequence[Layer], x: str) -> str:
@@ -109,11 +117,6 @@ def _add(graph: Graph, layers: Sequence[Layer], x: str) -> str:
                 x = graph.add("Flatten", graph.add("GlobalAveragePool", x))
             case Residual():
                 x = graph.add("Add", x, _add(graph, layer.layers, x))
-            case Mirrored():
-                mirror = graph.add("Slice", x, *np.array([[-1], [-(2**31)], [3], [-1]]))
-                both = _add(graph, layer.layers, graph.add("Concat", x, mirror, axis=0))
-                half = graph.add("Split", both, axis=0, outputs=2)
-                x = graph.add("Mean", half, half.replace(".0", ".1"))
             case Linear():
                 x = graph.add("Gemm", x, own["weights"], own["bias"])
             case _:
@@ -122,4 +125,5 @@ def _add(graph: Graph, layers: Sequence[Layer], x: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_bytes(from_layers(Classifier.load(sys.argv[1]).layers))
+    served = Classifier.load(sys.argv[1])
+    Path(sys.argv[2]).write_bytes(from_layers(served.layers, mirror=served.views.mirror))

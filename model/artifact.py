@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model import network
 from model.convolution import Convolution
-from model.network import Array, Composite, Layer
+from model.network import Array, Layer, Residual
 
 MAX_BYTES = 2**30
 _VALUES: Final = "values"  # the name of the header's text
@@ -61,8 +61,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
     header_size = int.from_bytes(data[:8], "little")
     texts = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
     try:
-        values = {key: json.loads(text) for key, text in texts.items()}
-        values = dict(values.get(_VALUES, values))  # files of the first layout: a text for each
+        values = dict(json.loads(texts.get(_VALUES, "{}")))
     except (ValueError, TypeError, RecursionError):
         raise ValueError(
             "it is damaged or not a classifier of this project: its values are not JSON"
@@ -86,7 +85,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 _LAYERS = (
     *(network.Linear, network.Standardise, Convolution, network.Relu, network.MaxPool),
-    *(network.GlobalAverage, network.Residual, network.Mirrored),
+    *(network.GlobalAverage, Residual),
 )
 _KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in _LAYERS}
 
@@ -95,20 +94,17 @@ def summary(layers: Sequence[Layer]) -> str:
     """What the layers are, in words: "10 convolutions, 3 residual blocks, 1 linear layer"."""
     names = {
         Convolution: "convolution",
-        network.Residual: "residual block",
+        Residual: "residual block",
         network.Linear: "linear layer",
     }
     counts = [(_count(layers, of), name) for of, name in names.items()]
     if len(layers) == 1 and isinstance(layers[0], network.Linear):
         return "logistic regression on the pixels"
-    words = [f"{n} {name}{'s' if n > 1 else ''}" for n, name in counts if n]
-    if _count(layers, network.Mirrored):
-        words.append("mean over the picture and its mirror image")
-    return ", ".join(words)
+    return ", ".join(f"{n} {name}{'s' if n > 1 else ''}" for n, name in counts if n)
 
 
 def _count(layers: Sequence[Layer], of: type[Layer]) -> int:
-    inside = sum(_count(layer.layers, of) for layer in layers if isinstance(layer, Composite))
+    inside = sum(_count(layer.layers, of) for layer in layers if isinstance(layer, Residual))
     return inside + sum(isinstance(layer, of) for layer in layers)
 
 
@@ -116,7 +112,7 @@ def describe(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """The description of the layers."""
     return [
         {"kind": layer.kind, **layer.settings()}
-        | ({"layers": describe(layer.layers)} if isinstance(layer, Composite) else {})
+        | ({"layers": describe(layer.layers)} if isinstance(layer, Residual) else {})
         for layer in layers
     ]
 
@@ -139,7 +135,7 @@ def _layer(entry: Mapping[str, Any], unused: dict[str, Array], prefix: str) -> L
     kind = settings.pop("kind", None)
     if kind not in _KINDS:
         raise ValueError(f"layer {prefix[:-1]} is of an unknown kind: {kind!r}")
-    if issubclass(_KINDS[kind], Composite):
+    if _KINDS[kind] is Residual:
         inner = enumerate(settings["layers"])
         settings["layers"] = [_layer(each, unused, f"{prefix}{i}.") for i, each in inner]
     for name in [name for name in unused if name.rpartition(".")[0] + "." == prefix]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from model.artifact import build, describe, digest, pack, read_file, unpack
 from model.machine import write_file
-from model.network import Layer, Scratch, forward, parameters, pieces, sigmoid, unmirrored
+from model.network import Layer, Scratch, forward, parameters, pieces, sigmoid
 from model.preprocessing import (
     DEFAULT_LIMITS,
     ONE_VIEW,
@@ -28,13 +28,14 @@ from model.preprocessing import (
     PictureReader,
     Preprocessing,
     Views,
+    mirror_images,
     to_vector,
 )
 
-FORMAT_VERSION = 1
-# Pictures that go through the network together. With one more, and their mirror images, the
-# deepest convolutions would keep four times their weights (`model.convolution.FEW_TILES`).
-PICTURES_AT_ONCE = 3
+FORMAT_VERSION = 2
+# Rows that go through the network together. With more, the deepest convolutions would keep four
+# times their weights (`model.convolution.FEW_TILES`).
+ROWS_AT_ONCE = 6
 READ_AT_ONCE = 12  # pictures that `logits` holds
 LONGEST = 80  # characters of a name
 INPUT_STATISTICS = "input_statistics"  # in an artifact's metadata
@@ -42,10 +43,9 @@ STATISTICS = ("brightness", "contrast", "colourfulness", "sharpness")
 LEAST_DEVIATION = 1e-3  # else all others would be infinitely far from pictures all alike
 GOLDEN_TOLERANCE = 1e-3  # other processors and decoders differ in the last digits
 
-# What decides the answers, beside the tensors. "bands" stand in older files; "views" in those of
-# networks that look at more than the whole.
+# What decides the answers, beside the tensors.
 _DECIDING = (
-    *("format_version", "name", "class_names", "threshold", "bands"),
+    *("format_version", "name", "class_names", "threshold"),
     *("preprocessing", "views", "architecture"),
 )
 
@@ -196,7 +196,7 @@ class Classifier:
         readers: of `read`, such as `map(classifier.read, pictures)`; READ_AT_ONCE are held.
         views: "one" gives the logits of the wholes. With them, every choice of bounds is known:
 
-            always = replace(classifier, views=Views(boxes, unsure=(-1e9, 1e9)))
+            always = replace(classifier, views=replace(classifier.views, unsure=(-1e9, 1e9)))
             one, all_views = always.logits(readers, "one"), always.logits(readers)
             z = np.where((low < one) & (one < high), all_views, one)
         """
@@ -216,12 +216,12 @@ class Classifier:
         """
         wholes = np.stack([reader.picture.pixels for reader in readers])
         seen = []
-        for i, whole in enumerate(self._logits(to_vector(wholes))):
+        for i, whole in enumerate(self._whole_logits(to_vector(wholes))):
             pixels, z = wholes[i : i + 1], np.array([whole])
             if views == "all" and self.views.is_unsure(whole):
                 others = readers[i].other_views()
                 pixels = np.concatenate([pixels, others])
-                z = np.append(z, self._logits(to_vector(others), whole=False))
+                z = np.append(z, self._logits(to_vector(others)))
             seen.append((pixels, z))
         return seen
 
@@ -258,23 +258,26 @@ class Classifier:
 
     @cached_property
     def input_statistics(self) -> InputStatistics | None:
-        """What training pictures are like, to notice unlike ones; None in older artifacts."""
+        """What training pictures are like, to notice unlike ones; None if not measured."""
         return InputStatistics.from_metadata(self.metadata)
 
     def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return σ(z), (m,) in [0, 1], for pictures X, (m, side·side·3) in [0, 1]: a view each."""
-        return sigmoid(self._logits(X))
+        return sigmoid(self._whole_logits(X))
 
-    def _logits(self, X: NDArray[np.float32], *, whole: bool = True) -> NDArray[np.float64]:
-        """Return z, (m,), for rows X of wholes, or of other views.
+    def _whole_logits(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return z, (m,), for rows X of whole pictures."""
+        if not self.views.mirror:
+            return self._logits(X)
+        both = np.concatenate([X, mirror_images(X, self.preprocessing.side)])
+        z: NDArray[np.float64] = self._logits(both).reshape(2, -1).mean(axis=0)
+        return z
 
-        A network that looks at pictures in the mirror too does so with wholes alone. With other
-        views it would take twice the time, which gains more where it is spent on more pictures.
-        """
-        layers = self.layers if whole else unmirrored(self.layers)
+    def _logits(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return z, (m,), for rows X, a view each."""
         z = np.empty(len(X))
-        for part in pieces(len(X), PICTURES_AT_ONCE if whole else 2 * PICTURES_AT_ONCE):
-            z[part] = forward(layers, X[part], self._scratch)[-1].reshape(-1)
+        for part in pieces(len(X), ROWS_AT_ONCE):
+            z[part] = forward(self.layers, X[part], self._scratch)[-1].reshape(-1)
         return z
 
     @classmethod
@@ -318,6 +321,7 @@ class Classifier:
             "class_names": self.class_names,
             "threshold": self.threshold,
             "preprocessing": self.preprocessing.to_json(),
+            "views": self.views.to_json(),
             "architecture": description,
             "golden": [
                 {
@@ -327,8 +331,6 @@ class Classifier:
                 for golden in self.golden
             ],
         }
-        if self.views != ONE_VIEW:
-            values["views"] = self.views.to_json()
         return pack(values, tensors)
 
 
@@ -343,18 +345,17 @@ def _from_bytes(data: bytes) -> Classifier:
     for key, (is_valid, expected) in _VALID.items():
         if key not in values or not is_valid(values[key]):
             raise ValueError(f"its {key} must be {expected}, not {values.get(key)!r:.200}")
-    golden = values["golden"]
     classifier = Classifier(
         name=values["name"],
         class_names=tuple(values["class_names"]),
         threshold=values["threshold"],
         layers=build(values["architecture"], tensors),
-        preprocessing=Preprocessing.from_json(values.get("preprocessing")),
-        views=Views.from_json(values["views"]) if "views" in values else ONE_VIEW,
+        preprocessing=Preprocessing.from_json(values["preprocessing"]),
+        views=Views.from_json(values["views"]),
         metadata={key: values[key] for key in values if key not in (*_DECIDING, "golden")},
-        golden=tuple(map(_golden, golden if isinstance(golden, list) else [golden])),
+        golden=tuple(map(_golden, values["golden"])),
         # Metrics that are recorded later leave a model the version it had.
-        version=digest({key: values[key] for key in _DECIDING if key in values}, tensors),
+        version=digest({key: values[key] for key in _DECIDING}, tensors),
     )
     _check_golden(classifier)
     return classifier
@@ -373,7 +374,7 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_word, f"printable text of at most {LONGEST} characters"),
     "class_names": (_are_names, f"two printable names of at most {LONGEST} characters"),
     "threshold": (lambda value: type(value) is float and 0 < value < 1, "between 0 and 1"),
-    "golden": (bool, "pictures with their probabilities"),  # one alone in older files
+    "golden": (lambda it: isinstance(it, list) and bool(it), "pictures with their probabilities"),
 }
 
 

@@ -17,7 +17,7 @@ the last bias, are reported separately.
 If several views of a picture were used, its logit is the mean of theirs, and so is the map: each
 view's own lies where its box does.
 
-Cost: one forward pass and one backward pass per view; two, where it is looked at in the mirror too.
+Cost: one forward pass and one backward pass per view, and for the whole's mirror image.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.network import Array, Layer, Linear, Mirrored, Residual, Scratch, forward, unmirrored
-from model.preprocessing import WHOLE, Box, to_vector
+from model.network import Array, Layer, Linear, Residual, Scratch, forward
+from model.preprocessing import ONE_VIEW, Box, Views, to_vector
 
 GRID = 8  # places a side: coarser stages say too little of where
 SPREAD = 3 / 64  # of the picture's side: the standard deviation of a term's place, at least
@@ -73,14 +73,19 @@ OVER_VIEWS = (
 
 
 def explain_views(
-    layers: Sequence[Layer], pixels: NDArray[np.uint8], boxes: Sequence[Box] = (WHOLE,)
+    layers: Sequence[Layer], pixels: NDArray[np.uint8], views: Views = ONE_VIEW
 ) -> Explanation:
     """Take the mean of the logits of views apart, as `Classifier.predict` works them out.
 
-    pixels: (n, side, side, 3) uint8, the whole picture first, then what is in the other boxes.
+    pixels: (n, side, side, 3) uint8, the whole picture first; if it was not all that was used, then
+    what is in the other boxes of `views`.
     """
-    plain = unmirrored(layers)
-    parts = [explain(plain if i else layers, each) for i, each in enumerate(pixels)]
+    parts = [explain(layers, each) for each in pixels]
+    if views.mirror:
+        mirrored = explain(layers, pixels[0, :, ::-1])
+        heat = [parts[0].heat, mirrored.heat[:, ::-1]]
+        parts[0] = _mean([parts[0], mirrored], heat, mirrored.method)
+    boxes = views.boxes[: len(parts)]
     heat = [place(part.heat, box) for part, box in zip(parts, boxes, strict=True)]
     how = method(layers)
     if len(parts) > 1:
@@ -90,10 +95,6 @@ def explain_views(
 
 def explain(layers: Sequence[Layer], pixels: NDArray[np.uint8]) -> Explanation:
     """Take the logit of one view, (side, side, 3) uint8, apart."""
-    if any(isinstance(layer, Mirrored) for layer in layers):
-        plain = unmirrored(layers)
-        parts = [explain(plain, pixels), explain(plain, pixels[:, ::-1])]
-        return _mean(parts, [parts[0].heat, parts[1].heat[:, ::-1]], parts[0].method)
     side = len(pixels)
     scratch = Scratch(keep=True, train=False)
     stages = forward(layers, to_vector(pixels[None]), scratch)

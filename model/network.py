@@ -254,8 +254,9 @@ def _sum(rows: Array) -> Array:
     return total
 
 
-class Composite(Layer):
-    """A layer that is made of layers of its own."""
+class Residual(Layer, kind="residual"):
+    """y = x + f(x), f being layers of its own (He et al. 2015, Deep Residual Learning).
+    Backward: dx = dy + the inner layers' dx."""
 
     def __init__(self, layers: list[Layer]) -> None:
         super().__init__(parameters(layers))
@@ -263,11 +264,6 @@ class Composite(Layer):
 
     def prepare(self) -> None:
         prepare(self.layers)
-
-
-class Residual(Composite, kind="residual"):
-    """y = x + f(x), f being layers of its own (He et al. 2015, Deep Residual Learning).
-    Backward: dx = dy + the inner layers' dx."""
 
     def forward(self, x: Array, scratch: Scratch) -> Array:
         stages = forward(self.layers, x, scratch)
@@ -280,36 +276,6 @@ class Residual(Composite, kind="residual"):
         dx, gradients = backward(self.layers, scratch.saved[id(self)], dbranch, scratch)
         dx += dy
         return dx, gradients
-
-
-class Mirrored(Composite, kind="mirrored"):
-    """y = (f(x) + f(x in a mirror)) / 2, f being layers of its own and x (m, h, w, c).
-
-    A cat is a cat in a mirror too. Where f answers differently it is mistaken at least once, and
-    the mean of both is mistaken less (as Krizhevsky et al. 2012 average over mirrored crops).
-    Backward: dx = (df(x) + df(x in a mirror), mirrored back) / 2.
-    """
-
-    def forward(self, x: Array, scratch: Scratch) -> Array:
-        m = len(x)
-        both = scratch.array((id(self), "x"), (2 * m, *x.shape[1:]), x.dtype)
-        both[:m], both[m:] = x, x[:, :, ::-1]
-        stages = forward(self.layers, both, scratch)
-        scratch.saved[id(self)] = stages
-        y: Array = (stages[-1][:m] + stages[-1][m:]) / 2
-        return y
-
-    def backward(self, x: Array, dy: Array, scratch: Scratch, input_gradient: bool) -> Derivatives:
-        m, stages = len(x), scratch.saved[id(self)]
-        dy = np.concatenate([dy, dy]) / 2
-        dx, gradients = backward(self.layers, stages, dy, scratch, input_gradient=input_gradient)
-        return dx[:m] + dx[m:, :, ::-1] if input_gradient else x, gradients
-
-
-def unmirrored(layers: Sequence[Layer]) -> list[Layer]:
-    """The same layers, f in place of the mean over f of each picture and of its mirror image."""
-    inner = ([*layer.layers] if isinstance(layer, Mirrored) else [layer] for layer in layers)
-    return [layer for each in inner for layer in each]
 
 
 def pieces(n: int, size: int) -> Iterator[slice]:

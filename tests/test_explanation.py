@@ -1,6 +1,7 @@
 """What the heat maps claim: exact sums, correct derivatives, and places that matter."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from model.classifier import Classifier
 from model.convolution import Convolution
 from model.explanation import explain, picture_of_weights, place
 from model.network import Array, Layer, Linear, Scratch, forward
-from model.preprocessing import Box, read_picture, to_vector
+from model.preprocessing import Box, Views, read_picture, to_vector
 from tests.pictures import SIX
 
 Pixels = NDArray[np.uint8]
@@ -42,16 +43,13 @@ def convolution(c_in: int, c_out: int, stride: int = 1) -> Convolution:
     return Convolution(random(3, 3, c_in, c_out) / 5, random(c_out), stride)
 
 
-def small(side: int, *, mirror: bool = False) -> list[Layer]:
+def small(side: int) -> list[Layer]:
     """Every kind of layer, with biases, for pictures of that side."""
     inner: list[Layer] = [convolution(6, 6), nn.Relu(), convolution(6, 6), nn.Relu()]
-    middle: list[Layer] = [
-        *(convolution(3, 4, 2), nn.MaxPool(), nn.Relu(), convolution(4, 6)),
-        *(nn.Residual(inner), nn.GlobalAverage(), Linear(random(6, 2), random(2)), nn.Relu()),
-    ]
     return [
         nn.Standardise((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), side),
-        *([nn.Mirrored(middle)] if mirror else middle),
+        *(convolution(3, 4, 2), nn.MaxPool(), nn.Relu(), convolution(4, 6)),
+        *(nn.Residual(inner), nn.GlobalAverage(), Linear(random(6, 2), random(2)), nn.Relu()),
         Linear(random(2, 1), random(1)),
     ]
 
@@ -83,24 +81,26 @@ def test_the_map_and_the_bias_sum_to_the_logit_in_networks_of_every_layer(side: 
 
 
 def test_a_network_that_looks_in_the_mirror_too_is_explained_as_the_mean_of_both() -> None:
-    layers, pixels = small(20, mirror=True), noise(20)
-    found = explain(layers, pixels)
-    check_sum(found, logit(layers, pixels))
-    other = explain(layers, np.ascontiguousarray(pixels[:, ::-1]))
+    layers, pixels, views = small(20), noise(20), Views(mirror=True)
+    reflected = np.ascontiguousarray(pixels[:, ::-1])
+    found = explanation.explain_views(layers, pixels[None], views)
+    check_sum(found, (logit(layers, pixels) + logit(layers, reflected)) / 2)
+    other = explanation.explain_views(layers, reflected[None], views)
     np.testing.assert_allclose(other.heat[:, ::-1], found.heat, atol=1e-5)
-    assert abs(explain(small(20), pixels).logit - found.logit) > 1e-4
+    assert abs(explain(layers, pixels).logit - found.logit) > 1e-4
 
 
 def test_the_map_of_several_views_is_the_mean_of_theirs_and_sums_to_the_mean_logit() -> None:
-    plain, mirrored = small(20), small(20, mirror=True)
+    layers, mirrored = small(20), Views(mirror=True)
     views = np.stack([noise(20, seed) for seed in range(6)])
-    found = explanation.explain_views(mirrored, views, SIX.boxes)
-    parts = [explain(mirrored, views[0]), *(explain(plain, view) for view in views[1:])]
+    whole = explanation.explain_views(layers, views[:1], mirrored)
+    parts = [whole, *(explain(layers, view) for view in views[1:])]
+    found = explanation.explain_views(layers, views, replace(SIX, mirror=True))
     check_sum(found, float(np.mean([part.logit for part in parts])))
     placed = [place(part.heat, box) for part, box in zip(parts, SIX.boxes, strict=True)]
     np.testing.assert_allclose(found.heat, np.mean(placed, axis=0), atol=1e-6)
-    alone = explanation.explain_views(mirrored, views[:1])
-    np.testing.assert_allclose(alone.heat, parts[0].heat, atol=1e-6)
+    alone = explanation.explain_views(layers, views[:1], replace(SIX, mirror=True))
+    np.testing.assert_allclose(alone.heat, whole.heat, atol=1e-6)
 
 
 @pytest.mark.parametrize("box", [*SIX.boxes, (0.123, 0.3, 0.45, 0.997)])

@@ -239,7 +239,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_as_an_unbroken_one(
         (("--from", "{data}/cat/pets-0-000.png"), "cannot be used"),
         (("--from", "{weights}", "--classes", "non-cat", "cat"), "Use --classes cat"),
         (("--from", "{weights}", "--output", "{weights}"), "is also the --from file"),
-        (("--set", "stages=[4, 4, 4, 4, 4, 4]"), "at most 5"),
+        (("--set", "stages=[4, 4, 4, 4, 4, 4, 4]"), "at most 6"),
         (("--set", "shares.web=2"), "there is no source web. The sources are others"),
         (("--set", "seed=0", "views=Some"), "views is 'Some'"),
         (("--set", "epochs=0"), "epochs is 0, but must be greater than or equal to 1"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from model import archive, preprocessing
 from model.classifier import Classifier
-from model.network import GlobalAverage, Mirrored, sigmoid, unmirrored
+from model.network import sigmoid
 from model.preprocessing import WHOLE, Box, PictureReader, Preprocessing, Views, read_picture
 from model.worker import Job
 from tests import pictures
@@ -93,9 +93,7 @@ def gentle() -> Classifier:
 
 def mirrored() -> Classifier:
     """A network that looks in the mirror too, unsure of most pictures."""
-    *seeing, last = deep().layers
-    seeing[5:] = [GlobalAverage()]
-    return replace(deep(), layers=[seeing[0], Mirrored(seeing[1:]), last])
+    return replace(deep(), views=Views(mirror=True))
 
 
 MAKES = [gentle, mirrored]
@@ -103,7 +101,8 @@ Make = Callable[[], Classifier]
 
 
 def looking(make: Make, unsure: tuple[float, float] = ALWAYS) -> Classifier:
-    return replace(make(), views=replace(SIX, unsure=unsure))
+    tested = make()
+    return replace(tested, views=replace(tested.views, boxes=SIX.boxes, unsure=unsure))
 
 
 @pytest.mark.parametrize("make", MAKES)
@@ -112,8 +111,11 @@ def test_the_logit_is_the_mean_over_the_views_of_which_the_whole_alone_is_seen_i
 ) -> None:
     tested, data = looking(make), pictures.turned(6)
     reader = PictureReader(data, views=SIX)
-    whole = logit(tested.layers, reader.picture.pixels)
-    others = [logit(unmirrored(tested.layers), view) for view in reader.other_views()]
+    pixels = reader.picture.pixels
+    whole = logit(tested.layers, pixels)
+    if tested.views.mirror:
+        whole = (whole + logit(tested.layers, pixels[:, ::-1])) / 2
+    others = [logit(tested.layers, view) for view in reader.other_views()]
     prediction = tested.predict(data)
     np.testing.assert_allclose(prediction.view_logits, [whole, *others], atol=1e-5)
     expected = 1 / (1 + np.exp(-np.mean([whole, *others])))
@@ -155,14 +157,16 @@ WRONG_BOXES = ([0, 0, 1.1, 1], [-0.1, 0, 1, 1], [0, 0.5, 1, 0.55], [0, 0, np.nan
 
 
 @pytest.mark.parametrize(
-    ("boxes", "unsure"),
+    "wrong",
     [
-        *((boxes, [-3, 3]) for boxes in ([], [[0, 0, 0.6, 0.6]], [[0, 0, 1, 1]] * 17, None)),
-        *(([[0, 0, 1, 1], box], [-3, 3]) for box in WRONG_BOXES),
-        *(([*SIX.boxes], unsure) for unsure in ([3, -3], [1, 1], [-3], [-3, np.inf], None)),
+        *({"boxes": boxes} for boxes in ([], [[0, 0, 0.6, 0.6]], [[0, 0, 1, 1]] * 17, None)),
+        *({"boxes": [[0, 0, 1, 1], box]} for box in WRONG_BOXES),
+        *({"unsure": unsure} for unsure in ([3, -3], [1, 1], [-3], [-3, np.inf], None)),
+        *({"mirror": "yes"}, {"corners": 4}),
     ],
     ids=str,
 )
-def test_views_that_cannot_be_are_refused(boxes: Any, unsure: Any) -> None:
+def test_views_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    assert Views.from_json(SIX.to_json()) == SIX
     with pytest.raises(ValueError, match="views"):
-        Views.from_json({"boxes": boxes, "unsure": unsure})
+        Views.from_json(SIX.to_json() | wrong)

@@ -26,10 +26,10 @@ from model.archive import printable
 from model.artifact import build, describe
 from model.classifier import INPUT_STATISTICS, Classifier, InputStatistics, ViewMode
 from model.machine import cores
-from model.network import Array, Layer, parameters, sigmoid, unmirrored
-from model.preprocessing import ONE_VIEW, WHOLE, Preprocessing, Views
+from model.network import Array, Layer, parameters, sigmoid
+from model.preprocessing import WHOLE, Preprocessing, Views
 from training import Refused
-from training.architecture import default_network, mirrored
+from training.architecture import default_network
 from training.calibration import (
     FEW_RULE,
     NOT,
@@ -79,8 +79,8 @@ TIMINGS = ("pictures_per_second", "seconds")  # of a row of the learning curve
 
 _PLACES = ((0.2, 0.2), (0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.4, 0.4))
 VIEWS: dict[str, Views] = {  # by the setting's name
-    "whole": ONE_VIEW,
-    "six": Views((WHOLE, *((x, y, x + 0.6, y + 0.6) for x, y in _PLACES))),
+    "whole": Views(mirror=True),
+    "six": Views((WHOLE, *((x, y, x + 0.6, y + 0.6) for x, y in _PLACES)), mirror=True),
 }
 
 
@@ -169,7 +169,7 @@ def _task(
     share = settings.lookalike_share
     weights = sampling_weights(labels, sources, settings.shares, lookalikes, share)
     if start:  # a copy: training changes its layers, and the result is compared with the start
-        layers = copy.deepcopy(unmirrored(start.layers))
+        layers = copy.deepcopy(list(start.layers))
     else:
         if min(training.count(name) for name in training.class_names) < FEW:
             weak = "training from scratch gives a weak network; use --from model/cat.safetensors"
@@ -285,7 +285,7 @@ def _best_before(task: Task) -> Best | None:
     """The network that is there takes part: nothing worse than it is kept."""
     if not task.start:
         return None
-    layers = unmirrored(task.start.layers)
+    layers = list(task.start.layers)
     z = _logits(task, layers)
     return Best(0, source_log_loss(z, task.held.labels, task.held.reported_sources), layers)
 
@@ -357,11 +357,9 @@ def _logits(task: Task, layers: Sequence[Layer]) -> Array:
 
 
 def _answers(task: Task, classifier: Classifier, views: ViewMode = "all") -> Array:
-    """z (m,) float64 that the classifier answers by: from all its views, or from one."""
-    if views == "one" or len(classifier.views.boxes) == 1:
-        return _logits(task, classifier.layers)
+    """z (m,) float64 that the classifier answers by: from all its views, or from the whole."""
     files = tqdm(task.held.files, "measuring", unit=" pictures", disable=None, leave=False)
-    return classifier.logits(classifier.read(load()) for load in files)
+    return classifier.logits((classifier.read(load()) for load in files), views)
 
 
 def _epoch_figures(task: Task, layers: Sequence[Layer]) -> dict[str, Any]:
@@ -417,7 +415,7 @@ def _write(
         comparison = _compare(task, start, classifier, z)
         if comparison["verdict"] == NOT and best.epoch:
             facts["best_epoch"] = 0
-            classifier, z = build_classifier(unmirrored(start.layers), task, facts)
+            classifier, z = build_classifier(start.layers, task, facts)
         classifier.metadata["comparison"] = comparison
     own = {name: getattr(classifier, name) for name in ("name", "class_names", "threshold")}
     page = _page(task, classifier, sigmoid(z), rows)
@@ -433,9 +431,8 @@ def build_classifier(
     layers: Sequence[Layer], task: Task, facts: Mapping[str, Any]
 ) -> tuple[Classifier, Array]:
     """The classifier that these layers (without batch normalisation) make, ready to be saved with
-    `save(path, "float16")`; and its logits z (m,) of the held-back pictures. A convolutional
-    network answers for the picture and its mirror image. It looks at the views of the network that
-    it started from, or at those of the settings.
+    `save(path, "float16")`; and its logits z (m,) of the held-back pictures. It looks at the views
+    of the network that it started from, or at those of the settings.
 
     Everything is fitted to and measured on the numbers as float16 holds them, which is how they
     are stored. facts: JSON values that go into the metadata beside what is found out here.
@@ -444,22 +441,22 @@ def build_classifier(
     held, settings, start = task.held, task.settings, task.start
     y, sources = held.labels, held.reported_sources
     views = start.views if start else VIEWS[settings.views]
-    chosen = not start and views != ONE_VIEW and enough(y)
+    chosen = not start and len(views.boxes) > 1 and enough(y)
     try:
-        stored = round_to_float16(mirrored(layers))
+        stored = round_to_float16(layers)
         classifier = Classifier(task.name, held.class_names, 0.5, stored, views=views)
         if chosen:
-            always = replace(classifier, views=Views(views.boxes, (-1e9, 1e9)))
+            always = replace(classifier, views=replace(views, unsure=(-1e9, 1e9)))
             one, every = _answers(task, always, "one"), _answers(task, always)
             unsure = choose_unsure(one, every, y, sources)
-            views = Views(views.boxes, unsure)  # before calibration
+            views = replace(views, unsure=unsure)  # before calibration
             classifier = replace(classifier, views=views)
         calibration = calibrate(_answers(task, classifier), y, sources)
         low, high = calibration.apply(np.array(views.unsure)).tolist()
         classifier = replace(
             classifier,
             layers=round_to_float16(fold_calibration(stored, calibration)),
-            views=Views(views.boxes, (low, high)),
+            views=replace(views, unsure=(low, high)),
         )
     except ValueError as error:
         raise Refused(f"The trained network cannot be saved: {error}.") from error

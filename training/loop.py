@@ -24,10 +24,10 @@ from model.artifact import build, describe, pack, read_file, unpack
 from model.machine import write_file
 from model.network import (
     Array,
-    Composite,
     Gradients,
     Layer,
     Linear,
+    Residual,
     Scratch,
     forward,
     parameters,
@@ -71,7 +71,9 @@ class Settings:
     group_weight: NotNegative = 0.3  # of the loss of the teacher's groups, beside the class's
     start_share: Share = 0.0  # of the weights that training started from in those that are kept
     seed: Annotated[int, Field(ge=0)] = 1  # of everything that is drawn at random
-    stages: Annotated[tuple[Count, ...], Field(max_length=MOST_STAGES)] = STAGES  # from scratch
+    stages: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_STAGES)] = (
+        STAGES  # from scratch
+    )
     views: Literal["whole", "six"] = "whole"  # of a picture, from scratch
     teacher_share: Share = 0.7  # of the teacher in what is learned, the rest being the label
     shares: dict[str, Positive] = field(default_factory=dict)  # of sources, 1 being as the others
@@ -168,7 +170,7 @@ def bind(layers: Sequence[Layer], vector: Array) -> None:
     `model.network.prepare` must follow."""
     sizes = [sum(value.size for value in layer.parameters.values()) for layer in layers]
     for layer, part in zip(layers, np.split(vector, np.cumsum(sizes)[:-1]), strict=True):
-        if isinstance(layer, Composite):
+        if isinstance(layer, Residual):
             bind(layer.layers, part)
             layer.parameters = parameters(layer.layers)
         elif layer.parameters:
