@@ -19,11 +19,11 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, closing
 from pathlib import Path
 from types import FrameType
-from typing import Final, Never
+from typing import Any, Final
 
 from tqdm import tqdm
 
@@ -34,7 +34,7 @@ from model.workers import CannotStart
 FIRST_BYTES: Final = b'{"picture": '  # of a row
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(Exception):
     """Ctrl-C or SIGTERM; its argument is the signal."""
 
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
     try:
-        return asyncio.run(_answer(options))
+        return asyncio.run(_until_stopped(_answer(options)))
     except (Refused, CannotStart) as error:
         return _fail(str(error), 2)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
@@ -73,6 +73,33 @@ def _parser() -> argparse.ArgumentParser:
     what = "default: model/cat.safetensors"
     parser.add_argument("--weights", metavar="FILE", type=Path, default=DEFAULT_WEIGHTS, help=what)
     return parser
+
+
+async def _until_stopped(work: Coroutine[Any, Any, int]) -> int:
+    """Run to the end; raises Stopped for the first Ctrl-C or SIGTERM. The second ends the process.
+
+    An exception raised where the signal comes, in the middle of the event loop, would leave tasks
+    that wait for ever.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    received: list[int] = []
+
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        restore()
+        received.append(number)
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise Stopped(*received) from None
+    finally:
+        restore()
 
 
 async def _answer(options: argparse.Namespace) -> int:
@@ -205,15 +232,7 @@ class Output:
             os.fsync(self._file.fileno())
 
 
-def _stop(number: int, _frame: FrameType | None) -> Never:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)  # the second time at once
-    raise Stopped(number)
-
-
 if __name__ == "__main__":
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _stop)
     status = main()
     if status > 128:
         os._exit(status)  # a thread may wait for a disk that does not answer
