@@ -122,8 +122,8 @@ class ModelAnswer(BaseModel):
     views: dict[str, Any] = Field(
         description="`boxes`: the views, as left, top, right and bottom in fractions of the "
         "sides. The model uses all of them if the logit of the whole picture "
-        "lies between the two numbers of `unsure`. `mirror`: whether that is the mean of the "
-        "picture's and its mirror image's."
+        "lies between the two numbers of `unsure`. `mirror`: whether the logit of the whole "
+        "picture is the mean of its own and its mirror image's."
     )
     network: dict[str, Any] = Field(description="`summary`, number of `parameters`, `layers`.")
     explanation: dict[str, str] = Field(description="How heat maps are made.")

@@ -1,6 +1,6 @@
-"""The file a classifier is kept in: safetensors, which is tensors and a header of named texts.
+"""The file a classifier is kept in: safetensors, which is tensors and a header of texts.
 
-Reading it runs no code. Each text of the header is a JSON value; what the values mean is the
+Reading it runs no code. The header's one text is a JSON object; what its values mean is the
 business of model.classifier, but for the network: it is stored as a description, a list of layers,
 `{"kind": "linear"}` with the settings of each and, for one that is made of layers, the description
 of those. Tensors carry the names of `network.parameters`: `<place in the list>.<name>`.
@@ -91,7 +91,7 @@ _KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in _LAYERS}
 
 
 def summary(layers: Sequence[Layer]) -> str:
-    """What the layers are, in words: "10 convolutions, 3 residual blocks, 1 linear layer"."""
+    """What the layers are, in words: "12 convolutions, 4 residual blocks, 1 linear layer"."""
     names = {
         Convolution: "convolution",
         Residual: "residual block",

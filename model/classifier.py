@@ -33,8 +33,8 @@ from model.preprocessing import (
 )
 
 FORMAT_VERSION = 2
-# Rows that go through the network together. With more, the deepest convolutions would keep four
-# times their weights (`model.convolution.FEW_TILES`).
+# Rows that go through the network together: three pictures and their mirror images. From 8 on, the
+# deepest convolutions would keep four times their weights (`model.convolution.FEW_TILES`).
 ROWS_AT_ONCE = 6
 READ_AT_ONCE = 12  # pictures that `logits` holds
 LONGEST = 80  # characters of a name
@@ -262,7 +262,7 @@ class Classifier:
         return InputStatistics.from_metadata(self.metadata)
 
     def probabilities(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return σ(z), (m,) in [0, 1], for pictures X, (m, side·side·3) in [0, 1]: a view each."""
+        """Return σ(z), (m,) in [0, 1], for whole pictures X, (m, side·side·3) in [0, 1]."""
         return sigmoid(self._whole_logits(X))
 
     def _whole_logits(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -339,7 +339,7 @@ def _from_bytes(data: bytes) -> Classifier:
     values, tensors = unpack(data)
     version = values.get("format_version")
     if version is None:
-        raise ValueError("it is a safetensors file, but not a classifier of this project")
+        raise ValueError(f"it is not a weights file of format version {FORMAT_VERSION}")
     if version != FORMAT_VERSION:
         raise ValueError(f"its format version is {version!r}, and this code reads {FORMAT_VERSION}")
     for key, (is_valid, expected) in _VALID.items():
@@ -350,8 +350,8 @@ def _from_bytes(data: bytes) -> Classifier:
         class_names=tuple(values["class_names"]),
         threshold=values["threshold"],
         layers=build(values["architecture"], tensors),
-        preprocessing=Preprocessing.from_json(values["preprocessing"]),
-        views=Views.from_json(values["views"]),
+        preprocessing=Preprocessing.from_json(values.get("preprocessing")),
+        views=Views.from_json(values.get("views")),
         metadata={key: values[key] for key in values if key not in (*_DECIDING, "golden")},
         golden=tuple(map(_golden, values["golden"])),
         # Metrics that are recorded later leave a model the version it had.

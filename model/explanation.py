@@ -14,8 +14,8 @@ times activation is HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), and tha
 it is FullGrad's (Srinivas and Fleuret 2019, arXiv:1905.00780). Terms without a position, such as
 the last bias, are reported separately.
 
-If several views of a picture were used, its logit is the mean of theirs, and so is the map: each
-view's own lies where its box does.
+Where the logit is a mean, over views or over the whole and its mirror image, so is the map. Each
+view's own lies where its box does, and that of the mirror image is turned back.
 
 Cost: one forward pass and one backward pass per view, and for the whole's mirror image.
 """

@@ -92,11 +92,13 @@ class Preprocessing:
 class Views:
     """What of a picture a network looks at, and when; an artifact names it.
 
-    The whole comes first. With `mirror` its logit is the mean of its own and of its mirror image's:
-    a cat is a cat in a mirror too, and the mean of two answers is mistaken less (as Krizhevsky et
-    al. 2012 average over mirrored crops). If it lies between the two of `unsure`, all the other
-    boxes are used too, and the picture's logit is the mean over all views. Those are not mirrored:
-    the same time gains more where it is spent on more pictures.
+    The whole comes first. With `mirror` its logit is the mean of its own and of its mirror image's.
+    If that logit lies between the two of `unsure`, all the other boxes are used too, and the
+    picture's logit is the mean over all views.
+
+    A cat is a cat in a mirror too, and the mean of two answers is mistaken less (as Krizhevsky et
+    al. 2012 average over mirrored crops). Other views are not mirrored: the same time gains more
+    where it is spent on more pictures.
     Raises ValueError for boxes or bounds that cannot be.
     """
 

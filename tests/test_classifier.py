@@ -211,8 +211,8 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, path: Path) -> No
         path.write_bytes(content)
         refused(path)
     for dtype, metadata, words in (
-        (np.float32, None, "not a classifier of this project"),
-        (np.float32, {"format": "pt"}, "not a classifier of this project"),
+        (np.float32, None, "not a weights file of format version 2"),
+        (np.float32, {"format_version": "1"}, "not a weights file of format version 2"),
         (np.float32, {"values": "pt"}, "not JSON"),
         (np.float64, None, "stored as float64, expected float32 or float16"),
     ):
@@ -231,6 +231,8 @@ CHANGES: Sequence[tuple[Change | dict[str, Any], str]] = [  # and what is said
     ({"architecture": "linear"}, "cannot be used"),
     ({"preprocessing": {"side": 64}}, "preprocessing must"),
     ({"views": None}, "views must"),
+    (lambda v, _: v.pop("views"), "views must"),
+    (lambda v, _: v.pop("preprocessing"), "preprocessing must"),
     (
         {"views": pictures.SIX.to_json() | {"weights": [1] * 6}},
         "views must have boxes, unsure and mirror",

@@ -101,6 +101,7 @@ def test_the_result_drops_into_the_service_by_one_setting(trained: Path) -> None
 
 
 def test_the_weights_file_and_the_report_say_how_it_came_about(trained: Path) -> None:
+    assert Classifier.load(trained).views == Views(mirror=True)
     facts = Classifier.load(trained).metadata
     assert facts["training"]["epochs"] == 6
     assert facts["training"]["stages"] == [4]
@@ -133,7 +134,7 @@ def test_a_zip_names_of_one_s_own_other_validation_and_views_will_do(tmp_path: P
     assert fit(tmp_path / "toms.zip", *names, *RUN, output, "--set", "views=six") == 0
     classifier = Classifier.load(output)
     assert (classifier.name, classifier.class_names) == ("tom spotter", ("tom", "other tom"))
-    assert len(classifier.views.boxes) == 6
+    assert (len(classifier.views.boxes), classifier.views.mirror) == (6, True)
     training, validation = (classifier.metadata["data"][key] for key in ("training", "validation"))
     assert (training["pictures"], training["files"]) == (40, ["toms.zip"])
     assert (validation["pictures"], validation["files"]) == (12, ["apart"])
@@ -157,7 +158,7 @@ def test_fine_tuning_learns_a_camera_of_one_s_own_keeps_the_views_and_says_so(
 ) -> None:
     data = make_data(tmp_path / "mine", 50, colours=(GREEN, COLD), seed=3)
     start, output = tmp_path / "start.safetensors", tmp_path / "mine.safetensors"
-    views = Views(((0.0, 0.0, 1.0, 1.0), (0.1, 0.1, 0.9, 0.9)), (-50.0, 50.0))
+    views = Views(((0.0, 0.0, 1.0, 1.0), (0.1, 0.1, 0.9, 0.9)), (-50.0, 50.0), mirror=True)
     before = replace(Classifier.load(trained), views=views).save(start)
     fast = ("--epochs", 12, "--set", "max_lr=0.02", "--threads", 2)
     assert fit(data, "--from", start, "--output", output, *fast) == 0
@@ -240,6 +241,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_as_an_unbroken_one(
         (("--from", "{weights}", "--classes", "non-cat", "cat"), "Use --classes cat"),
         (("--from", "{weights}", "--output", "{weights}"), "is also the --from file"),
         (("--set", "stages=[4, 4, 4, 4, 4, 4, 4]"), "at most 6"),
+        (("--set", "stages=[]"), "at least 1"),
         (("--set", "shares.web=2"), "there is no source web. The sources are others"),
         (("--set", "seed=0", "views=Some"), "views is 'Some'"),
         (("--set", "epochs=0"), "epochs is 0, but must be greater than or equal to 1"),

@@ -168,3 +168,19 @@ def test_the_model_command_prints_what_is_shown(command: Command) -> None:
         arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )
     assert_same_but_for_rounding(done.stdout.strip(), command.output)
+
+
+def test_the_figures_of_accuracy_are_those_of_the_evaluation() -> None:
+    found = json.loads((REPOSITORY / "model" / "evaluation.json").read_text(encoding="utf-8"))
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    sources = found["sources"]
+    for each in (sources[name] for name in ("pets", "tiny", "web")):
+        shown = f"| {each['roc_auc']:.3f} / {100 * each['balanced_accuracy']:.1f} % |"
+        assert shown in text
+    for each in (sources[name] for name in ("rooms", "wild")):
+        assert f"| {100 * each['called_first']:.1f} % |" in text
+    kinds = {each["kind"]: each for each in found["kinds"]["false"]}
+    for name in ("rabbit", "small wild cats", "big cats", "foxes, wolves and raccoons"):
+        assert f"({kinds[name]['wrong']} of {kinds[name]['pictures']})" in text
+    (quarter,) = (r for r in found["changes"]["rows"] if "quarter" in r["change"])
+    assert f"balanced accuracy is {quarter['balanced_accuracy']:.0%}".replace("%", " %") in text

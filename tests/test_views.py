@@ -13,7 +13,15 @@ from PIL import Image
 from model import archive, preprocessing
 from model.classifier import Classifier
 from model.network import sigmoid
-from model.preprocessing import WHOLE, Box, PictureReader, Preprocessing, Views, read_picture
+from model.preprocessing import (
+    WHOLE,
+    Box,
+    PictureReader,
+    Preprocessing,
+    Views,
+    read_picture,
+    to_vector,
+)
 from model.worker import Job
 from tests import pictures
 from tests.pictures import SIX, encode, kinds, scene
@@ -118,6 +126,8 @@ def test_the_logit_is_the_mean_over_the_views_of_which_the_whole_alone_is_seen_i
     others = [logit(tested.layers, view) for view in reader.other_views()]
     prediction = tested.predict(data)
     np.testing.assert_allclose(prediction.view_logits, [whole, *others], atol=1e-5)
+    in_rows = tested.probabilities(to_vector(pixels[None]))  # as /v2 asks for pixels and vectors
+    np.testing.assert_allclose(in_rows, [1 / (1 + np.exp(-whole))], atol=1e-6)
     expected = 1 / (1 + np.exp(-np.mean([whole, *others])))
     assert prediction.cat_probability == pytest.approx(expected, abs=1e-6)
     (alone,) = looking(make, NEVER).predict(data).view_logits
@@ -146,11 +156,12 @@ def test_every_way_to_ask_for_a_picture_gives_its_one_answer(make: Make, path: P
 
 def test_a_file_keeps_its_views_which_are_part_of_its_version(path: Path) -> None:
     versions = {gentle().save(path).version}
-    for views in (SIX, replace(SIX, unsure=(-2, 2)), Views(SIX.boxes[:2], (-2, 2))):
+    others = (replace(SIX, unsure=(-2, 2)), Views(SIX.boxes[:2], (-2, 2)), Views(mirror=True))
+    for views in (SIX, *others):
         saved = replace(gentle(), views=views).save(path)
         assert Classifier.load(path).views == views
         versions.add(saved.version)
-    assert len(versions) == 4
+    assert len(versions) == 5
 
 
 WRONG_BOXES = ([0, 0, 1.1, 1], [-0.1, 0, 1, 1], [0, 0.5, 1, 0.55], [0, 0, np.nan, 1], [0])

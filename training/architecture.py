@@ -36,22 +36,22 @@ def default_network(
     they teach the layers below more than one bit a picture."""
     layers: list[Layer] = [
         Standardise(MEAN, DEVIATION),
-        *_convolution(rng, 5, 3, stages[0], stride=2),
+        *_conv_norm_relu(rng, 5, 3, stages[0], stride=2),
         _block(rng, stages[0]),
     ]
     for before, channels in pairwise(stages):
-        layers += [MaxPool(), *_convolution(rng, 3, before, channels), _block(rng, channels)]
+        layers += [MaxPool(), *_conv_norm_relu(rng, 3, before, channels), _block(rng, channels)]
     head = rng.standard_normal((stages[-1], outputs)) * np.sqrt(1 / stages[-1])
     layers += [GlobalAverage(), Linear(head.astype(np.float32), np.zeros(outputs, np.float32))]
     return layers
 
 
 def _block(rng: np.random.Generator, channels: int) -> Residual:
-    twice = (_convolution(rng, 3, channels, channels) for _ in range(2))
-    return Residual([layer for each in twice for layer in each])
+    first, second = (_conv_norm_relu(rng, 3, channels, channels) for _ in range(2))
+    return Residual(first + second)
 
 
-def _convolution(
+def _conv_norm_relu(
     rng: np.random.Generator, kernel: int, c_in: int, c_out: int, stride: int = 1
 ) -> list[Layer]:
     """A convolution, its normalisation and ReLU. Random weights of variance 2 / (kernel²·C_in) (He

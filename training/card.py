@@ -82,7 +82,7 @@ def model_card(weights: Path, classifier: Classifier, results: Mapping[str, Any]
 
 def _recipe(classifier: Classifier) -> dict[str, dict[str, Any]]:
     """The settings of its training that differ from the defaults of `fit`, and all defaults. What
-    older files name besides is no setting any more."""
+    is no setting, such as the command, is left out."""
     facts = classifier.metadata
     settings = asdict(FINE_TUNING if facts.get("started_from") else SCRATCH)
     without = dict.fromkeys(("teacher", "learning_rate", "iterations"), "")
