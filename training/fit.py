@@ -450,8 +450,10 @@ def build_classifier(
             one, every = _answers(task, always, "one"), _answers(task, always)
             unsure = choose_unsure(one, every, y, sources)
             views = replace(views, unsure=unsure)  # before calibration
-            classifier = replace(classifier, views=views)
-        calibration = calibrate(_answers(task, classifier), y, sources)
+            z = np.where((unsure[0] < one) & (one < unsure[1]), every, one)
+        else:
+            z = _answers(task, classifier)
+        calibration = calibrate(z, y, sources)
         low, high = calibration.apply(np.array(views.unsure)).tolist()
         classifier = replace(
             classifier,
