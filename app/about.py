@@ -3,17 +3,16 @@
 import base64
 import math
 from collections.abc import Callable, Iterator, Mapping
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from model.artifact import describe, summary
 from model.classifier import Classifier
 from model.explanation import method, picture_of_weights
 from model.network import parameters
+from model.preprocessing import png
 
 ALL = "all"  # the source of metrics that are not given by source
 
@@ -53,15 +52,8 @@ def about(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A picture (height, width, 3) as a PNG."""
-    out = BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
-
-
 def png_text(pixels: NDArray[np.uint8]) -> str:
-    """The same in base64."""
+    """A picture (height, width, 3) as a PNG in base64."""
     return base64.b64encode(png(pixels)).decode()
 
 

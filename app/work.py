@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import MODEL, tensors
-from app.about import about, png, png_text
+from app.about import about, png_text
 from app.errors import Problem
 from app.forms import picture_of
 from app.tensors import Inference
@@ -29,6 +29,7 @@ from model.preprocessing import (
     PictureReader,
     Reason,
     accepted_formats,
+    png,
     preload,
     stored_jpeg,
     to_vector,

@@ -11,10 +11,10 @@ import json
 import os
 import subprocess
 import sys
+import timeit
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -121,11 +121,8 @@ def main() -> None:
     print(json.dumps([engine.version, memory, probabilities]), flush=True)
     for line in sys.stdin:
         which, repetitions = map(int, line.split())
-        moments = [perf_counter()]
-        for _ in range(repetitions):
-            engine.passes[which](inputs[which])
-            moments.append(perf_counter())
-        print(json.dumps([end - start for start, end in pairwise(moments)]), flush=True)
+        one = partial(engine.passes[which], inputs[which])
+        print(json.dumps(timeit.repeat(one, repeat=repetitions, number=1)), flush=True)
 
 
 def _resident_mb() -> float:

@@ -14,11 +14,13 @@ from time import perf_counter
 
 import numpy as np
 import typer
+from threadpoolctl import threadpool_limits
 
 from benchmarks.machine import describe
+from model.machine import cores
 from model.network import Array
 from model.preprocessing import to_vector
-from training.course import LEARNING_RATE, all_blas_threads, gradient_descent, initialize_with_zeros
+from training.course import LEARNING_RATE, gradient_descent, initialize_with_zeros
 from training.data import read_pictures
 
 
@@ -47,7 +49,7 @@ def main(data: Path, iterations: int = 2000, rounds: int = 5) -> None:
     X, y = to_vector(read.pictures), read.labels
     columns = np.ascontiguousarray(read.pictures.reshape(len(y), -1).T / 255)  # (n_x, m) float64
     before, now = [], []
-    with all_blas_threads():
+    with threadpool_limits(cores(), user_api="blas"):  # as `training.course.train` does
         print(f"{describe()}\n{len(y)} pictures, {iterations:,} iterations, median seconds:\n")
         for _ in range(rounds):
             start = perf_counter()

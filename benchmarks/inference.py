@@ -12,14 +12,15 @@ timed too. Needs Linux; what is not installed is left out.
 
 import os
 import sys
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Annotated
 
 import numpy as np
@@ -33,7 +34,7 @@ from model import DEFAULT_WEIGHTS
 from model.classifier import Classifier
 from model.preprocessing import read_picture
 from training import Refused
-from training.data import list_pictures
+from training.data import read_pictures
 
 AGREEMENT = 1e-4  # of probabilities
 OURS, SAME, PRETRAINED = "this project", "ONNX Runtime", "pretrained"
@@ -73,8 +74,8 @@ def main(
 
 def _unsure(classifier: Classifier, data: Sequence[Path]) -> float:
     """The share of the pictures whose whole leaves the network unsure."""
-    listed = list_pictures(data, both_classes=False).pictures
-    wholes = classifier.logits((classifier.read(each.load()) for each in listed), "one")
+    files = read_pictures(data, both_classes=False).files
+    wholes = classifier.logits((classifier.read(load()) for load in files), "one")
     unsure = [classifier.views.is_unsure(z) for z in wholes]
     print(f"{np.mean(unsure):.1%} of {len(unsure):,} pictures leave the network unsure")
     return float(np.mean(unsure))
@@ -147,25 +148,19 @@ def _print_from_bytes(
         assert other
         other.answers(read_picture(data, other.preprocessing).pixels[None])
 
+    def seconds(answer: Callable[[], object]) -> float:
+        return median(timeit.repeat(answer, repeat=repetitions, number=1))
+
     print("\nfrom a JPEG's bytes to the answer, milliseconds: median\n")
     print(f"{'':<16}{'whole':>16}{'all views':>16}{'mean':>8}{PRETRAINED if other else '':>16}")
     for size in SIZES:
         data = jpeg(size)
-        one, every = (_seconds(each.predict, data, repetitions) for each in (never, always))
+        one, every = (seconds(partial(each.predict, data)) for each in (never, always))
         line = f"{f'{size.width}×{size.height}':<16}{one * 1e3:>16.2f}{every * 1e3:>16.2f}"
         line += f"{_mean(one, every - one, unsure=unsure):>8}"
         if other:
-            line += f"{_seconds(pretrained, data, repetitions) * 1e3:>16.2f}"
+            line += f"{seconds(partial(pretrained, data)) * 1e3:>16.2f}"
         print(line)
-
-
-def _seconds(answer: Callable[[bytes], object], data: bytes, repetitions: int) -> float:
-    taken = []
-    for _ in range(repetitions):
-        start = perf_counter()
-        answer(data)
-        taken.append(perf_counter() - start)
-    return median(taken)
 
 
 if __name__ == "__main__":

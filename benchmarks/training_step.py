@@ -13,16 +13,16 @@ is split over the threads, and batch normalisation sees each part alone.
 """
 
 import sys
+import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import chain, pairwise
+from itertools import chain
 from multiprocessing import get_context
 from statistics import median
-from time import perf_counter
 from typing import Annotated, Any
 
 import numpy as np
@@ -167,11 +167,7 @@ def _first_step() -> Step:
 
 
 def _seconds(steps: int) -> list[float]:
-    moments = [perf_counter()]
-    for _ in range(steps):
-        _side.step()
-        moments.append(perf_counter())
-    return [after - before for before, after in pairwise(moments)]
+    return timeit.repeat(_side.step, repeat=steps, number=1)
 
 
 @contextmanager

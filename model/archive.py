@@ -299,9 +299,11 @@ def _read_member(path: Path, name: str) -> bytes:
     """Inflate a member, but no more of it than its entry in the archive claims."""
     archive = _open_zip(path)
     info = archive.getinfo(name)
+    what = "it is encrypted" if info.flag_bits & 1 else ""
     if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):  # others may be bombs
-        how = f"its compression method {info.compress_type} is not supported"
-        raise NotImplementedError(f"{how}; unpack it, and give the folder")
+        what = f"its compression method {info.compress_type} is not supported"
+    if what:
+        raise NotImplementedError(f"{what}; unpack it, and give the folder")
     size = min(info.file_size, MOST_BYTES + 1)
     with archive.open(info) as file:
         data = file.read(size)
@@ -310,7 +312,7 @@ def _read_member(path: Path, name: str) -> bytes:
     return data
 
 
-@lru_cache(maxsize=2)  # members are read one archive after the other
+@lru_cache(maxsize=8)  # members are read one archive after the other, or from a few in turn
 def _open_zip(path: Path) -> ZipFile:
     return ZipFile(path)
 
@@ -320,8 +322,8 @@ def _why(error: Exception, path: Path) -> str:
     disk's or a network's error: no row is made of that."""
     why = text(getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
     if isinstance(error, OSError) and error.errno not in _LASTING:
-        where = f"{text(str(path))} cannot be read: {why}. When it can be read again"
-        raise Refused(f"{where}, the same command with --output continues from there.") from error
+        where = f"{text(str(path))} cannot be read: {why}."
+        raise Refused(f"{where} Repeat the command when it can be read.") from error
     return why
 
 

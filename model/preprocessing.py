@@ -235,6 +235,13 @@ def stored_jpeg(
     return encoded
 
 
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A picture (height, width, 3) as a PNG."""
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 def mirror_images(X: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """Return the rows X (m, side·side·3) of the pictures' mirror images."""
     return X.reshape(-1, side, side, 3)[:, :, ::-1].reshape(X.shape)

@@ -97,17 +97,6 @@ def test_the_loss_is_finite_and_not_negative(z: float, y: float) -> None:
         assert 0 <= loss(np.array([z], dtype), np.array([y], dtype))[0] < np.inf
 
 
-def test_blocks_of_rows_give_the_gradients_of_all_rows_at_once() -> None:
-    rng = np.random.default_rng(1)
-    layers, m = random_network(rng, 6, 3, 1), course.ROWS_AT_ONCE + 7
-    X, y = rng.normal(size=(m, 6)), rng.uniform(size=m)
-    gradients, J = propagate(layers, X, y)
-    sums, total = course.forward_backward(layers, X, y[:, None], Scratch(keep=True))
-    assert pytest.approx(total / m) == J
-    for name, gradient in gradients.items():
-        np.testing.assert_allclose(gradient, sums[name] / m, rtol=1e-12, atol=1e-14)
-
-
 def course_data(split: str) -> tuple[Array, Array]:
     read = read_pictures([data_file(f"{split}_catvnoncat.h5")])
     return to_vector(read.pictures), read.labels

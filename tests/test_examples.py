@@ -192,7 +192,7 @@ ONE, MANY = np.array([b"a"]), ["a", *(f"cat/{i}.jpg" for i in range(7))]
         ({"name": ONE}, "has the arrays name; expected name and logit"),
         ({"name": ONE, "logit": np.array([1.0, 2.0])}, r"1 names, .* shape \(2,\)"),
         ({"name": ONE, "logit": np.array([1])}, "int64 .* floating-point"),
-        ({"name": ONE, "logit": np.array([np.nan])}, "values are not finite"),
+        ({"name": ONE, "logit": np.array([np.nan])}, "expected finite"),
         ({"name": np.array([None]), "logit": np.ones(1)}, "is not a valid NPZ"),
         ({"name": ONE, "logit": np.ones(1)}, r"no entry for 7 of 8 .*: cat/0\.jpg, .*4\.jpg, …"),
     ],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from app.main import create_app
 from app.settings import Settings
@@ -23,7 +24,7 @@ from tests.data_folder import REPOSITORY
 from tests.pictures import encode, write_files, zipped
 from training.__main__ import main
 from training.fit import read_settings
-from training.loop import SCRATCH, one_blas_thread
+from training.loop import SCRATCH
 
 SMALL = ("--set", "stages=[4]", "batch=8", "max_lr=0.05", "--threads", "2")
 RUN = (*SMALL, "--epochs", "1", "--output")
@@ -32,7 +33,7 @@ RUN = (*SMALL, "--epochs", "1", "--output")
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     """Look for golden pictures among few, on one thread: tests share the processor with others."""
-    with pytest.MonkeyPatch.context() as patch, one_blas_thread():
+    with pytest.MonkeyPatch.context() as patch, threadpool_limits(1, user_api="blas"):
         patch.setattr("training.golden.CANDIDATES", 2)
         yield
 
@@ -237,6 +238,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_as_an_unbroken_one(
     [
         (("--resume",), "There is no unfinished run"),
         (("--from", "{weights}", "--set", "stages=[4]"), "stages can be set only from scratch"),
+        (("--from", "{weights}", "--set", "views=six"), "views can be set only from scratch"),
+        (("--set", "start_share=0.5"), "start_share can be set only with --from"),
         (("--from", "{data}/cat/pets-0-000.png"), "cannot be used"),
         (("--from", "{weights}", "--classes", "non-cat", "cat"), "Use --classes cat"),
         (("--from", "{weights}", "--output", "{weights}"), "is also the --from file"),
@@ -282,7 +285,7 @@ def test_the_recipe_names_every_setting() -> None:
 def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
     config.write_text("epochs = 7\nbatch = 16\nwarm_up = 0.3\n[shares]\nweb = 2\n")
-    settings = read_settings(config, {"epochs": 9, "max_lr": None})
+    settings = read_settings(config, {"epochs": 9, "max_lr": None, "shares": {"tiny": 3}})
     assert (settings.epochs, settings.batch, settings.warm_up) == (9, 16, 0.3)
-    assert settings.shares == {"web": 2}
+    assert settings.shares == {"web": 2, "tiny": 3}
     assert settings.max_lr == SCRATCH.max_lr

@@ -32,7 +32,6 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: training needs {error.name}, which is not installed: `make setup`.")
 
-INTERRUPTED, TERMINATED = 130, 143  # exit statuses, as shells count them: 128 + the signal
 # Options that take one value or more, as in `--validation a.zip b.zip`; click takes one each.
 SEVERAL = ("--test", "--validation", "--set")
 
@@ -251,10 +250,6 @@ def _course(
 # --- running one --------------------------------------------------------------------------------
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C: temporary files are removed on the way out."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, or another with one message that says what was wrong."""
     if sys.stderr is None:  # closed; what is printed there would go to standard output
@@ -271,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()  # type: ignore[attr-defined] # it is a UsageError, which typer keeps private
         return 2
     except KeyboardInterrupt as stopped:
-        status = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
+        status = 128 + (stopped.args[0] if stopped.args else signal.SIGINT)  # as shells count
         return _fail("Stopped. All written files are complete.", status)
     except (Refused, BadArtifact) as error:
         return _fail(f"error: {error}")
@@ -304,8 +299,8 @@ def _fail(message: str, status: int = 1) -> int:
     return status
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)  # as Ctrl-C: temporary files are removed on the way out
 
 
 if __name__ == "__main__":

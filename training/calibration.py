@@ -145,8 +145,7 @@ def calibrate(z: Array, y: Array, sources: Sequence[str]) -> Calibration:
 def fold_calibration(layers: Sequence[Layer], calibration: Calibration) -> list[Layer]:
     """Layers whose output is scale·z + shift; the last one is new, the others are shared."""
     *others, last = layers
-    if not isinstance(last, Linear):
-        raise ValueError(f"the last layer is {last.kind}, expected linear")
+    assert isinstance(last, Linear)
     weights, bias = last.parameters["weights"], last.parameters["bias"]
     scale, shift = (np.asarray(x, weights.dtype) for x in (calibration.scale, calibration.shift))
     return [*others, Linear(weights * scale, bias * scale + shift)]

@@ -6,9 +6,12 @@ again.
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from jinja2 import UndefinedError
 
 from model.artifact import summary
 from model.classifier import Classifier
@@ -31,24 +34,20 @@ def run_card(weights: Path, say: Say) -> None:
     results = read_evaluation(weights.with_name(EVALUATION))
     try:
         text = model_card(weights, classifier, results)
-    except KeyError as error:  # weights or an evaluation of another make
+    except (KeyError, UndefinedError) as error:  # weights or an evaluation of another make
         raise Refused(f"{weights} or its evaluation lacks {error}.") from error
     write_file(output, text.encode())
     say(f"card: {output}")
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """The numbers of an evaluation; raises Refused where the file holds something else."""
-    source = "the metrics.json of a report of `python -m training evaluate`"
-    try:
+    """The numbers of an evaluation; raises Refused where the file is missing or holds others."""
+    with suppress(OSError, ValueError):
         results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Refused(f"{path} does not exist. Put {source} there.") from None
-    except ValueError as error:
-        raise Refused(f"{path} is not an evaluation: it is not JSON ({error}).") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise Refused(f"{path} is not an evaluation of this version. Use a new one: {source}.")
-    return results
+        if isinstance(results, dict) and results.get("format") == FORMAT:
+            return results
+    source = "the metrics.json of a report of `python -m training evaluate`"
+    raise Refused(f"{path} is missing, or not an evaluation of this version. Put {source} there.")
 
 
 def model_card(weights: Path, classifier: Classifier, results: Mapping[str, Any]) -> str:

@@ -35,7 +35,6 @@ from model.network import (
     backward,
     forward,
     parameters,
-    pieces,
     prepare,
     sigmoid,
 )
@@ -47,11 +46,6 @@ Progress = Callable[[int, float], None]  # called with (iteration, J) before eac
 LEARNING_RATE, ITERATIONS = 0.005, 2000  # of the assignment
 RECORD_EVERY = 100  # iterations between two points of the cost curve
 THRESHOLD = 0.5
-# Rows that go through the network at a time: enough that the course's 209 are one matrix product,
-# few enough that a block of a large set stays in cache, and is never held as floats whole.
-ROWS_AT_ONCE = 256
-# Beyond this, pictures stay bytes and each pass scales them anew: slower, a quarter of the memory.
-MAX_FLOAT_BYTES = 2**30
 
 
 # --- 1. a computation graph ---------------------------------------------------------------------
@@ -161,38 +155,14 @@ def forward_backward(
     return gradients, total
 
 
-def as_floats(X: Array) -> Array:
-    """The rows that the network takes: pictures (m, side, side, 3) uint8 unrolled and scaled to
-    [0, 1]; (m, n_x) floats as they are."""
-    return to_vector(X) if X.dtype == np.uint8 else X
-
-
-def propagate(
-    layers: Sequence[Layer], X: Array, y: Array, scratch: Scratch | None = None
-) -> tuple[Gradients, float]:
+def propagate(layers: Sequence[Layer], X: Array, y: Array) -> tuple[Gradients, float]:
     """One forward and one backward pass over m examples: (dJ/dparameter by name, J).
 
-    X: (m, n_x) floats in [0, 1], one picture a row; or pictures (m, side, side, 3) uint8, which
-    are unrolled and scaled as they are used. y: (m,) in [0, 1].
-
-    The examples go through the network a block of rows at a time, and the sums are added up.
-    Raises ValueError.
+    X: (m, n_x) in [0, 1], one picture a row. y: (m,) in [0, 1].
     """
-    m = len(X)
-    if len(y) != m or m == 0:
-        raise ValueError(f"propagate needs one label for each example: {m} of X, {len(y)} of y")
-    scratch = scratch or Scratch(keep=True)
-    sums: Gradients = {}
-    total = 0.0
-    for block in pieces(m, ROWS_AT_ONCE):
-        x = as_floats(X[block])
-        gradients, loss_of_block = forward_backward(
-            layers, x, y[block, None].astype(x.dtype, copy=False), scratch
-        )
-        total += loss_of_block
-        for name, gradient in gradients.items():
-            sums[name] = sums[name] + gradient if name in sums else gradient.copy()
-    return {name: gradient / m for name, gradient in sums.items()}, total / m
+    targets = y[:, None].astype(X.dtype, copy=False)
+    sums, total = forward_backward(layers, X, targets, Scratch(keep=True))
+    return {name: gradient / len(X) for name, gradient in sums.items()}, total / len(X)
 
 
 # --- 3. gradient descent ------------------------------------------------------------------------
@@ -223,11 +193,10 @@ def gradient_descent(
     on, each before that iteration's step. Raises Refused when J is not finite.
     """
     weights = parameters(layers)
-    scratch = Scratch(keep=True)
     costs = []
     with np.errstate(over="ignore", invalid="ignore"):  # the check of J below tells
         for iteration in range(iterations):
-            gradients, J = propagate(layers, X, y, scratch)
+            gradients, J = propagate(layers, X, y)
             if not isfinite(J):
                 raise Refused(
                     f"The cost is not finite at iteration {iteration}: the learning rate "
@@ -246,19 +215,11 @@ def gradient_descent(
 
 def predict(layers: Sequence[Layer], X: Array) -> Array:
     """ŷ = σ(z), (m,) float64, the probability of the first class, for X as for `propagate`."""
-    scratch = Scratch()
-    blocks = pieces(len(X), ROWS_AT_ONCE)
-    z = [forward(layers, as_floats(X[block]), scratch)[-1][:, 0] for block in blocks]
-    return sigmoid(np.concatenate(z).astype(np.float64))
+    z = forward(layers, X, Scratch())[-1][:, 0]
+    return sigmoid(z.astype(np.float64))
 
 
 # --- 4. a run -----------------------------------------------------------------------------------
-
-
-def all_blas_threads() -> threadpool_limits:
-    """In a `with`: NumPy's linear algebra uses all cores for one product. Nothing else runs beside
-    it here, and a product of all examples is large enough to be shared out."""
-    return threadpool_limits(cores(), user_api="blas")
 
 
 def train(
@@ -270,10 +231,9 @@ def train(
 ) -> tuple[list[Layer], list[float]]:
     """Train logistic regression from zeros on pictures (m, side, side, 3): the assignment's
     `model`. y: (m,). Returns the layers, and J at every 100th iteration. Raises Refused."""
-    floats = pictures.size * np.dtype(np.float32).itemsize
-    X = to_vector(pictures) if floats <= MAX_FLOAT_BYTES else pictures
-    layers = initialize_with_zeros(pictures[0].size)
-    with all_blas_threads():
+    X = to_vector(pictures)
+    layers = initialize_with_zeros(X.shape[1])
+    with threadpool_limits(cores(), user_api="blas"):  # one product is shared out to all cores
         costs = gradient_descent(
             layers, X, y, learning_rate=learning_rate, iterations=iterations, progress=progress
         )

@@ -9,27 +9,24 @@ Each of the three becomes a `DataListing`. Then all are read alike, as serving r
 
 import hashlib
 import re
-import stat
 import tomllib
-import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from zipfile import BadZipFile, ZipFile
 
 import h5py
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from model import archive
 from model.archive import PICTURE_SUFFIXES, Entry, EntryType, folder_entries, printable, zip_entries
 from model.machine import cores
-from model.preprocessing import InvalidImage, Preprocessing, read_picture
+from model.preprocessing import InvalidImage, Preprocessing, png, read_picture
 from training import Refused
 from training.report import Say, progress_bar
 
@@ -43,7 +40,6 @@ OTHERS = "others"  # sources of few pictures, together
 LEAST_OF_A_SOURCE = 20  # pictures to be reported apart
 
 _HDF5_START, _ZIP_STARTS = b"\x89HDF\r\n\x1a\n", (b"PK\3\4", b"PK\5\6")  # zips: full and empty
-_MAX_FILE_BYTES = 256 * 2**20  # a zip may claim more than any picture needs
 _PICTURES_A_TASK = 32  # enough to outweigh handing the task to a thread
 _SHOWN = 100  # files that a message lists
 
@@ -139,41 +135,22 @@ class DataListing:
     hidden: int = 0  # hidden and system files and folders
 
 
-def list_pictures(
-    paths: Sequence[Path], class_names: tuple[str, str] = CLASS_NAMES, *, both_classes: bool = True
-) -> DataListing:
-    """The pictures of all paths, in the order of the paths and, within one, of the names; for the
-    parameters see `read_pictures`. Raises Refused but for single files."""
-    if class_names[0] == class_names[1]:
-        raise Refused(f"--classes needs two different names, not {class_names[0]!r} twice.")
-    listing = DataListing()
-    for path in paths:
-        _list(path, class_names, listing)
-    labels = [picture.label for picture in listing.pictures]
-    _check_classes(paths, labels, class_names, both_classes)
-    return listing
-
-
 def _list(path: Path, class_names: tuple[str, str], listing: DataListing) -> None:
     """Add what is in one path to the listing."""
     try:
         if path.is_dir():
             entries = folder_entries(path, follow_links=True)
-            return _list_classes(path, entries, class_names, partial(_load_file, path), listing)
+            return _list_classes(path, entries, class_names, listing)
         with path.open("rb") as file:
             start = file.read(len(_HDF5_START))
         if start == _HDF5_START or path.suffix.lower() in (".h5", ".hdf5"):
             listing.pictures += _list_hdf5(path, class_names)
             return None
         if start[:4] in _ZIP_STARTS or path.suffix.lower() == ".zip":
-            archive = zipfile.ZipFile(path)  # kept open by those who load from it
-            if locked := [each.filename for each in archive.infolist() if each.flag_bits & 1]:
-                raise Refused(f"{path} is encrypted ({locked[0]}). Unpack it, and give the folder.")
-            load = partial(_load_member, archive)
-            return _list_classes(path, zip_entries(archive), class_names, load, listing)
+            return _list_classes(path, zip_entries(ZipFile(path)), class_names, listing)
     except FileNotFoundError:
         raise Refused(f"{path} does not exist.") from None
-    except zipfile.BadZipFile as error:
+    except BadZipFile as error:
         raise Refused(f"{path} is a damaged or incomplete zip: {error}. Copy it again.") from error
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -181,33 +158,19 @@ def _list(path: Path, class_names: tuple[str, str], listing: DataListing) -> Non
     raise Refused(f"{path} is not data for training. Expected: {expected.format(*class_names)}.")
 
 
-def _load_file(folder: Path, entry: Entry) -> bytes:
-    path = folder / entry.name
-    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would never end
+def _load(path: Path, entry: Entry) -> bytes:
+    """The bytes of a file in the folder at `path`, or of a member of the zip there."""
+    file = path if entry.stored else path / entry.name
+    if not file.is_file():  # reading a pipe would never end
         raise OSError("is not a regular file")
-    _check_size(path.stat().st_size)
-    return path.read_bytes()
-
-
-def _load_member(archive: zipfile.ZipFile, entry: Entry) -> bytes:
-    _check_size(archive.getinfo(entry.stored).file_size)
     try:
-        return archive.read(entry.stored)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise OSError(f"is damaged in the zip: {error}") from error
-
-
-def _check_size(size: int) -> None:
-    if size > _MAX_FILE_BYTES:
-        raise OSError(f"has {size} bytes, more than a picture")
+        return archive.read(file, entry.stored)
+    except archive.Unreadable as error:
+        raise OSError(error.args[1]) from error
 
 
 def _list_classes(
-    path: Path,
-    entries: Iterable[Entry],
-    class_names: tuple[str, str],
-    load: Callable[[Entry], bytes],
-    listing: DataListing,
+    path: Path, entries: Iterable[Entry], class_names: tuple[str, str], listing: DataListing
 ) -> None:
     """Add the pictures under the class folders, sorted by their paths."""
     found: dict[PurePosixPath, Entry] = {}
@@ -235,8 +198,8 @@ def _list_classes(
         else:
             first, dash, _ = printable(name.name).partition("-")
             source = first if dash else printable(path.stem)
-            label = float(name.parts[0] == class_names[0])
-            picture = ListedPicture(printable(str(name)), source, label, path, partial(load, entry))
+            label, load = float(name.parts[0] == class_names[0]), partial(_load, path, entry)
+            picture = ListedPicture(printable(str(name)), source, label, path, load)
             listing.pictures.append(picture)
 
 
@@ -320,15 +283,8 @@ def _list_hdf5(path: Path, class_names: tuple[str, str]) -> list[ListedPicture]:
     pictures = []
     for i, (pixels, number) in enumerate(zip(x, y.astype(int).ravel(), strict=True)):
         label, name = float(names[number] == class_names[0]), f"{names[number]}/course-{i:05d}"
-        pictures.append(ListedPicture(name, "course", label, path, partial(as_png, pixels)))
+        pictures.append(ListedPicture(name, "course", label, path, partial(png, pixels)))
     return pictures
-
-
-def as_png(pixels: Pixels) -> bytes:
-    """Pixels without a file go through the same function as files, as a lossless one."""
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -434,8 +390,13 @@ def read_pictures(
     Raises Refused: a path that is missing, damaged, encrypted or nothing of the above, files that
     are no pictures, pictures that cannot be read or are there in both classes, only one class.
     """
-    listing = list_pictures(paths, class_names, both_classes=both_classes)
+    if class_names[0] == class_names[1]:
+        raise Refused(f"--classes needs two different names, not {class_names[0]!r} twice.")
+    listing = DataListing()
+    for path in paths:
+        _list(path, class_names, listing)
     listed = listing.pictures
+    _check_classes(paths, [each.label for each in listed], class_names, both_classes)
     pictures = np.zeros((len(listed), side, side, 3), np.uint8)
     sides = np.full(len(listed), side, np.int16)
     spec = replace(preprocessing, side=side)
@@ -501,16 +462,13 @@ def on_all_cores(function: Callable[[int], T], count: int, label: str) -> list[T
     or OSError of the function: what it reads was read before."""
     tasks = [range(count)[i : i + _PICTURES_A_TASK] for i in range(0, count, _PICTURES_A_TASK)]
     results: list[T] = []
-    with ThreadPoolExecutor(cores()) as pool, progress_bar(label, "picture", count) as bar:
-        try:
+    try:
+        with ThreadPoolExecutor(cores()) as pool, progress_bar(label, "picture", count) as bar:
             for done in pool.map(lambda rows: [function(i) for i in rows], tasks):
                 results += done
                 bar.update(len(done))
-        except BaseException as error:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the rest
-            if isinstance(error, (InvalidImage, OSError)):
-                raise Refused(f"A picture could be read before, but not now: {error}.") from error
-            raise
+    except (InvalidImage, OSError) as error:
+        raise Refused(f"A picture could be read before, but not now: {error}.") from error
     return results
 
 

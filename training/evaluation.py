@@ -26,7 +26,7 @@ from model.artifact import pack, read_file, unpack
 from model.classifier import Classifier
 from model.machine import write_file
 from model.network import Array
-from model.preprocessing import Preprocessing
+from model.preprocessing import Preprocessing, png
 from training import Refused
 from training.calibration import by_source
 from training.data import (
@@ -35,7 +35,6 @@ from training.data import (
     NameParts,
     PictureSet,
     Pixels,
-    as_png,
     on_all_cores,
     read_at_own_size,
     read_pictures,
@@ -93,17 +92,15 @@ def split_of(files: Sequence[Path], *, test: bool) -> str:
     for file in files:
         words = re.split(r"[-_. ]", file.stem.lower())
         split = _SPLIT_WORDS.get(words[0]) or _SPLIT_WORDS.get(words[-1])
-        if split == "test" and not test:
-            remedy = "Use validation pictures; for a finished model, use --test, which is logged."
-            raise Refused(f"{file.name} belongs to the test split. {remedy}")
-        if split not in ("test", None) and test:
-            only = "--test accepts only test pictures."
-            raise Refused(f"{file.name} belongs to the {split} split; {only}")
+        split = split or ("test" if test else "validation")
+        if (split == "test") != test:
+            rule = "Test pictures need --test, which is logged, and --test accepts no others."
+            raise Refused(f"{file.name} belongs to the {split} split. {rule}")
         splits.add(split)
-    if "training" in splits and len(splits) > 1:
+    if len(splits) > 1:
         names = ", ".join(file.name for file in files)
         raise Refused(f"{names}: measure training pictures separately.")
-    return "test" if test else "training" if splits == {"training"} else "validation"
+    return splits.pop()
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -208,7 +205,7 @@ def changed(
         background = pictures.pictures[behind[int(rng.integers(len(behind)))]]
         file = pictures.files[chosen[place]]()
         picture = read_at_own_size(file, replace(spec, side=2 * spec.side), spec.side)
-        return as_png(CHANGES[name](picture, background, rng))
+        return png(CHANGES[name](picture, background, rng))
 
     return [partial(make, place) for place in range(len(chosen))]
 
@@ -310,7 +307,7 @@ def _mistakes(results: Mapping[str, Any], pictures: PictureSet, p: Array) -> lis
         tiles = []
         for i in surest[:_MISTAKES].tolist():
             words = [PurePosixPath(pictures.names[i]).stem, parts[i].kind, percent(p[i])]
-            tiles.append({"picture": as_png(pictures.pictures[i]), "lines": filter(None, words)})
+            tiles.append({"picture": png(pictures.pictures[i]), "lines": filter(None, words)})
         if tiles:
             found.append({"title": title, "count": len(places), "tiles": tiles})
     return found
@@ -362,22 +359,19 @@ def run_evaluate(
     if keep:
         record(weights, results)
         say(f"recorded: {weights}")
-    for name, words in headlines(results, names=True).items():
+    for name, words in headlines(results).items():
         say(f"{name + ':':9} {words}")
     say(f"numbers:  {folder / METRICS}")
     say(f"report:   {folder / PAGE}")
 
 
-def headlines(results: Mapping[str, Any], *, names: bool = False) -> dict[str, str]:
-    """The figures of each source that people ask for first, with their names or without."""
+def headlines(results: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of each source that people ask for first."""
     lines = {}
     for source, its in results["sources"].items():
         metrics = HEADLINE if its["roc_auc"] is not None else ("called_first",)
-        figures = [number(its[metric], metric) for metric in metrics]
-        if names:
-            words = [NAMES[metric].format(first=results["class_names"][0]) for metric in metrics]
-            figures = [" ".join(each) for each in zip(words, figures, strict=True)]
-        lines[source] = ", ".join(figures)
+        words = [f"{NAMES[metric]} {number(its[metric], metric)}" for metric in metrics]
+        lines[source] = ", ".join(words).format(first=results["class_names"][0])
     return lines
 
 

@@ -247,13 +247,10 @@ def read_teacher(path: Path, names: Sequence[str]) -> tuple[Array, Array]:
     own = arrays["name"].astype(str).tolist()
     groups = arrays.get("group_probability", np.zeros((len(own), 1)))
     for values, axes in ((arrays["logit"], 1), (groups, 2)):
-        if values.ndim != axes or len(values) != len(own) or values.dtype.kind != "f":
-            raise Refused(
-                f"{path}: {len(own):,} names, and {values.dtype} of shape {values.shape}; expected "
-                "floating-point numbers for each name."
-            )
-        if not np.isfinite(values).all():
-            raise Refused(f"{path}: some values are not finite.")
+        right = values.ndim == axes and len(values) == len(own) and values.dtype.kind == "f"
+        if not right or not np.isfinite(values).all():
+            found = f"{len(own):,} names, and {values.dtype} of shape {values.shape}"
+            raise Refused(f"{path}: {found}; expected finite floating-point numbers for each name.")
     place = {name: i for i, name in enumerate(own)}
     missing = [name for name in names if name not in place]
     if missing:

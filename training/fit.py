@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from math import ceil
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from model.archive import printable
@@ -56,7 +56,6 @@ from training.loop import (
     Examples,
     Settings,
     Trainer,
-    one_blas_thread,
     resume,
     sampling_weights,
     save_checkpoint,
@@ -101,9 +100,15 @@ def read_settings(
             values = tomllib.loads(config.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{config} is not TOML: {error}.") from error
+    before = values.get("shares")
     values |= {name: value for name, value in given.items() if value is not None}
-    if fine_tuning and given.get("stages"):
-        raise Refused("stages can be set only from scratch, not with --from.")
+    if isinstance(before, dict) and isinstance(values["shares"], dict):
+        values["shares"] = before | values["shares"]
+    for name in ("stages", "views"):
+        if fine_tuning and given.get(name):
+            raise Refused(f"{name} can be set only from scratch, not with --from.")
+    if values.get("start_share") and not fine_tuning:
+        raise Refused("start_share can be set only with --from.")
     defaults = FINE_TUNING if fine_tuning else SCRATCH
     try:
         settings = TypeAdapter(Settings).validate_python(asdict(defaults) | values)
@@ -182,10 +187,10 @@ def _task(
             "command": "fit",
             **used,
             "stages": None if start else settings.stages,
+            "views": None if start else settings.views,
             "teacher": teacher and printable(teacher.name),
         },
         "started_from": start and {"name": start.name, "version": start.version},
-        "seed": settings.seed,
         "data": {
             "training": training.describe(data.training),
             "validation": held.describe(data.validation or data.training),
@@ -194,7 +199,6 @@ def _task(
     identity = {
         **used,
         "from": start.version if start else None,
-        "architecture": describe(layers),
         "classes": list(training.class_names),
         "training pictures": training.fingerprint,
         "validation pictures": held.fingerprint,
@@ -246,7 +250,7 @@ def fit(
     _check_unfinished(unfinished, resumed)
     settings = read_settings(config, given or {}, fine_tuning=start is not None)
     network = _load_start(start, data.class_names) if start else None
-    with one_blas_thread():
+    with threadpool_limits(1, user_api="blas"):  # its calls run side by side already
         task = _task(printable(name or output.stem), data, network, teacher, settings, say)
         with Trainer(task.layers, task.examples, settings) as trainer:
             if resumed:
@@ -333,11 +337,6 @@ def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     )
 
 
-def _log_text(curve: Sequence[Mapping[str, Any]]) -> str:
-    """The log: one JSON object a line and epoch."""
-    return "".join(json.dumps(row) + "\n" for row in curve)
-
-
 def remove_progress(folder: Path) -> None:
     """Remove the checkpoint of a run that is finished, and its folder if nothing else is in it:
     someone may keep pictures in a folder of this name."""
@@ -418,8 +417,12 @@ def _write(
             classifier, z = build_classifier(start.layers, task, facts)
         classifier.metadata["comparison"] = comparison
     own = {name: getattr(classifier, name) for name in ("name", "class_names", "threshold")}
-    page = _page(task, classifier, sigmoid(z), rows)
-    write_report(folder, page, own | classifier.metadata, {LOG: _log_text(rows)})
+    bins = reliability_table(task.held.labels, sigmoid(z))
+    page = render(
+        "fit.html", classifier=classifier, facts=classifier.metadata, bins=bins, curve=rows
+    )
+    log = "".join(json.dumps(row) + "\n" for row in rows)
+    write_report(folder, page, own | classifier.metadata, {LOG: log})
     saved = classifier.save(output, "float16")
     if start:
         say(render("comparison.txt", comparison=comparison, start=start.name).strip())
@@ -483,22 +486,3 @@ def round_to_float16(layers: Sequence[Layer]) -> list[Layer]:
     with np.errstate(over="ignore"):
         rounded = {name: v.astype(np.float16) for name, v in parameters(layers).items()}
     return build(describe(layers), rounded)
-
-
-def _page(task: Task, classifier: Classifier, p: Array, curve: Sequence[Mapping[str, Any]]) -> str:
-    lines = {
-        key: [(row["epoch"], row[key]) for row in curve]
-        for key in ("loss", "log_loss", "balanced_accuracy")
-    }
-    return render(
-        "fit.html",
-        classifier=classifier,
-        facts=classifier.metadata,
-        bins=reliability_table(task.held.labels, p),
-        curves={
-            "loss": {"training, with variations": lines["loss"], "validation": lines["log_loss"]},
-            "accuracy": {"validation": lines["balanced_accuracy"]},
-        },
-        epochs=curve[-1]["epoch"],
-        highest=ceil(5 * max(value for _, value in lines["loss"] + lines["log_loss"])) / 5,
-    )

@@ -4,7 +4,7 @@ A batch is split into as many shards as there are threads. Each shard draws its 
 forward and backward and sums its gradients; batch normalisation sees the shard. Every random number
 comes from (seed, epoch, step, shard). So a resumed run goes on exactly as the unbroken one would
 have, and the same seed, data and number of threads give the same weights, provided that linear
-algebra uses one thread inside each of ours, which `one_blas_thread` sees to.
+algebra uses one thread inside each of ours, which `fit` sees to.
 """
 
 import copy
@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field
-from threadpoolctl import threadpool_limits
 
 from model.artifact import build, describe, pack, read_file, unpack
 from model.machine import write_file
@@ -41,7 +40,6 @@ from training.course import forward_backward
 
 SCORING_ROWS = 32  # pictures a thread takes at a time when nothing is learned
 NUMBERS = 65536  # parameters an update step handles at a time, so that they stay in cache
-CHECKPOINT_VERSION = 2
 MOMENTUM = 0.9
 FADE, FADED = 0.2, 0.4  # over the last fifth of a run, variations fade to this share of them
 NORM_PICTURES = 4096  # that measure the normalisation of the averaged weights
@@ -225,8 +223,7 @@ class Trainer:
         self.curve: list[dict[str, Any]] = []
         self.best: Best | None = None
         self.optimizer = Optimizer(layers, config.weight_decay, config.ema_decay)
-        own = parameters(layers) if config.start_share else {}
-        self._start = {name: value.copy() for name, value in own.items()}
+        self._start = copy.deepcopy(parameters(layers)) if config.start_share else {}
         self._averaged = copy.deepcopy(layers)
         bind(self._averaged, self.optimizer.average)
         self._scratches = [Scratch(keep=True) for _ in range(config.threads)]
@@ -352,12 +349,6 @@ def score(layers: Sequence[Layer], pictures: Array, sides: Array, threads: int =
     return z
 
 
-def one_blas_thread() -> threadpool_limits:
-    """In a `with`: NumPy's linear algebra uses one thread per call, in whatever order modules were
-    imported. Calls run side by side already, and more threads than cores make each other wait."""
-    return threadpool_limits(1, user_api="blas")
-
-
 def sampling_weights(
     labels: Array,
     sources: Sequence[str],
@@ -404,9 +395,8 @@ def save_checkpoint(path: Path, trainer: Trainer, identity: dict[str, Any]) -> N
 
     identity: JSON values by name, on which the weights depend.
     """
-    tensors = {f"state.{name}": value for name, value in trainer.optimizer.vectors.items()}
+    tensors = trainer.optimizer.vectors
     values: dict[str, Any] = {
-        "checkpoint_version": CHECKPOINT_VERSION,
         "identity": identity,
         "curve": trainer.curve,
         "progress": [trainer.epoch, trainer.optimizer.steps],
@@ -415,7 +405,7 @@ def save_checkpoint(path: Path, trainer: Trainer, identity: dict[str, Any]) -> N
     if best := trainer.best:
         values["best"] = {"epoch": best.epoch, "log_loss": best.log_loss}
         values["best"]["architecture"] = describe(best.layers)
-        tensors |= {f"best.{name}": value for name, value in parameters(best.layers).items()}
+        tensors |= parameters(best.layers)
     write_file(path, pack(values, tensors))
 
 
@@ -426,19 +416,13 @@ def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> None:
     """
     try:
         values, tensors = unpack(read_file(path))
-        if values.get("checkpoint_version") != CHECKPOINT_VERSION:
-            raise ValueError("it is not a checkpoint of this version")
         _check_identity(path, values["identity"], identity)
-        parts: dict[str, dict[str, Array]] = {"state": {}, "best": {}}
-        for name, tensor in tensors.items():
-            part, _, own = name.partition(".")
-            parts[part][own] = tensor
         for name, vector in trainer.optimizer.vectors.items():
-            vector[...] = parts["state"][name]
+            vector[...] = tensors.pop(name)
         trainer.epoch, trainer.optimizer.steps = values["progress"]
         trainer.curve = values["curve"]
         if best := values["best"]:
-            layers = build(best["architecture"], parts["best"])
+            layers = build(best["architecture"], tensors)
             trainer.best = Best(best["epoch"], best["log_loss"], layers)
         prepare(trainer.layers)
     except (ValueError, KeyError, TypeError) as error:

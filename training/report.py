@@ -54,6 +54,7 @@ _TEMPLATES = Environment(
 _TEMPLATES.filters |= {
     "percent": percent,
     "data_url": lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}",
+    "points": lambda rows, key: [(row["epoch"], row[key]) for row in rows],  # of a curve
     "cell": lambda text: str(text).replace("|", "\\|"),  # of a Markdown table
     "interval": lambda bin: wilson_interval(bin["positive_rate"], bin["count"]),
 }
