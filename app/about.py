@@ -1,7 +1,6 @@
 """The facts of a weights file, in one form for all weights files."""
 
 import base64
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,20 +17,18 @@ ALL = "all"  # the source of metrics that are not given by source
 
 
 def about(classifier: Classifier) -> dict[str, Any]:
-    """The values of `app.routes.ModelAnswer`. An artifact's metadata may be any JSON: what has
-    another form than ours writes is left out."""
-    facts = _finite(classifier.metadata)
+    """The values of `app.routes.ModelAnswer`; without what has another form than ours."""
+    facts = classifier.metadata
     weights = picture_of_weights(classifier.layers, classifier.preprocessing.side)
     explained = method(classifier.layers)
     metrics = _or_none(_metrics, facts) or {}
-    rule, limits = facts.get("threshold_rule"), facts.get("limits")
     return {
         "name": classifier.name,
         "version": classifier.version,
         "classes": list(classifier.class_names),
         "threshold": classifier.threshold,
-        "threshold_rule": rule if isinstance(rule, str) else None,
-        "bands": [{"from": band.start, "words": band.words} for band in classifier.bands],
+        "threshold_rule": facts.get("threshold_rule"),
+        "bands": [{"from": start, "words": words} for start, words in classifier.bands],
         "preprocessing": classifier.preprocessing.to_json(),
         "views": classifier.views.to_json(),
         "network": {
@@ -40,12 +37,11 @@ def about(classifier: Classifier) -> dict[str, Any]:
             "layers": describe(classifier.layers),
         },
         "explanation": {"name": explained.name, "description": explained.description},
-        **{name: _mapping(facts.get(name)) for name in ("data", "training", "calibration")},
+        **{name: facts.get(name, {}) for name in ("data", "training", "calibration")},
         "metrics": metrics,
         "limits": [
             *_limits(classifier),
             *(_or_none(lambda each: [*_measured_limits(classifier, each)], metrics) or []),
-            *(each for each in (limits if isinstance(limits, list) else []) if type(each) is str),
         ],
         "learning_curve": _or_none(_curve, facts),
         "weights_png": None if weights is None else png_text(weights),
@@ -68,9 +64,7 @@ def _metrics(facts: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Split → source → metric, also where an artifact has its metrics right below the split."""
     found = {}
     for split, metrics in facts["metrics"].items():
-        sources = {name: each for name, each in metrics.items() if "pictures" in _mapping(each)}
-        if metrics:
-            found[str(split)] = sources or {ALL: metrics}
+        found[split] = {ALL: metrics} if "pictures" in metrics else metrics
     return found
 
 
@@ -123,16 +117,3 @@ def _curve(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     series = {name: line for name, line in series.items() if len(line) > 1}
     x = "iteration" if "costs" in facts else "epoch"
     return {"x": x, "series": series} if series else None
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _finite(value: Any) -> Any:
-    """The JSON value without infinities and NaN, which JSON itself does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -44,14 +44,12 @@ def plan(workers: int | None = None) -> Capacity:
     """Divide what there is; without a number of workers, as many as cores and memory allow."""
     rest = int(memory_bytes() * (1 - MARGIN)) - FRONT_BYTES - TEMPLATE_BYTES
     bodies = min(max(int(rest * BODIES_PART), 2**22), MOST_BODY_BYTES)
-
-    def share(count: int) -> int:
-        return (rest - int(bodies * COPIES)) // count - WORKER_OVERHEAD_BYTES
-
+    rest -= int(bodies * COPIES)
     if workers is None:
-        fitting = (n for n in range(cores(), 1, -1) if share(n) >= LEAST_SHARE_BYTES)
-        workers = next(fitting, 1)
-    return Capacity(workers, min(max(share(workers), 2**25), MOST_SHARE_BYTES), bodies)
+        fitting = rest // (LEAST_SHARE_BYTES + WORKER_OVERHEAD_BYTES)
+        workers = max(1, min(cores(), fitting))
+    share = rest // workers - WORKER_OVERHEAD_BYTES
+    return Capacity(workers, min(max(share, 2**25), MOST_SHARE_BYTES), bodies)
 
 
 def workers_for(settings: Settings, capacity: Capacity) -> Workers:

@@ -77,15 +77,7 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bool, bytes]]:
         _, options = parse_options_header(named.get(b"content-disposition"))
         if b"name" not in options:
             raise _malformed("a part has no Content-Disposition with a name")
-        encoding = named.get(b"content-transfer-encoding", b"").lower()
-        is_file = bool(options.get(b"filename"))
-        if (is_file or options[b"name"] == b"file") and encoding in (
-            b"base64",
-            b"quoted-printable",
-        ):
-            how = f"Content-Transfer-Encoding: {encoding.decode()}"
-            raise _malformed(f"a part has {how}; send the bytes as they are")
-        yield options[b"name"], is_file, body[head_end + 4 : end]
+        yield options[b"name"], bool(options.get(b"filename")), body[head_end + 4 : end]
         at = end + 2 + len(first)
     raise _malformed(f"it has more than {MAX_PARTS} parts; one named 'file' is enough")
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app import HEADER_LENGTH, MAX_PICTURES, MODEL, __version__
+from app.capacity import Capacity
 from app.errors import Problem
 from app.routes import check_ready, work_on_body
 from app.settings import Settings
@@ -26,8 +27,14 @@ router = APIRouter(tags=["Open Inference Protocol"])
 
 
 def body_limit(max_upload_bytes: int) -> int:
-    """How many bytes a request may have, compressed or not."""
+    """How many bytes a request may have, compressed or not, where there is memory for them."""
     return max_upload_bytes * 4 // 3 + JSON_ALLOWANCE_BYTES
+
+
+def _most_bytes(request: Request) -> int:
+    settings: Settings = request.app.state.settings
+    capacity: Capacity = request.app.state.capacity
+    return min(body_limit(settings.max_upload_bytes), capacity.largest_upload_bytes)
 
 
 def check_version(request: Request) -> None:
@@ -83,7 +90,7 @@ async def v2_model(request: Request) -> dict[str, Any]:
         "parameters": {
             "inputs_a_request": 1,
             "max_pictures": MAX_PICTURES,
-            "max_request_bytes": body_limit(settings.max_upload_bytes),
+            "max_request_bytes": _most_bytes(request),
             "artifact": model["name"],
             "threshold": settings.threshold or model["threshold"],
         },
@@ -100,7 +107,7 @@ async def v2_infer(request: Request) -> Response:
     accepts the Content-Encodings gzip and deflate, and sends answers uncompressed.
     """
     check_version(request)
-    most = body_limit(request.app.state.settings.max_upload_bytes)
+    most = _most_bytes(request)
     reply = await work_on_body(
         request,
         "infer",

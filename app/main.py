@@ -31,6 +31,7 @@ from app.capacity import Capacity, plan, workers_for
 from app.observation import Metrics
 from app.queue import Queue
 from app.settings import BadSettings, Settings
+from model.worker import missing_limits
 from model.workers import CannotStart, Workers
 
 # Allocations, less what was freed, before young objects are looked through. Requests leave little
@@ -146,16 +147,15 @@ def _log_startup(app: FastAPI) -> None:
     if state.collection:
         count, _ = state.collection.size()
         logger.info("Feedback is saved in %s, which holds %d pictures", settings.collect, count)
-    for missing in state.workers.missing_limits:
+    for missing in missing_limits():
         logger.warning("Workers are not prevented from %s", missing)
 
 
 def _reload_on_hangup(app: FastAPI) -> None:
     """Load the weights again on SIGHUP. Does nothing where SIGHUP has a meaning already, as under
-    nohup, nor in a thread or on a system that cannot have it."""
+    nohup, nor in a thread, which cannot have it."""
     if (
-        not hasattr(signal, "SIGHUP")
-        or threading.current_thread() is not threading.main_thread()
+        threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
     ):
         return

@@ -13,7 +13,6 @@ from hashlib import sha256
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -83,12 +82,6 @@ def install_handlers(app: FastAPI) -> None:
     async def problem(_: Request, error: Problem) -> Response:
         return ProblemResponse(error)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid_request(_: Request, error: RequestValidationError) -> Response:
-        # Only where and why: what was sent stays out of the answer.
-        found = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        return ProblemResponse(Problem("invalid-request", "; ".join(found)))
-
     @app.exception_handler(HTTPException)
     async def http_exception(request: Request, error: HTTPException) -> Response:
         # Of all that the framework raises, only 405 and 404 come up here.
@@ -105,11 +98,6 @@ def install_handlers(app: FastAPI) -> None:
         if model not in ("", MODEL):
             detail = f"There is no model {model!r}; there is {MODEL}."
         return ProblemResponse(Problem("not-found", detail))
-
-    @app.exception_handler(ClientDisconnect)
-    async def client_gone(_: Request, __: ClientDisconnect) -> Response:
-        # Nobody reads this; without it the log would show a client's leaving as our error.
-        return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
 # --- who may use the service --------------------------------------------------------------------
@@ -312,6 +300,8 @@ class FailedRequests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self.app(scope, receive, send)
+        except ClientDisconnect:  # nobody would read an answer
+            return
         except (Exception, asyncio.CancelledError) as error:
             if scope["type"] != "http" or scope["facts"].status:
                 raise

@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import select
-import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -209,7 +208,7 @@ def write(line: bytes) -> bool:
     A full pipe would block the event loop, and with it every client.
     """
     try:
-        if sys.platform != "win32" and not select.select((), (STDOUT,), (), 0)[1]:
+        if not select.select((), (STDOUT,), (), 0)[1]:
             return False
         os.write(STDOUT, line)
     except (OSError, ValueError):  # closed, or its reader is gone

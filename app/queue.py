@@ -16,7 +16,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from app.capacity import MAX_UPLOAD_SHARE
-from app.errors import FAILED, Problem
+from app.errors import FAILED, Problem, too_large
 from app.observation import RequestInfo
 from model.worker import Reply
 from model.workers import Failure, JobRefused, PendingJob, Workers
@@ -119,12 +119,7 @@ class BodyMemory:
         sends little takes little. Raises Problem: busy; too-large for what will never fit."""
         queue = self._queue
         if count > (most := int(MAX_UPLOAD_SHARE * queue.body_bytes)):
-            raise Problem(
-                "too-large",
-                f"The upload has at least {count:,} bytes; there is memory for {most:,}. Send a "
-                "smaller picture.",
-                limit_bytes=most,
-            )
+            raise too_large(f"The upload has at least {count:,} bytes", most)
         if count > MAX_UPLOAD_SHARE * (queue.body_bytes - queue.held_bytes + self.held):
             raise queue.busy("The current uploads use all the memory for uploads")
 
@@ -147,7 +142,7 @@ async def read_body(
     # A nonsensical length is the server's to refuse; what is read is counted anyway.
     announced = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
     if announced > most:
-        raise _too_large(f"The upload has {announced:,} bytes (Content-Length)", limit)
+        raise too_large(f"The upload has {announced:,} bytes (Content-Length)", limit)
     room.announce(announced)
     clock = asyncio.get_running_loop().time
     began = clock()
@@ -160,7 +155,7 @@ async def read_body(
                     raise ClientDisconnect
                 chunk, more = message.get("body", b""), message.get("more_body", False)
                 if room.held + len(chunk) > most:
-                    raise _too_large(f"More than {most:,} bytes arrived", limit)
+                    raise too_large(f"More than {most:,} bytes arrived", limit)
                 room.arrived(len(chunk))
                 if more or room.held > len(chunk):  # else all of it came at once: no copy
                     rest.write(chunk)
@@ -173,14 +168,6 @@ async def read_body(
             "connection or send a smaller picture.",
         ) from None
     return rest.getvalue() or bytes(chunk)
-
-
-def _too_large(arrived: str, limit: int) -> Problem:
-    return Problem(
-        "too-large",
-        f"{arrived}; at most {limit:,} are accepted. Make it smaller or compress it more.",
-        limit_bytes=limit,
-    )
 
 
 async def _reply_or_gone(job: PendingJob, request: Request) -> None:

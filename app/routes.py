@@ -1,9 +1,9 @@
 """The addresses of the service, and the shapes of their answers, which workers fill in."""
 
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
@@ -198,19 +198,12 @@ async def predict(request: Request) -> Response:
     openapi_extra={"requestBody": PICTURE_BODY},
     responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
 )
-async def explain(
-    request: Request,
-    wanted: Annotated[
-        Literal["json", "png"] | None,
-        Query(alias="format", description="Instead of an Accept header."),
-    ] = None,
-) -> Response:
+async def explain(request: Request) -> Response:
     """Send the picture as to /predict. The answer is JSON; with `Accept: image/png` it is the
     heat map over what the model saw."""
     accept = request.headers.get("accept", "").lower()
     is_png = "application/json" not in accept and ("image/png" in accept or "image/*" in accept)
-    chosen = wanted or ("png" if is_png else "json")
-    reply = await work_on_picture(request, "explain", format=chosen)
+    reply = await work_on_picture(request, "explain", format="png" if is_png else "json")
     return Response(reply.body, media_type=reply.head["type"], headers=VARY)
 
 

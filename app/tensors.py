@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import HEADER_LENGTH, MAX_PICTURES
-from app.errors import Problem
+from app.errors import Problem, too_large
 
 LONGEST_ID = 1000  # characters
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits
@@ -42,34 +42,17 @@ class Spec:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    meaning: str
-
-    def metadata(self) -> dict[str, Any]:
-        """As the protocol describes it."""
-        named = {"name": self.name, "datatype": self.datatype, "shape": self.shape}
-        return {**named, "parameters": {"description": self.meaning}}
 
 
-OUTPUTS = (
-    Spec("cat_probability", "FP32", (-1, 1), "the probability of the first class"),
-    Spec(
-        "label",
-        "BYTES",
-        (-1, 1),
-        "the first class if the probability is at least the threshold, else the second",
-    ),
-)
+OUTPUTS = (Spec("cat_probability", "FP32", (-1, 1)), Spec("label", "BYTES", (-1, 1)))
 
 
 def inputs(side: int) -> tuple[Spec, ...]:
     """The inputs of a model that sees side × side pixels; a request has exactly one of them."""
-    images = "picture files, JPEG, PNG and others; in JSON as base64"
-    pixels = "upright RGB pictures resized to this size; only this one view is used"
-    vectors = "the same pixels divided by 255, from 0 to 1"
     return (
-        Spec("image", "BYTES", (-1,), images),
-        Spec("pixels", "UINT8", (-1, side, side, 3), pixels),
-        Spec("vector", "FP32", (-1, side * side * 3), vectors),
+        Spec("image", "BYTES", (-1,)),  # picture files; in JSON as base64
+        Spec("pixels", "UINT8", (-1, side, side, 3)),  # upright, RGB: one view
+        Spec("vector", "FP32", (-1, side * side * 3)),  # the same divided by 255
     )
 
 
@@ -103,11 +86,7 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
             f"The body is not valid {encoding}, but Content-Encoding says so: {error}."
         ) from None
     if len(plain) > limit:
-        raise Problem(
-            "too-large",
-            f"The decompressed body has more than {limit:,} bytes. Send fewer or smaller pictures.",
-            limit_bytes=limit,
-        )
+        raise too_large(f"The decompressed body has more than {limit:,} bytes", limit)
     complete = stream.eof and not stream.unused_data
     _check(complete, f"The body is not one complete {encoding} stream.")
     return plain

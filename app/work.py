@@ -7,7 +7,7 @@ parsed here, and nowhere else.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from app import MODEL, tensors
 from app.about import about, png_text
-from app.errors import Problem
+from app.errors import Problem, too_large
 from app.forms import picture_of
 from app.tensors import Inference
-from model.classifier import BadArtifact, Classifier, Prediction
+from model.classifier import Classifier, Prediction
 from model.explanation import explain_views, overlay
 from model.network import sigmoid
 from model.preprocessing import (
@@ -47,8 +47,6 @@ def load(weights: str) -> tuple[dict[str, Any], Handle]:
     """Load an artifact, and try all that workers do. Raises CannotLoad."""
     try:
         classifier = Classifier.load(weights)
-    except BadArtifact as error:
-        raise CannotLoad(str(error)) from None
     except MemoryError:
         raise CannotLoad(f"There is not enough memory to load {weights}.") from None
     preload()
@@ -85,8 +83,8 @@ class Work:
             "class_names": list(classifier.class_names),
             "threshold": classifier.threshold,
             "formats": accepted_formats(),
-            "inputs": [each.metadata() for each in tensors.inputs(classifier.preprocessing.side)],
-            "outputs": [each.metadata() for each in tensors.OUTPUTS],
+            "inputs": [asdict(each) for each in tensors.inputs(classifier.preprocessing.side)],
+            "outputs": [asdict(each) for each in tensors.OUTPUTS],
         }
 
     def _make_with_threshold(self, threshold: float | None) -> Classifier:
@@ -237,12 +235,7 @@ def _limits(job: Job) -> Limits:
 def _check_size(picture: bytes, what: str, job: Job) -> None:
     most = job.head.get("max_bytes", len(picture))
     if len(picture) > most:
-        raise Problem(
-            "too-large",
-            f"{what} has {len(picture):,} bytes; at most {most:,} are accepted. Make it smaller "
-            "or compress it more.",
-            limit_bytes=most,
-        )
+        raise too_large(f"{what} has {len(picture):,} bytes", most)
 
 
 def _predict_one(classifier: Classifier, index: int, picture: bytes, job: Job) -> Prediction:

@@ -19,11 +19,10 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, closing
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 from tqdm import tqdm
 
@@ -32,10 +31,6 @@ from model.archive import Found, Pictures, Refused, Row, answers, printable, wor
 from model.workers import CannotStart
 
 FIRST_BYTES: Final = b'{"picture": '  # of a row
-
-
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM; its argument is the signal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
     try:
-        return asyncio.run(_until_stopped(_answer(options)))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio then cancels the task
+        return asyncio.run(_answer(options))
     except (Refused, CannotStart) as error:
         return _fail(str(error), 2)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
@@ -58,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # pictures that cannot be read have rows: this is the output
         what = options.output or "Standard output"
         return _fail(f"{what} cannot be written: {error.strerror or error}.", 2)
-    except Stopped as stopped:
-        status: int = 128 + stopped.args[0]  # as shells count signals
-        return _fail("Stopped. If you used --output, the same command continues from here.", status)
+    except (KeyboardInterrupt, asyncio.CancelledError) as stopped:
+        number = signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM
+        what = "Stopped. If you used --output, the same command continues from here."
+        return _fail(what, 128 + number)  # as shells count signals
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,34 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _until_stopped(work: Coroutine[Any, Any, int]) -> int:
-    """Run to the end; raises Stopped for the first Ctrl-C or SIGTERM. The second ends the process.
-
-    An exception raised where the signal comes, in the middle of the event loop, would leave tasks
-    that wait for ever.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    received: list[int] = []
-
-    def restore() -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        restore()
-        received.append(number)
-        loop.call_soon_threadsafe(task.cancel)
-
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return await task
-    except asyncio.CancelledError:
-        raise Stopped(*received) from None
-    finally:
-        restore()
-
-
 async def _answer(options: argparse.Namespace) -> int:
+    """Do it; SIGTERM cancels it between two steps of the event loop, as asyncio does at Ctrl-C."""
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     pictures = Pictures(options.pictures)
     few = pictures.are_files and options.output is None
     workers = workers_for(options.weights, len(options.pictures) if few else sys.maxsize)

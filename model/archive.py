@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 from model.machine import cores, memory_bytes
-from model.worker import CannotLoad, Handle, Job, Reply, serve
+from model.worker import Handle, Job, Reply, serve
 from model.workers import LEAST_SHARE_BYTES, MOST_SHARE_BYTES, JobRefused, Workers
 
 Row = dict[str, Any]
@@ -382,13 +382,10 @@ def error_row(version: str, reason: str, detail: str) -> Row:
 def load(weights: str) -> tuple[dict[str, Any], Handle]:
     """Load an artifact, and what decodes pictures. Raises CannotLoad."""
     # Not at the top: the process that reads and writes needs neither NumPy nor Pillow.
-    from model.classifier import BadArtifact, Classifier
+    from model.classifier import Classifier
     from model.preprocessing import InvalidImage, preload
 
-    try:
-        classifier = Classifier.load(weights)
-    except BadArtifact as error:
-        raise CannotLoad(str(error)) from None
+    classifier = Classifier.load(weights)
     preload()
     version = classifier.version
 

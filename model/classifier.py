@@ -31,6 +31,7 @@ from model.preprocessing import (
     mirror_images,
     to_vector,
 )
+from model.worker import CannotLoad
 
 FORMAT_VERSION = 2
 # Rows that go through the network together: three pictures and their mirror images. From 8 on, the
@@ -52,7 +53,7 @@ _DECIDING = (
 ViewMode = Literal["all", "one"]  # at all views where the whole leaves the network unsure, or never
 
 
-class BadArtifact(ValueError):
+class BadArtifact(CannotLoad, ValueError):
     """A weights file that cannot be used. The message says which file, what is wrong and what to
     do."""
 
@@ -61,14 +62,6 @@ class BadArtifact(ValueError):
             f"The weights file {os.fspath(path)} cannot be used: {what}. "
             "Name another file, or train one with `python -m training`."
         )
-
-
-@dataclass(frozen=True)
-class Band:
-    """The words for probabilities of the first class from `start` on, up to the next band."""
-
-    start: float
-    words: str
 
 
 @dataclass(frozen=True)
@@ -235,11 +228,12 @@ class Classifier:
 
     def words(self, probability: float) -> str:
         """Return the words for a probability of the first class."""
-        return next(band.words for band in reversed(self.bands) if probability >= band.start)
+        return next(words for start, words in reversed(self.bands) if probability >= start)
 
     @property
-    def bands(self) -> tuple[Band, ...]:
-        """Five: quite sure from 0.9 on (and below 0.1), not sure between 1/3 and 2/3.
+    def bands(self) -> tuple[tuple[float, str], ...]:
+        """Five pairs of a probability and the words from it on, up to the next: quite sure from 0.9
+        on (and below 0.1), not sure between 1/3 and 2/3.
 
         A threshold far from 0.5 moves them, so that "not sure" lies on both sides of it and no
         words contradict the label: each border is at most a third, or two thirds, of the way from
@@ -249,11 +243,11 @@ class Classifier:
         no = f"no {first}" if other in (f"non-{first}", f"not-{first}", f"no-{first}") else other
         below, above = self.threshold, 1 - self.threshold
         return (
-            Band(0.0, f"{no}, quite sure"),
-            Band(min(0.1, below / 3), f"{no}, probably"),
-            Band(min(1 / 3, below * 2 / 3), "not sure"),
-            Band(max(2 / 3, 1 - above * 2 / 3), f"{first}, probably"),
-            Band(max(0.9, 1 - above / 3), f"{first}, quite sure"),
+            (0.0, f"{no}, quite sure"),
+            (min(0.1, below / 3), f"{no}, probably"),
+            (min(1 / 3, below * 2 / 3), "not sure"),
+            (max(2 / 3, 1 - above * 2 / 3), f"{first}, probably"),
+            (max(0.9, 1 - above / 3), f"{first}, quite sure"),
         )
 
     @cached_property

@@ -14,13 +14,13 @@ vec(Bᵀ d B) = (Bᵀ⊗Bᵀ) vec(d):
     M_k = V_k U_k          for the 36 places k: (tiles, C_in)·(C_in, C_out)
     Y_t = (Aᵀ⊗Aᵀ) M_t      (16, 36)·(36, C_out): the 4×4 blocks
 
-The tiles are the outer axis in memory: small products stay in the innermost cache, and OpenBLAS
-has kernels for them on processors with AVX-512 that need no repacking.
-
 and the backward pass is the chain rule through the same products:
 
     dM = (A⊗A) dY,  dU_k = V_kᵀ dM_k,  dV_k = dM_k U_kᵀ,
     dW = (G⊗G)ᵀ dU,  dD = (Bᵀ⊗Bᵀ)ᵀ dV,  dx adds the overlapping tiles up.
+
+The tiles are the outer axis in memory: small products stay in the innermost cache, and OpenBLAS
+has kernels for them on processors with AVX-512 that need no repacking.
 
 Any other convolution gathers each output's neighbourhood into a row (im2col) and multiplies; so
 does one of a picture whose sides are not whole numbers of blocks.

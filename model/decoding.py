@@ -352,13 +352,13 @@ def _has_all_scans(data: bytes, header: _JpegHeader) -> bool:
 def _decode_with_pillow(data: bytes, kind: Format, limits: Limits) -> Decoded:
     if kind is Format.WEBP and (still := _decode_still_webp(data, limits)):
         return still
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.max_pixels // 2
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels // 2
     try:  # Pillow refuses twice as many where it needs memory for them as soon as it opens a file
         image = _open_png(data) if kind is Format.PNG else _DECODERS[kind](BytesIO(data))
     except Image.DecompressionBombError:
         raise limits.too_many_pixels(kind, "too many pixels") from None
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        Image.MAX_IMAGE_PIXELS = None
     width, height = image.size
     limits.check(kind, image.size)
     animated = bool(getattr(image, "is_animated", False))  # asked later, a GIF is decoded twice

@@ -89,7 +89,7 @@ def serve(load: Callable[..., tuple[dict[str, Any], Handle]]) -> NoReturn:
         sys.exit(1)
     _keep_memory()
     template = _Template(control, handle, int(memory_bytes), float(seconds))
-    _tell(control, ready=description, unlimited=missing_limits())
+    _tell(control, ready=description)
     template.run()
 
 

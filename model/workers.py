@@ -138,11 +138,6 @@ class Workers:
     # --- for users ------------------------------------------------------------------------------
 
     @property
-    def missing_limits(self) -> list[str]:
-        """What this system or user does not let workers be kept from."""
-        return self.current.missing_limits if self.current else []
-
-    @property
     def waiting(self) -> int:
         """Jobs that no worker works on yet."""
         return len(self.queue) + sum(max(len(worker.jobs) - 1, 0) for worker in self._workers())
@@ -306,7 +301,6 @@ class _Generation:
     def __init__(self, owner: Workers) -> None:
         self.owner = owner
         self.description: dict[str, Any] = {}
-        self.missing_limits: list[str] = []
         self.workers: list[_Worker] = []
         self.retired = self.ended = False
         self._forking: deque[_Worker] = deque()  # asked for, but not reported yet
@@ -383,8 +377,8 @@ class _Generation:
 
     def _take(self, message: dict[str, Any]) -> None:
         match message:
-            case {"ready": description, "unlimited": missing_limits}:
-                self.description, self.missing_limits = description, missing_limits
+            case {"ready": description}:
+                self.description = description
                 self._is_ready.set()
             case {"failed": why}:
                 self._failure = why

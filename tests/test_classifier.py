@@ -92,10 +92,10 @@ def test_probabilities_have_words_and_only_not_sure_stands_on_both_sides_of_the_
     no, maybe, yes = "no cat, quite sure", "not sure", "cat, quite sure"
     found = [logistic().words(p) for p in (0.0, 0.0999, 0.1, 0.4, 0.5, 0.7, 0.9, 1.0)]
     assert found == [no, no, "no cat, probably", maybe, maybe, "cat, probably", yes, yes]
-    words = [band.words for band in replace(logistic(), class_names=("fox", "badger")).bands]
+    words = [words for _, words in replace(logistic(), class_names=("fox", "badger")).bands]
     assert (words[0], words[-1]) == ("badger, quite sure", "fox, quite sure")
     for threshold in (1e-6, 0.2, 0.31, 0.5, 0.99, 1 - 1e-6):
-        starts = [band.start for band in replace(logistic(), threshold=threshold).bands]
+        starts = [start for start, _ in replace(logistic(), threshold=threshold).bands]
         assert starts == sorted(set(starts))
         assert starts[2] < threshold < starts[3]
 

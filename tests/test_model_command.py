@@ -78,7 +78,7 @@ def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch: pytest.Mon
     [
         ("- < plain.png", 0, b"-: ", b""),
         ("- <&-", 2, b"", b"Standard input is closed; pipe a picture into the command.\n"),
-        ("- 0> out", 2, b"", b"- cannot be read: Bad file descriptor. When it can"),
+        ("- 0> out", 2, b"", b"- cannot be read: Bad file descriptor. Repeat"),
         ("plain.png >&-", 2, b"", b"Standard output is closed; open it, or name a file"),
         ("plain.png --output rows >&-", 0, b"", b" pictures/s"),
         ("page.jpg > /dev/full", 2, b"", b"Standard output cannot be written: No space left"),

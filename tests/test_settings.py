@@ -77,7 +77,6 @@ PROXIES = "addresses such as 10.0.0.1 or networks"
         ("CAT_FORWARDED_ALLOW_IPS", ["10.0.0.0/99", "*, 10.0.0.1", "proxy", ","], PROXIES),
         ("CAT_PAGE", ["1"], "'on' or 'off'"),
         ("CAT_BIND_PORT", ["65536"], "a whole number from 0 to 65,535"),
-        ("CAT_BIND_HOST", ["[::1]"], "an address or a name; leave out the brackets, as in ::1"),
         ("CAT_BIND_HOST", ["'::1'"], "without quotation marks around it"),
         ("CAT_WEIGHTS", ['"/srv/own.safetensors"'], "without quotation marks around it"),
     ],
@@ -103,8 +102,8 @@ def test_a_bad_key_is_refused_without_being_shown(text: str) -> None:
     [
         (b"hush1\n# hush2\nhush3,hush4\n", ", but must be a file of keys .*line 3 is not a key"),
         (b"# hush1\n\n", ", but must be a file of keys .*it has none"),
-        ("hush".encode("utf-16"), ", which cannot be read: not UTF-8. Name a file"),
-        (None, ", which cannot be read: No such file or directory. Name a file"),
+        ("hush".encode("utf-16"), "it is not UTF-8"),
+        (None, "it cannot be read: No such file or directory"),
     ],
 )
 def test_a_file_of_keys_that_cannot_be_used_is_named_and_not_quoted(
@@ -113,7 +112,7 @@ def test_a_file_of_keys_that_cannot_be_used_is_named_and_not_quoted(
     path = tmp_path / "keys"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(BadSettings, match=f"^CAT_API_KEYS_FILE is '{path}'{why}") as refused:
+    with pytest.raises(BadSettings, match=f"^CAT_API_KEYS_FILE is '{path}'.*{why}") as refused:
         Settings.from_env({"CAT_API_KEYS_FILE": str(path)})
     assert "hush" not in str(refused.value)
 
