@@ -14,6 +14,7 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -26,16 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
 HEADER: Final = struct.Struct("<II")  # bytes of the head, bytes of the body
 MOST_AT_ONCE: Final = 3  # jobs that are handled together, as far as they are here already
 QUICK_BYTES: Final = 2**16  # of a body; larger ones are worked on alone
 OUT_OF_MEMORY: Final = 12  # exit status
-OUT_OF_TIME: Final = -signal.SIGPROF if hasattr(signal, "SIGPROF") else 0  # exit status
+OUT_OF_TIME: Final = -signal.SIGPROF  # exit status
 NICENESS: Final = 2  # so that the front gets its turn first
 
 _LOOK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -203,8 +199,6 @@ def _restrict(memory_bytes: int) -> None:
         os.nice(NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    if resource is None:
-        return
     with contextlib.suppress(OSError):  # no /proc: a system that does not count RLIMIT_DATA either
         data_pages = int(Path("/proc/self/statm").read_text().split()[5])
         _limit(resource.RLIMIT_DATA, data_pages * resource.getpagesize() + memory_bytes)
