@@ -290,8 +290,7 @@ def _best_before(task: Task) -> Best | None:
     if not task.start:
         return None
     layers = list(task.start.layers)
-    z = _logits(task, layers)
-    return Best(0, source_log_loss(z, task.held.labels, task.held.reported_sources), layers)
+    return Best(0, _epoch_figures(task, layers)["log_loss"], layers)
 
 
 def _run_epochs(trainer: Trainer, task: Task, folder: Path, say: Say) -> None:
