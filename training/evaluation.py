@@ -359,19 +359,22 @@ def run_evaluate(
     if keep:
         record(weights, results)
         say(f"recorded: {weights}")
-    for name, words in headlines(results).items():
+    for name, words in headlines(results, names=True).items():
         say(f"{name + ':':9} {words}")
     say(f"numbers:  {folder / METRICS}")
     say(f"report:   {folder / PAGE}")
 
 
-def headlines(results: Mapping[str, Any]) -> dict[str, str]:
-    """The figures of each source that people ask for first."""
+def headlines(results: Mapping[str, Any], *, names: bool = False) -> dict[str, str]:
+    """The figures of each source that people ask for first, with their names or without."""
     lines = {}
     for source, its in results["sources"].items():
         metrics = HEADLINE if its["roc_auc"] is not None else ("called_first",)
-        words = [f"{NAMES[metric]} {number(its[metric], metric)}" for metric in metrics]
-        lines[source] = ", ".join(words).format(first=results["class_names"][0])
+        figures = [number(its[metric], metric) for metric in metrics]
+        if names:
+            words = [NAMES[metric].format(first=results["class_names"][0]) for metric in metrics]
+            figures = [" ".join(each) for each in zip(words, figures, strict=True)]
+        lines[source] = ", ".join(figures)
     return lines
 
 
