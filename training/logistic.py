@@ -42,8 +42,7 @@ def run_course(
         if iteration % RECORD_EVERY == 0:
             say(f"training: iteration {iteration:,}: cost {cost:.6f}")
 
-    X, y = training.pictures, training.labels
-    layers, costs = train(X, y, learning_rate, iterations, progress)
+    layers, costs = train(training.pictures, training.labels, learning_rate, iterations, progress)
     answers = {name: predict(layers, to_vector(each.pictures)) for name, each in sets.items()}
     metrics = {name: summary(each.labels, answers[name], THRESHOLD) for name, each in sets.items()}
     settings = {"command": "course", "learning_rate": learning_rate, "iterations": iterations}
