@@ -22,12 +22,13 @@ def about(classifier: Classifier) -> dict[str, Any]:
     weights = picture_of_weights(classifier.layers, classifier.preprocessing.side)
     explained = method(classifier.layers)
     metrics = _or_none(_metrics, facts) or {}
+    rule = facts.get("threshold_rule")
     return {
         "name": classifier.name,
         "version": classifier.version,
         "classes": list(classifier.class_names),
         "threshold": classifier.threshold,
-        "threshold_rule": facts.get("threshold_rule"),
+        "threshold_rule": rule if isinstance(rule, str) else None,
         "bands": [{"from": start, "words": words} for start, words in classifier.bands],
         "preprocessing": classifier.preprocessing.to_json(),
         "views": classifier.views.to_json(),
@@ -37,7 +38,7 @@ def about(classifier: Classifier) -> dict[str, Any]:
             "layers": describe(classifier.layers),
         },
         "explanation": {"name": explained.name, "description": explained.description},
-        **{name: facts.get(name, {}) for name in ("data", "training", "calibration")},
+        **{name: _mapping(facts.get(name)) for name in ("data", "training", "calibration")},
         "metrics": metrics,
         "limits": [
             *_limits(classifier),
@@ -117,3 +118,7 @@ def _curve(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     series = {name: line for name, line in series.items() if len(line) > 1}
     x = "iteration" if "costs" in facts else "epoch"
     return {"x": x, "series": series} if series else None
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -49,6 +49,6 @@ class Problem(Exception):
 
 def too_large(found: str, limit: int) -> Problem:
     """The refusal of an upload of more bytes than the limit; found: what has how many."""
-    advice = "Make it smaller or compress it more."
+    advice = "Send a smaller picture, or fewer pictures at once."
     detail = f"{found}; at most {limit:,} are accepted. {advice}"
     return Problem("too-large", detail, limit_bytes=limit)

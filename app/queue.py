@@ -116,10 +116,8 @@ class BodyMemory:
 
     def announce(self, count: int) -> None:
         """Refuse an upload of so many bytes where there is no room now. Who announces much and
-        sends little takes little. Raises Problem: busy; too-large for what will never fit."""
+        sends little takes little. Raises Problem: busy."""
         queue = self._queue
-        if count > (most := int(MAX_UPLOAD_SHARE * queue.body_bytes)):
-            raise too_large(f"The upload has at least {count:,} bytes", most)
         if count > MAX_UPLOAD_SHARE * (queue.body_bytes - queue.held_bytes + self.held):
             raise queue.busy("The current uploads use all the memory for uploads")
 

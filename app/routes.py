@@ -211,7 +211,7 @@ async def explain(request: Request) -> Response:
     "/model", name="model", summary="Return facts about the model", response_model=ModelAnswer
 )
 async def get_model(request: Request) -> Response:
-    """Data, training, metrics and limits come from the weights file. Other files may lack some of
+    """Data, training and metrics come from the weights file. Other files may lack some of
     them."""
     reply = await work(request, "about", b"")
     return Response(reply.body, media_type="application/json")

@@ -90,22 +90,20 @@ def _keys(text: str) -> tuple[str, ...]:
 
 
 def _keys_in_file(text: str) -> tuple[str, ...]:
-    keys, where = {}, "it has none"
     try:
         # Some editors begin a file with a mark, which is no part of the first key.
         lines = Path(text).read_text(encoding="utf-8-sig").split("\n")
-        filled = ((number, line.strip()) for number, line in enumerate(lines, 1) if line.strip())
-        keys = {number: key for number, key in filled if not key.startswith("#")}
-    except OSError as error:
-        where = f"it cannot be read: {error.strerror}"
-    except UnicodeError:
-        where = "it is not UTF-8"
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(f"a file of keys, one per line, that can be read ({why})") from None
+    filled = ((number, line.strip()) for number, line in enumerate(lines, 1) if line.strip())
+    keys = {number: key for number, key in filled if not key.startswith("#")}
     wrong = [number for number, key in keys.items() if not _is_key(key)]
     if wrong or not keys:
         raise ValueError(
             "a file of keys of printable ASCII characters, one per line, without spaces, commas "
             "or quotation marks around them, with comments only on lines that begin with # "
-            f"({f'its line {wrong[0]} is not a key' if wrong else where})"
+            f"({f'its line {wrong[0]} is not a key' if wrong else 'it has none'})"
         )
     return tuple(keys.values())
 
@@ -118,6 +116,10 @@ def _origins(text: str) -> tuple[str, ...]:
             "without a path or the default port; separated by commas, or * for all"
         )
     return origins
+
+
+def _host(text: str) -> str:
+    return text.removeprefix("[").removesuffix("]")  # of an IPv6 address, as URLs have it
 
 
 def _proxies(text: str) -> str:
@@ -252,7 +254,7 @@ class Settings:
     collect_bytes: int = _setting(10**9, _whole(1), "the most bytes that this folder may hold")
     page: bool = _setting(True, _switch, "the web page at /; on or off", "on")
     bind_host: str = _setting(
-        "127.0.0.1", str, "the address that `python -m app` listens on; 0.0.0.0 for all"
+        "127.0.0.1", _host, "the address that `python -m app` listens on; 0.0.0.0 for all"
     )
     bind_port: int = _setting(
         8000, _whole(0, 65535), "the port that `python -m app` listens on; 0 for any free one"

@@ -61,12 +61,16 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
     header_size = int.from_bytes(data[:8], "little")
     texts = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
     try:
-        values = dict(json.loads(texts.get(_VALUES, "{}")))
+        values = dict(json.loads(texts.get(_VALUES, "{}"), parse_constant=_refuse))
     except (ValueError, TypeError, RecursionError):
         raise ValueError(
             "it is damaged or not a classifier of this project: its values are not JSON"
         ) from None
     return values, {name: value.astype(np.float32) for name, value in stored.items()}
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # NaN and infinities, which Python would read
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -271,7 +271,7 @@ def zip_with(place: bytes, change: bytes) -> bytes:
         ("labels.csv", b"a,b\n", "is not data for training. Expected: an HDF5"),
         ("pets.zip", b"<html>404</html>", "damaged or incomplete zip"),
         ("pets.zip", zip_with(b"JFIF", bytes(9)), "Bad CRC-32"),
-        ("pets.zip", zip_with(b"PK\1\2\x14\3\x14\0", b"\1"), "is encrypted; unpack it"),
+        ("pets.zip", zip_with(b"PK\1\2\x14\3\x14\0", b"\1"), "is encrypted. Unpack it"),
         ("pets.h5", b"<html>404</html>", "not an HDF5 file, or is damaged"),
         ("pets", b"\x89HDF\r\n\x1a\n and no more", "not an HDF5 file, or is damaged"),
         ("nowhere.zip", None, "does not exist"),

@@ -42,7 +42,7 @@ def run_card(weights: Path, say: Say) -> None:
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """The numbers of an evaluation; raises Refused where the file is missing or holds others."""
-    with suppress(OSError, ValueError):
+    with suppress(FileNotFoundError, ValueError):
         results = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(results, dict) and results.get("format") == FORMAT:
             return results

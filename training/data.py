@@ -147,7 +147,10 @@ def _list(path: Path, class_names: tuple[str, str], listing: DataListing) -> Non
             listing.pictures += _list_hdf5(path, class_names)
             return None
         if start[:4] in _ZIP_STARTS or path.suffix.lower() == ".zip":
-            return _list_classes(path, zip_entries(ZipFile(path)), class_names, listing)
+            zipped = ZipFile(path)
+            if any(each.flag_bits & 1 for each in zipped.infolist()):
+                raise Refused(f"{path} is encrypted. Unpack it, and give the folder.")
+            return _list_classes(path, zip_entries(zipped), class_names, listing)
     except FileNotFoundError:
         raise Refused(f"{path} does not exist.") from None
     except BadZipFile as error:

@@ -40,6 +40,7 @@ from training.course import forward_backward
 
 SCORING_ROWS = 32  # pictures a thread takes at a time when nothing is learned
 NUMBERS = 65536  # parameters an update step handles at a time, so that they stay in cache
+CHECKPOINT_VERSION = 3
 MOMENTUM = 0.9
 FADE, FADED = 0.2, 0.4  # over the last fifth of a run, variations fade to this share of them
 NORM_PICTURES = 4096  # that measure the normalisation of the averaged weights
@@ -397,6 +398,7 @@ def save_checkpoint(path: Path, trainer: Trainer, identity: dict[str, Any]) -> N
     """
     tensors = trainer.optimizer.vectors
     values: dict[str, Any] = {
+        "checkpoint_version": CHECKPOINT_VERSION,
         "identity": identity,
         "curve": trainer.curve,
         "progress": [trainer.epoch, trainer.optimizer.steps],
@@ -416,6 +418,8 @@ def resume(path: Path, trainer: Trainer, identity: dict[str, Any]) -> None:
     """
     try:
         values, tensors = unpack(read_file(path))
+        if values.get("checkpoint_version") != CHECKPOINT_VERSION:
+            raise ValueError("it is not a checkpoint of this version")
         _check_identity(path, values["identity"], identity)
         for name, vector in trainer.optimizer.vectors.items():
             vector[...] = tensors.pop(name)
