@@ -22,7 +22,6 @@ from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from model.machine import cores
@@ -38,7 +37,6 @@ from model.network import (
     prepare,
     sigmoid,
 )
-from model.preprocessing import to_vector
 from training import Refused
 
 Progress = Callable[[int, float], None]  # called with (iteration, J) before each step
@@ -223,15 +221,14 @@ def predict(layers: Sequence[Layer], X: Array) -> Array:
 
 
 def train(
-    pictures: npt.NDArray[np.uint8],
+    X: Array,
     y: Array,
     learning_rate: float = LEARNING_RATE,
     iterations: int = ITERATIONS,
     progress: Progress | None = None,
 ) -> tuple[list[Layer], list[float]]:
-    """Train logistic regression from zeros on pictures (m, side, side, 3): the assignment's
-    `model`. y: (m,). Returns the layers, and J at every 100th iteration. Raises Refused."""
-    X = to_vector(pictures)
+    """Train logistic regression from zeros: the assignment's `model`. X and y as for `propagate`.
+    Returns the layers, and J at every 100th iteration. Raises Refused."""
     layers = initialize_with_zeros(X.shape[1])
     with threadpool_limits(cores(), user_api="blas"):  # one product is shared out to all cores
         costs = gradient_descent(

@@ -42,8 +42,9 @@ def run_course(
         if iteration % RECORD_EVERY == 0:
             say(f"training: iteration {iteration:,}: cost {cost:.6f}")
 
-    layers, costs = train(training.pictures, training.labels, learning_rate, iterations, progress)
-    answers = {name: predict(layers, to_vector(each.pictures)) for name, each in sets.items()}
+    rows = {name: to_vector(each.pictures) for name, each in sets.items()}
+    layers, costs = train(rows["training"], training.labels, learning_rate, iterations, progress)
+    answers = {name: predict(layers, X) for name, X in rows.items()}
     metrics = {name: summary(each.labels, answers[name], THRESHOLD) for name, each in sets.items()}
     settings = {"command": "course", "learning_rate": learning_rate, "iterations": iterations}
     facts: dict[str, Any] = {
